@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three parts that EOIR is built of: plain block, large-kernel block, flow estimator.
+
+Source: Chen et al., "Encoder-only image registration" (arXiv 2509.00451); where its figures and the published weights
+disagree, these follow the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from common.blocks.normalisation import instance_norm_prelu
+
+
+def convolution(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
+    """Convolution of stride 1 with zero padding that keeps the size."""
+    return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+
+class PlainBlock(nn.Module):
+    """Convolution, instance normalisation, PReLU.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = convolution(spatial_dims, in_channels, out_channels)
+        self.activation = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
+        return instance_norm_prelu([self.conv(x)], self.activation.weight)
+
+
+class LargeKernelBlock(nn.Module):
+    """Three parallel convolutions (3, K, 1), each with its own instance normalisation, summed, then PReLU.
+
+    When input and output have the same number of channels the input itself joins the sum.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: K, odd and above 3.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.regular = convolution(spatial_dims, in_channels, out_channels)
+        self.large = convolution(spatial_dims, in_channels, out_channels, kernel_size)
+        self.point = convolution(spatial_dims, in_channels, out_channels, 1)
+        self.residual = in_channels == out_channels
+        self.activation = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
+        branches = [self.regular(x), self.large(x), self.point(x)]
+        residual = x.to(branches[0].dtype) if self.residual else None
+        return instance_norm_prelu(branches, self.activation.weight, residual)
+
+
+def block(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int) -> PlainBlock | LargeKernelBlock:
+    """The published choice: a plain block for kernel 3, a large-kernel block above.
+
+    Raises:
+        ValueError: when ``kernel_size`` is even or below 3.
+    """
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; expected an odd number from 3 on.")
+    if kernel_size == 3:
+        return PlainBlock(spatial_dims, in_channels, out_channels)
+    return LargeKernelBlock(spatial_dims, in_channels, out_channels, kernel_size)
+
+
+class FlowEstimator(nn.Module):
+    """Velocity of one level from the features of both images.
+
+    The published input is [fixed + moving, fixed - moving]. When the first layer is a plain convolution that sum and
+    difference are folded into its weights, which gives the same numbers from [fixed, moving] with two volumes less.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: N, channels of each feature map.
+        search_radius: r; the hidden layer has (2 r + 1) ** 3 channels.
+        kernel_size: of the mixing block; None for a convolution with ReLU and without normalisation.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, search_radius: int = 1, kernel_size: int | None = None) -> None:
+        super().__init__()
+        hidden = (2 * search_radius + 1) ** 3
+        self.mix: nn.Module
+        if kernel_size is None:
+            self.mix = convolution(spatial_dims, 2 * channels, 2 * channels)
+        else:
+            self.mix = block(spatial_dims, 2 * channels, 2 * channels, kernel_size)
+        self.folded = kernel_size is None
+        self.reduce = convolution(spatial_dims, 2 * channels, hidden)
+        self.flow = convolution(spatial_dims, hidden, spatial_dims)
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Features (B, N, *spatial) of the moving image, already warped, and of the fixed one, to (B, d, *spatial)."""
+        if self.folded:
+            on_sum, on_difference = self.mix.weight.chunk(2, dim=1)
+            weight = torch.cat([on_sum + on_difference, on_sum - on_difference], dim=1)
+            pair = torch.cat([fixed, moving], dim=1)
+            x = F.relu_(self.mix._conv_forward(pair, weight, self.mix.bias))
+        else:
+            x = self.mix(torch.cat([fixed + moving, fixed - moving], dim=1))
+        flow: Tensor = self.flow(F.relu_(self.reduce(x)))
+        return flow.float() if flow.dtype.itemsize < 4 else flow

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subjects, pairs, readers of data sets, transforms of one subject, published splits and synthetic phantoms."""
+
+from common.data.abdomen import prepare_abdomen
+from common.data.dataset import PairDataset
+from common.data.label_groups import MapLabelsd, read_label_groups
+from common.data.pairs import PairSampler, draw_pairs
+from common.data.pickles import load_arrays
+from common.data.readers import READERS, SECTIONS
+from common.data.splits import load_split, split_names
+from common.data.subjects import read_pairs, read_subjects
+from common.data.transforms import CheckSubjectd, LoadSubjectd
+
+__all__ = [
+    "READERS",
+    "SECTIONS",
+    "CheckSubjectd",
+    "LoadSubjectd",
+    "MapLabelsd",
+    "PairDataset",
+    "PairSampler",
+    "draw_pairs",
+    "load_arrays",
+    "load_split",
+    "prepare_abdomen",
+    "read_label_groups",
+    "read_pairs",
+    "read_subjects",
+    "split_names",
+]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joining fine labels to the groups that are evaluated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from common.checks import InputError
+
+Lookup = Sequence[int] | Mapping[Any, int]
+
+
+def read_label_groups(path: str | Path | None) -> tuple[list[int] | None, list[int] | None]:
+    """Read which fine labels form which group.
+
+    Args:
+        path: JSON with "lookup_table" (group of label 0, 1, 2, ...) and "evaluation_groups" (groups that count in the
+            mean Dice); None where labels are used as they are.
+
+    Returns:
+        (lookup table, evaluation groups), or (None, None).
+
+    Raises:
+        InputError: the file is missing or lacks one of the two lists.
+    """
+    if path is None:
+        return None, None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        lookup = [int(group) for group in content["lookup_table"]]
+        evaluated = [int(group) for group in content["evaluation_groups"]]
+    except FileNotFoundError:
+        raise InputError(f"The label group file {path} does not exist; give its path, or None for no groups.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The label group file {path} is not a JSON with the lists 'lookup_table' and 'evaluation_groups' "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return lookup, evaluated
+
+
+class MapLabelsd(MapTransform):
+    """Replace every label by its group.
+
+    Args:
+        keys: label maps (1, *spatial), integers.
+        lookup: group per label, as a list (position = label) or a dictionary; None leaves the labels as they are.
+        allow_missing_keys: whether a subject may lack the labels.
+
+    Raises:
+        InputError: a label map has a value without an entry, or an entry is outside 0..32767.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "label", lookup: Lookup | None = None, allow_missing_keys: bool = True
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self._table = None if lookup is None else _table(lookup)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """Return the subject with grouped labels, uint8 where all groups fit, else int16."""
+        subject = dict(data)
+        if self._table is not None:
+            dtype = torch.uint8 if int(self._table.max()) <= 255 else torch.int16
+            for key in self.key_iterator(subject):
+                subject[key] = self._map(subject[key], self._table).to(dtype)
+        return subject
+
+    @staticmethod
+    def _map(label: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        plain = label.as_tensor() if isinstance(label, MetaTensor) else label
+        index = plain.long()
+        groups = table[index.clamp(0, len(table) - 1)]
+        without = (groups < 0) | (index >= len(table)) | (index < 0)
+        if bool(without.any()):
+            file = label.meta.get("filename_or_obj", "?") if isinstance(label, MetaTensor) else "?"
+            raise InputError(
+                f"The label map {file} has the value {int(index[without].min())}, which has no group in the lookup "
+                "table; add it there or check that the file belongs to this data set."
+            )
+        return MetaTensor(groups, meta=label.meta) if isinstance(label, MetaTensor) else groups
+
+
+def _table(lookup: Lookup) -> torch.Tensor:
+    """Dense table with -1 for labels without a group."""
+    entries = lookup.items() if isinstance(lookup, Mapping) else enumerate(lookup)
+    pairs = [(int(label), int(group)) for label, group in entries]
+    wrong = [pair for pair in pairs if pair[0] < 0 or not 0 <= pair[1] <= torch.iinfo(torch.int16).max]
+    if not pairs or wrong:
+        raise InputError(f"The lookup table has the entry {wrong[:1] or pairs}; labels and groups are 0 to 32767.")
+    table = torch.full((max(label for label, _ in pairs) + 1,), -1, dtype=torch.int64)
+    for label, group in pairs:
+        table[label] = group
+    return table

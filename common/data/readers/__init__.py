@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One module per way of laying out a data set on disk; each gives a :class:`Listing` per section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from common.data.readers.datalist import read_datalist
+from common.data.readers.listing import SECTIONS, Listing
+from common.data.readers.oasis import read_oasis
+
+Reader = Callable[[Path, "str | None"], "dict[str, Listing]"]
+
+READERS: dict[str, Reader] = {"datalist": read_datalist, "oasis": read_oasis}
+
+__all__ = ["READERS", "SECTIONS", "Listing", "Reader", "read_datalist", "read_oasis"]

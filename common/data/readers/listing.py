@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every reader of a data set returns, and the helpers that all of them need."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SECTIONS = ("training", "validation", "test")
+
+Subject = dict[str, str]
+
+
+@dataclass
+class Listing:
+    """One section of a data set.
+
+    Attributes:
+        subjects: dictionaries {"id", "image", "label" (if there is one)}; "role" for halves of a pair pickle.
+        pairs: (moving, fixed) indices into ``subjects``; None where the data set lists no pairs.
+    """
+
+    subjects: list[Subject] = field(default_factory=list)
+    pairs: list[tuple[int, int]] | None = None
+
+
+def subject_id(path: str | Path) -> str:
+    """File name without extension and without the modality suffix ``_0000`` of Learn2Reg."""
+    return re.sub(r"_0000$", "", file_stem(path))
+
+
+def file_stem(path: str | Path) -> str:
+    """File name without ``.nii.gz``, ``.nii`` or ``.pkl``."""
+    return re.sub(r"\.(nii\.gz|nii|pkl)$", "", Path(path).name)
+
+
+def make_subject(image: Path, label: Path | None) -> Subject:
+    """Subject of an image file and its label file."""
+    subject = {"id": subject_id(image), "image": str(image)}
+    if label is not None:
+        subject["label"] = str(label)
+    return subject
+
+
+def distinguish_ids(subjects: list[Subject]) -> list[Subject]:
+    """Give subjects that share an id (two modalities or time points of one person) their whole file name as id."""
+    times = Counter(subject["id"] for subject in subjects)
+    return [{**s, "id": file_stem(s["image"])} if times[s["id"]] > 1 else s for s in subjects]

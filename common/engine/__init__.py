@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What plugs into MONAI's trainer and evaluator."""
+
+from __future__ import annotations
+
+from common.engine.batch import PrepareRegistrationBatch, registered
+from common.engine.checkpoints import BestModelHandler, ResumeHandler, load_checkpoint, load_weights, save_atomically
+from common.engine.guard import guard
+from common.engine.inferer import RegistrationInferer
+from common.engine.progress import History, ProgressBar
+from common.engine.tensorboard import TensorBoardHandler
+
+__all__ = [
+    "BestModelHandler",
+    "History",
+    "PrepareRegistrationBatch",
+    "ProgressBar",
+    "RegistrationInferer",
+    "ResumeHandler",
+    "TensorBoardHandler",
+    "guard",
+    "load_checkpoint",
+    "load_weights",
+    "registered",
+    "save_atomically",
+]

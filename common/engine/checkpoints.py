@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that survive a kill at any moment, and runs that go on from them bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, Trainer
+from torch import nn
+
+from common.checks import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """``torch.save`` to a temporary name in the same folder, flushed to disk, then moved: never half a file.
+
+    Raises:
+        InputError: when the folder cannot be written to or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full or isinstance(error, RuntimeError) else str(error)
+        raise InputError(f"Cannot write {path}: {reason}.") from error
+
+
+def load_checkpoint(path: str | Path) -> Any:
+    """Contents of a checkpoint, on the CPU, without running any code from it.
+
+    Raises:
+        InputError: when the file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no checkpoint at {path}.") from error
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path} is no checkpoint of tensors and plain values, or it is damaged.") from error
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a flat state dict (``models/model.pt``) into a network.
+
+    Returns:
+        The network itself.
+
+    Raises:
+        InputError: when there is no such file (with what to do), or when names or shapes differ (with which).
+    """
+    if not Path(path).is_file():
+        raise InputError(
+            f"There are no weights at {path}: train first (python -m monai.bundle run --config_file "
+            "configs/train.json --dataset_dir ...), or name another file with --ckpt_path FILE."
+        )
+    state = load_checkpoint(path)
+    if isinstance(state, Mapping) and isinstance(state.get("network"), Mapping):
+        state = state["network"]
+    own = network.state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict of a network.")
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unknown {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise InputError(f"{path} does not fit the network: {listed}.")
+    network.load_state_dict(state)
+    return network
+
+
+class ResumeHandler:
+    """Saves everything that a run needs to go on, and goes on from it.
+
+    What is saved: network, optimiser, learning-rate scheduler, iteration, best validation metric. The pairs need no
+    random state: they are a function of seed, epoch and index, and the sampler skips what the epoch has seen. It is
+    saved at the end of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what
+    happens at the end of an epoch has happened when it is saved.
+
+    Args:
+        path: file of the checkpoint.
+        network: plain module, not the one wrapped for several GPUs.
+        optimizer: any torch optimiser.
+        lr_scheduler: any torch scheduler, or None.
+        evaluator: whose best metric is kept, or None.
+        resume: whether to go on from ``path`` when it exists.
+        overwrite: whether to start anew although ``path`` exists.
+        every_seconds: longest time between two checkpoints.
+        write: whether this process writes (rank 0 of several).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any = None,
+        evaluator: Evaluator | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        every_seconds: float = 300.0,
+        write: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.parts = {"network": network, "optimizer": optimizer}
+        if lr_scheduler is not None:
+            self.parts["lr_scheduler"] = lr_scheduler
+        self.evaluator = evaluator
+        self.resume = resume
+        self.overwrite = overwrite
+        self.every_seconds = every_seconds
+        self.write = write
+        self._saved_at = time.monotonic()
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with a trainer; loads the checkpoint at once when resuming."""
+        if self.resume and self.path.is_file():
+            self._load(engine)
+        elif self.path.is_file() and not self.overwrite:
+            raise InputError(
+                f"{self.path} is the checkpoint of an earlier run: continue it with --resume True, choose another "
+                "--output_dir, or start anew with --overwrite True."
+            )
+        elif self.resume:
+            logger.info("There is nothing to resume at %s: starting from the beginning.", self.path)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_when_due)
+
+    def _save_when_due(self, engine: Engine) -> None:
+        # At the last iteration of an epoch validation and scheduler have not run yet: that save comes with the epoch.
+        last = engine.state.iteration % engine.state.epoch_length == 0
+        if not last and time.monotonic() - self._saved_at >= self.every_seconds:
+            self._save(engine)
+
+    def _save(self, engine: Engine) -> None:
+        if self.write:
+            content = {name: part.state_dict() for name, part in self.parts.items()}
+            content["iteration"] = engine.state.iteration
+            content["epoch_length"] = engine.state.epoch_length
+            if self.evaluator is not None:
+                state = self.evaluator.state
+                content["best_metric"], content["best_metric_epoch"] = state.best_metric, state.best_metric_epoch
+            save_atomically(content, self.path)
+        self._saved_at = time.monotonic()
+
+    def _load(self, engine: Trainer) -> None:
+        content = load_checkpoint(self.path)
+        if not isinstance(content, Mapping) or not {"iteration", "epoch_length", *self.parts} <= set(content):
+            raise InputError(f"{self.path} is no checkpoint to resume from.")
+        if content["epoch_length"] != engine.state.epoch_length:
+            raise InputError(
+                f"{self.path} was written with {content['epoch_length']} iterations per epoch, now there are "
+                f"{engine.state.epoch_length}: resume with the data and batch size of the first run."
+            )
+        epoch, done = divmod(content["iteration"], content["epoch_length"])
+        if epoch > engine.state.max_epochs:
+            raise InputError(f"{self.path} is at epoch {epoch}, beyond --max_epochs {engine.state.max_epochs}.")
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(content[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(f"{self.path} does not fit this network or optimiser: {error}") from error
+        self._restore_engine(engine, content, done)
+        logger.info("Resuming from %s: epoch %d, iteration %d.", self.path, epoch + 1, content["iteration"])
+
+    def _restore_engine(self, engine: Trainer, content: Mapping[str, Any], done: int) -> None:
+        engine.load_state_dict(
+            {
+                "iteration": content["iteration"],
+                "epoch_length": content["epoch_length"],
+                "max_epochs": engine.state.max_epochs,
+            }
+        )
+        loader: Any = engine.data_loader
+        loader.sampler.start = done * loader.batch_size
+        if self.evaluator is not None and "best_metric" in content:
+            self.evaluator.state.best_metric = content["best_metric"]
+            self.evaluator.state.best_metric_epoch = content["best_metric_epoch"]
+
+
+class BestModelHandler:
+    """Keeps the weights with the best validation metric as a flat state dict, as ``monai.bundle.load`` wants it.
+
+    Attach to the evaluator, with the key metric that it compares.
+
+    Args:
+        path: file of the weights, usually ``models/model.pt``.
+        network: plain module.
+        overwrite: whether weights that are there already may be replaced.
+        write: whether this process writes.
+
+    Raises:
+        InputError: when there are weights already and ``overwrite`` is not set.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module, overwrite: bool = False, write: bool = True) -> None:
+        self.path = Path(path)
+        if write and self.path.exists() and not overwrite:
+            raise InputError(
+                f"There are weights at {path} already: choose another --ckpt_path, or replace them with --overwrite True."
+            )
+        self.network = network
+        self.write = write
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator, after its metrics."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save when the epoch just evaluated is the best so far."""
+        if self.write and engine.state.best_metric_epoch == engine.state.epoch:
+            save_atomically(self.network.state_dict(), self.path)

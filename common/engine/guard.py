@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands between a person's command line and a traceback of fifty lines.
+
+``python -m monai.bundle run`` accepts a mistyped option in silence, takes ``--flag false`` for true, and wraps every
+error in others. :func:`guard` is the first item of each workflow's ``run`` list and mends all three.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import json
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from monai.bundle.config_parser import ConfigParser
+
+import common
+from common.checks import InputError
+
+# Options of `monai.bundle run` itself, which no config has to define.
+RUN_OPTIONS = {
+    "run_id",
+    "init_id",
+    "final_id",
+    "meta_file",
+    "config_file",
+    "logging_file",
+    "tracking",
+    "args_file",
+    "experiment_name",
+    "run_name",
+    "tracking_uri",
+    "save_execute_config",
+}
+SEPARATORS = re.compile(r"::|#")
+
+
+def guard(bundle_root: str | Path, output_dir: str | Path) -> None:
+    """Check the command line, the copy of ``common`` and the output folder, and turn errors into one line.
+
+    Args:
+        bundle_root: folder of the bundle.
+        output_dir: made if it does not exist.
+
+    Raises:
+        InputError: for an unknown option, a switch given as the text "true" or "false", a bundle_root that is no bundle,
+            a foreign ``common``, or an output folder that cannot be written to.
+    """
+    if _is_command_line():
+        sys.excepthook = report_error
+        logging.getLogger().addFilter(_not_announced)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_not_announced)
+        _keep_freed_memory()
+        check_options(sys.argv[1:])
+    check_bundle(bundle_root)
+    check_writable(output_dir)
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Refuse options that no config of this run defines, and switches that MONAI would read as text.
+
+    Args:
+        arguments: of ``python -m monai.bundle``, e.g. ``["run", "--config_file", "configs/train.json", "--lr", "1"]``.
+
+    Raises:
+        InputError: naming the option, with the closest one that exists.
+    """
+    options = list(_options(arguments))
+    given = dict(options)
+    if "config_file" not in given:
+        return
+    files = given["config_file"]
+    config = ConfigParser.load_config_files(_as_list(files))
+    known = set(config) | RUN_OPTIONS
+    for name, value in options:
+        top, *nested = SEPARATORS.split(name)
+        if top not in known:
+            raise InputError(f"There is no option --{name}.{_closest(name, known)}")
+        _check_nested(config.get(top), nested, name)
+        if str(value).lower() in ("true", "false") and value not in ("True", "False"):
+            raise InputError(f"--{name} {value} is a text to MONAI, and every text counts as true: write {value.title()}.")
+
+
+def check_bundle(bundle_root: str | Path) -> None:
+    """Refuse a folder that is no bundle, and a ``common`` of another version than the bundle was made for.
+
+    The latter happens when two bundles that were downloaded separately share one process.
+
+    Raises:
+        InputError: naming the folder, or both versions.
+    """
+    path = Path(bundle_root) / "configs" / "metadata.json"
+    if not path.is_file():
+        raise InputError(
+            f"{bundle_root!r} is not the folder of a bundle (it has no configs/metadata.json): run from the bundle's "
+            "folder, or add --bundle_root FOLDER."
+        )
+    wanted = json.loads(path.read_text()).get("common_version")
+    if wanted != common.__version__:
+        raise InputError(
+            f"This bundle needs version {wanted} of 'common', but version {common.__version__} was loaded from "
+            f"{Path(common.__file__).parent}: run each bundle in a process of its own, from its own folder."
+        )
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make the folder and try to write there.
+
+    Raises:
+        InputError: naming the folder and the reason.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise InputError(f"Cannot write to the folder {folder}: {error.strerror}; choose another --output_dir.") from error
+
+
+def report_error(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """``sys.excepthook``: one line when the cause is the user's to mend, the usual traceback otherwise."""
+    for cause in _causes(error):
+        if isinstance(cause, InputError):
+            print(f"ERROR: {cause}", file=sys.stderr)
+            return
+        if isinstance(cause, OSError) and cause.filename is not None:
+            print(f"ERROR: {cause.filename}: {cause.strerror}.", file=sys.stderr)
+            return
+    if issubclass(kind, KeyboardInterrupt):
+        print("Interrupted; continue with --resume True.", file=sys.stderr)
+        return
+    sys.__excepthook__(kind, error, traceback)
+
+
+def _is_command_line() -> bool:
+    return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _not_announced(record: logging.LogRecord) -> bool:
+    """Drop the engines' announcement of an error that is about to be reported."""
+    return "terminating due to exception" not in str(record.msg)
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and text of each ``--name value``, ``--name=value`` or ``--name``, as fire reads them."""
+    for position, argument in enumerate(arguments):
+        if not re.match(r"--?[A-Za-z_]", argument):
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        following = arguments[position + 1] if position + 1 < len(arguments) else ""
+        yield name.replace("-", "_"), value if equals else following
+
+
+def _as_list(text: str) -> list[str]:
+    return re.findall(r"[^\[\]'\",\s]+", text) if text.startswith("[") else [text]
+
+
+def _check_nested(config: Any, keys: Sequence[str], name: str) -> None:
+    for key in keys:
+        if isinstance(config, list) and key.isdigit() and int(key) < len(config):
+            config = config[int(key)]
+        elif isinstance(config, dict) and (key in config or "_target_" in config):
+            # A component may get an argument that its config leaves at the default.
+            config = config.get(key)
+        else:
+            existing = set(config) if isinstance(config, dict) else set()
+            raise InputError(f"There is no option --{name}: {key!r} does not exist there.{_closest(key, existing)}")
+
+
+def _closest(name: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(name, [key for key in known if not key.startswith("_")], n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed volumes for the next ones.
+
+    By default each volume is mapped afresh and its pages are cleared by the kernel one by one, which costs several
+    times what filling them does. Elsewhere than under glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(mmap_threshold, 2**30)
+    mallopt(trim_threshold, 2**31 - 1)

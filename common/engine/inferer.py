@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How trainer and evaluator call a registration network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers.inferer import Inferer
+from torch import Tensor, nn
+
+
+class RegistrationInferer(Inferer):
+    """Calls the network on a pair, in bfloat16 autocast if asked, on any device.
+
+    MONAI's own ``amp`` switch is for CUDA alone; this one also serves the CPU. Only the network's convolutions run in
+    bfloat16: fields, warps and losses stay in float32, and no gradient scaling is needed.
+
+    Args:
+        details: whether to return everything the loss may want, or the displacement alone.
+        amp: whether to use bfloat16 autocast.
+    """
+
+    def __init__(self, details: bool = False, amp: bool = False) -> None:
+        super().__init__()
+        self.details = details
+        self.amp = amp
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial)."""
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            outputs: dict[str, Any] = network(inputs, details=True) if self.details else {"ddf": network(inputs)}
+        return outputs

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees of a run: a bar with an estimate, a line per validation, a table of the whole history."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+from tqdm.auto import tqdm
+
+from common.losses import RegistrationLoss
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressBar:
+    """One bar over a whole run, with the time that is left and the current loss.
+
+    Args:
+        desc: text in front of the bar.
+        loss: whose terms are shown behind it; None for nothing.
+        show: whether this process shows it.
+    """
+
+    def __init__(self, desc: str, loss: RegistrationLoss | None = None, show: bool = True) -> None:
+        self.desc = desc
+        self.loss = loss
+        self.show = show
+        self._bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer or an evaluator."""
+        if self.show:
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+            for event in (Events.COMPLETED, Events.EXCEPTION_RAISED):
+                engine.add_event_handler(event, self._close)
+
+    def _start(self, engine: Engine) -> None:
+        # An evaluator starts again for each validation, counting epochs on: its bar covers the one in hand.
+        epochs = engine.state.max_epochs if not isinstance(engine, Evaluator) else 1
+        done = engine.state.iteration if not isinstance(engine, Evaluator) else 0
+        self._bar = tqdm(total=epochs * engine.state.epoch_length, initial=done, desc=self.desc, mininterval=1.0)
+
+    def _advance(self, engine: Engine) -> None:
+        if self._bar is not None:
+            if self.loss is not None:
+                terms = ", ".join(f"{name} {value:.4f}" for name, value in self.loss.terms_of_last_call().items())
+                self._bar.set_postfix_str(f"epoch {engine.state.epoch}, {terms}", refresh=False)
+            self._bar.update()
+
+    def _close(self, engine: Engine, *error: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if error:
+            raise error[0]
+
+
+class History:
+    """A CSV with one row per epoch: the mean of every loss term, and the validation metrics where there are any.
+
+    Rows that a resumed run will repeat are dropped when it starts.
+
+    Args:
+        path: the CSV.
+        loss: whose terms are averaged.
+        evaluator: whose metrics are written with the epoch in which they were computed.
+        write: whether this process writes.
+    """
+
+    def __init__(self, path: str | Path, loss: RegistrationLoss, evaluator: Evaluator, write: bool = True) -> None:
+        self.path = Path(path)
+        self.loss = loss
+        self.evaluator = evaluator
+        self.write = write
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after validation."""
+        if self.write:
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_row)
+
+    def _start(self, engine: Engine) -> None:
+        self._started = time.monotonic()
+        rows = [row for row in self._read() if int(row["epoch"]) <= engine.state.epoch]
+        self._started -= float(rows[-1]["seconds"]) if rows else 0.0
+        self._replace(rows)
+
+    def _add(self, engine: Engine) -> None:
+        self._count += 1
+        for name, value in self.loss.terms_of_last_call().items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _write_row(self, engine: Engine) -> None:
+        state = engine.state
+        row: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration}
+        row["seconds"] = round(time.monotonic() - self._started, 1)
+        row |= {name: round(value / self._count, 6) for name, value in self._sums.items()}
+        if self.evaluator.state.epoch == state.epoch:
+            metrics = {k: float(v) for k, v in self.evaluator.state.metrics.items() if isinstance(v, int | float)}
+            row |= {f"val_{name}": round(value, 6) for name, value in metrics.items()}
+            logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        self._sums, self._count = {}, 0
+        self._replace([*self._read(), row])
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows:
+            self.path.unlink(missing_ok=True)
+            return
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)

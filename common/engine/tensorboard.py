@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scalars and a picture of the first validation pair in TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+
+from common.engine.batch import registered
+from common.io.panels import as_rgb, panel
+from common.losses import RegistrationLoss
+from common.spatial import warp
+
+
+class TensorBoardHandler:
+    """Writes each loss term per iteration, each validation metric per epoch, and one panel per validation.
+
+    After a resume, what a killed run wrote beyond the checkpoint is hidden by TensorBoard (``purge_step``).
+
+    Args:
+        log_dir: folder of the event files.
+        loss: whose terms are written.
+        evaluator: whose metrics and first pair are written.
+        write: whether this process writes.
+    """
+
+    def __init__(self, log_dir: str | Path, loss: RegistrationLoss, evaluator: Evaluator, write: bool = True) -> None:
+        self.log_dir = Path(log_dir)
+        self.loss = loss
+        self.evaluator = evaluator
+        self.write = write
+        self._writer: Any = None
+        self._iteration = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if not self.write:
+            return
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._write_terms)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._write_panel)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._write_metrics)
+
+    def _open(self, engine: Engine) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._iteration = engine.state.iteration
+        self._writer = SummaryWriter(str(self.log_dir), purge_step=self._iteration + 1 if self._iteration else None)
+
+    def _write_terms(self, engine: Engine) -> None:
+        self._iteration = engine.state.iteration
+        for name, value in self.loss.terms_of_last_call().items():
+            self._writer.add_scalar(f"loss/{name}", value, self._iteration)
+
+    def _write_panel(self, engine: Engine) -> None:
+        if engine.state.iteration % engine.state.epoch_length == 1 or engine.state.epoch_length == 1:
+            pair = registered(engine.state.output)[0]
+            warped = warp(pair["moving"][None], pair["ddf"][None])[0]
+            title = f"{pair['moving_id']} to {pair['fixed_id']}, iteration {self._iteration}"
+            picture = as_rgb(panel(pair["fixed"], pair["moving"], warped, pair["ddf"], title))
+            self._writer.add_image("validation pair", picture, self._iteration)
+
+    def _write_metrics(self, engine: Engine) -> None:
+        for name, value in engine.state.metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"validation/{name}", value, self._iteration)
+
+    def _close(self, engine: Engine) -> None:
+        self._writer.close()

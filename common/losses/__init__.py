@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms of the training losses: similarity, regularity, overlap, and the pyramids that they are evaluated on."""
+
+from __future__ import annotations
+
+from common.losses.dice import SoftDiceLoss as SoftDiceLoss
+from common.losses.dice import WarpedDiceLoss as WarpedDiceLoss
+from common.losses.lncc import LNCCLoss as LNCCLoss
+from common.losses.pyramid import ImagePyramid as ImagePyramid
+from common.losses.pyramid import image_pyramid as image_pyramid
+from common.losses.pyramid import label_pyramid as label_pyramid
+from common.losses.registration import RegistrationLoss as RegistrationLoss
+from common.losses.registration import Term as Term
+from common.losses.smoothness import BendingLoss as BendingLoss
+from common.losses.smoothness import GradientLoss as GradientLoss

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One metric for ignite and MONAI engines that measures every registered pair once.
+
+Kept out of ``common.metrics`` itself, so that plain metrics do not import ignite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from torch import Tensor
+
+from common.checks import InputError
+from common.metrics.digital import nda, ndv_lumir
+from common.metrics.jacobian import jacobian_statistics
+from common.metrics.overlap import dice_l2r, mean_over_labels
+from common.metrics.surface import hd95_l2r
+from common.spatial.labels import warp_labels
+
+_KEYS = ("ddf", "fixed_label", "moving_label", "fixed", "moving", "spacing", "fixed_id", "moving_id")
+
+
+class RegistrationMetrics(Metric):  # type: ignore[misc]
+    """Dice, folding and spread of the Jacobian over all pairs of an epoch, and the table of the pairs.
+
+    Attach it under one of the names below, for instance ``key_val_metric={"dice": RegistrationMetrics(labels=...)}``;
+    all of its figures then stand in ``engine.state.metrics``. Means are over pairs, leaving out pairs without a value
+    (NaN); an infinite HD95 stays infinite.
+
+    * ``dice``, ``dice_before``: mean over labels by the Learn2Reg rule, after and before warping, in [0, 1];
+    * ``hd95``: with ``hd95`` given, mean over labels by the same rule;
+    * ``fold_fraction``: percent of all voxels with determinant <= 0;
+    * ``sdlogj``: std of log(det) over unfolded voxels of the foreground; ``sdlogj_l2r``: the official form, whole
+      interior; ``sdlogj_l2r_masked``: that inside the foreground;
+    * ``ndv``: non-diffeomorphic volume of the foreground in percent (LUMIR form; area in two dimensions).
+
+    The engine's output is a dictionary, or a list of them as MONAI's decollation makes it, with ``ddf`` (d, *spatial)
+    and, where known, ``fixed_label`` and ``moving_label`` (1, *spatial), ``fixed`` and ``moving`` (1, *spatial),
+    ``spacing`` (d,), ``fixed_id`` and ``moving_id``. A dictionary with one more, leading batch axis is taken apart.
+    Without labels the figures about labels are left out.
+
+    Under distributed evaluation every process gets the figures and the table of all pairs; pairs that a sampler
+    repeated to fill up a round are counted once if they carry ids.
+
+    Attributes:
+        cases: one dictionary per pair of the last epoch: ``fixed_id``, ``moving_id``, every figure above as float, and
+            ``dice_per_label``, ``dice_before_per_label``, ``hd95_per_label`` as {label: float}. For a table on disk.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | None = None,
+        output_transform: Callable[[Any], Any] = lambda output: output,
+        mask: str | None = "fixed",
+        hd95: str | None = None,
+    ) -> None:
+        """Configure what is measured.
+
+        Args:
+            labels: label values that count; None leaves label metrics out.
+            output_transform: makes the dictionaries described above of ``engine.state.output``.
+            mask: image whose voxels above 0 are the foreground, "fixed" or "moving" (as LUMIR has it), or None for all
+                voxels. Without that image in the output all voxels count.
+            hd95: unit of the surface distance, "voxels" (Learn2Reg) or "millimetres" (needs ``spacing``); None leaves
+                it out, since it takes longer than everything else.
+
+        Raises:
+            InputError: when ``mask`` or ``hd95`` is unknown.
+        """
+        if mask not in (None, "fixed", "moving"):
+            raise InputError(f'mask is {mask!r}; it must be "fixed", "moving" or null.')
+        if hd95 not in (None, "voxels", "millimetres"):
+            raise InputError(f'hd95 is {hd95!r}; it must be "voxels", "millimetres" or null.')
+        self.labels = None if labels is None else [int(label) for label in labels]
+        self.mask = mask
+        self.hd95 = hd95
+        self.cases: list[dict[str, Any]] = []
+        super().__init__(output_transform=output_transform)
+
+    def reset(self) -> None:
+        """Forget the pairs of the epoch before."""
+        self.cases = []
+
+    def update(self, output: Any) -> None:
+        """Measure one output: a dictionary or a list of them."""
+        for pair in _pairs(output):
+            self.cases.append(self._measure(pair))
+
+    def compute(self) -> dict[str, float]:
+        """Mean of every figure over the pairs of all processes; ``cases`` then holds all of them."""
+        if idist.get_world_size() > 1:
+            gathered: Any = idist.all_gather(self.cases)
+            self.cases = _merged(gathered)
+        if not self.cases:
+            raise InputError("There is no pair to average: the evaluation data set is empty.")
+        names = dict.fromkeys(name for case in self.cases for name in case if isinstance(case[name], float))
+        values = {name: [case[name] for case in self.cases if name in case] for name in names}
+        return {name: float(torch.tensor(column, dtype=torch.float64).nanmean()) for name, column in values.items()}
+
+    @torch.no_grad()
+    def iteration_completed(self, engine: Engine) -> None:
+        """Measure the engine's output; ignite's own version would look for ``y_pred`` and ``y``."""
+        self.update(self._output_transform(engine.state.output))
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put all figures into ``engine.state.metrics``, under their own names.
+
+        Raises:
+            InputError: when ``name``, under which the metric was attached, is none of them.
+        """
+        result = self.compute()
+        if name not in result:
+            raise InputError(
+                f"The registration metrics are attached as {name!r}, but the pairs gave {sorted(result)}: attach them "
+                "under one of these names (label metrics need labels in the configuration and in the data)."
+            )
+        engine.state.metrics.update(result)
+
+    def _measure(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        if "ddf" not in pair:
+            raise InputError(f"The engine's output has the keys {sorted(pair)}; the registration metrics need ddf.")
+        ddf = _batched(pair["ddf"])
+        case: dict[str, Any] = {name: _identity(pair.get(name)) for name in ("fixed_id", "moving_id")}
+        if self.labels is not None and "fixed_label" in pair and "moving_label" in pair:
+            case.update(self._measure_labels(_batched(pair["fixed_label"]), _batched(pair["moving_label"]), ddf, pair))
+        case.update(self._measure_field(ddf, pair))
+        return case
+
+    def _measure_labels(self, fixed: Tensor, moving: Tensor, ddf: Tensor, pair: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.labels is not None
+        warped = warp_labels(moving, ddf)
+        tables = {"dice": dice_l2r(fixed, warped, self.labels, moving)}
+        if moving.shape == fixed.shape:
+            tables["dice_before"] = dice_l2r(fixed, moving, self.labels, moving)
+        if self.hd95 is not None:
+            spacing = None
+            if self.hd95 == "millimetres":
+                if "spacing" not in pair:
+                    raise InputError("HD95 in millimetres needs the spacing of each pair, but the output has none.")
+                spacing = [float(size) for size in torch.as_tensor(pair["spacing"]).flatten()]
+            tables["hd95"] = hd95_l2r(fixed, warped, self.labels, moving, spacing)
+        case: dict[str, Any] = {name: float(mean_over_labels(table)) for name, table in tables.items()}
+        for name, table in tables.items():
+            case[f"{name}_per_label"] = dict(zip(self.labels, table[0].tolist(), strict=True))
+        return case
+
+    def _measure_field(self, ddf: Tensor, pair: Mapping[str, Any]) -> dict[str, float]:
+        foreground = None
+        if self.mask is not None and self.mask in pair:
+            image = _batched(pair[self.mask])
+            foreground = image[:, :1] > 0 if image.shape[2:] == ddf.shape[2:] else None
+        statistics = jacobian_statistics(ddf, foreground)
+        volume = (nda if ddf.ndim == 4 else ndv_lumir)(ddf, foreground)
+        return {
+            "fold_fraction": 100 * float(statistics.fold_fraction),
+            "sdlogj": float(statistics.sdlogj),
+            "sdlogj_l2r": float(statistics.sdlogj_l2r),
+            "sdlogj_l2r_masked": float(statistics.sdlogj_l2r_masked),
+            "ndv": float(volume.percent),
+        }
+
+
+def _pairs(output: Any) -> list[Mapping[str, Any]]:
+    """The output as one dictionary per pair."""
+    if isinstance(output, Mapping):
+        ddf = output.get("ddf")
+        if isinstance(ddf, Tensor) and ddf.ndim in (4, 5) and ddf.shape[1] == ddf.ndim - 2:
+            return [{name: output[name][b] for name in _KEYS if name in output} for b in range(len(ddf))]
+        return [output]
+    if isinstance(output, Sequence) and all(isinstance(pair, Mapping) for pair in output):
+        return list(output)
+    raise InputError(
+        f"The registration metrics were given {type(output).__name__}; they need a dictionary with ddf or a list of them."
+    )
+
+
+def _batched(value: Any) -> Tensor:
+    """A plain tensor with a batch axis; MONAI's MetaTensor would carry its metadata through every operation."""
+    tensor: Tensor = value.as_tensor() if hasattr(value, "as_tensor") else torch.as_tensor(value)
+    return tensor.unsqueeze(0)
+
+
+def _identity(value: Any) -> str | int | None:
+    """An id as the table shows it."""
+    if isinstance(value, Tensor):
+        return int(value.item())
+    return value if value is None or isinstance(value, int) else str(value)
+
+
+def _merged(per_process: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Pairs of all processes in the order of a sampler that deals them out in turn, repeated ones left out."""
+    merged: dict[Any, dict[str, Any]] = {}
+    for turn in zip_longest(*per_process):
+        for case in turn:
+            if case is not None:
+                known = case["fixed_id"] is not None and case["moving_id"] is not None
+                merged.setdefault((case["fixed_id"], case["moving_id"]) if known else len(merged), case)
+    return list(merged.values())

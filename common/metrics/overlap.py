@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overlap of label maps: Dice of hard labels from one joint histogram.
+
+Published tables differ in what they do with labels that are missing. :func:`dice_per_label` states the policy;
+``dice_l2r`` and ``dice_voi`` are the two that tables use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.checks import InputError
+
+_CHUNK = 1 << 20
+"""Voxels counted at a time, so that the int64 pair codes stay small."""
+
+
+def dice_per_label(
+    fixed: Tensor,
+    warped: Tensor,
+    labels: Sequence[int],
+    moving: Tensor | None = None,
+    absent: str = "skip",
+    eps: float = 0.0,
+) -> Tensor:
+    """Dice ``2 |F and W| / (|F| + |W| + eps)`` of every label.
+
+    Args:
+        fixed: (B, 1, *spatial), integer labels.
+        warped: (B, 1, *spatial), the moving labels after warping, see :func:`common.spatial.labels.warp_labels`.
+        labels: label values, in the order of the result.
+        moving: (B, 1, *spatial'), the moving labels before warping. Used by ``absent="skip"`` only: a label that it
+            does not hold is skipped too. Without it, such a label counts as one that was lost by warping.
+        absent: "skip" gives NaN for labels that are missing in ``fixed`` or ``moving``; a label that only vanished by
+            warping has Dice 0. "zero" gives 0 for whatever does not overlap.
+        eps: added to the denominator.
+
+    Returns:
+        (B, len(labels)), float64, in [0, 1] or NaN.
+
+    Raises:
+        InputError: when a map has a floating dtype, shapes differ, labels repeat or ``absent`` is unknown.
+    """
+    if absent not in ("skip", "zero"):
+        raise InputError(f'absent is {absent!r}; it must be "skip" (NaN) or "zero".')
+    check_label_pair(fixed, warped)
+    joint = torch.stack([_joint_histogram(f, w, labels) for f, w in zip(fixed, warped, strict=True)]).double()
+    in_fixed, in_warped = joint.sum(2)[:, 1:], joint.sum(1)[:, 1:]
+    overlap = joint.diagonal(dim1=1, dim2=2)[:, 1:]
+    total = in_fixed + in_warped + eps
+    dice = torch.where(total > 0, 2 * overlap / total, 0.0)
+    if absent == "skip":
+        missing = in_fixed == 0
+        if moving is not None:
+            missing |= ~labels_present(moving, labels)
+        dice = dice.masked_fill(missing, torch.nan)
+    return dice
+
+
+def dice_l2r(fixed: Tensor, warped: Tensor, labels: Sequence[int], moving: Tensor | None = None) -> Tensor:
+    """Dice by the rule of Learn2Reg and LUMIR: labels missing in the fixed or the *unwarped* moving map are skipped.
+
+    Args:
+        fixed: (B, 1, *spatial), integer labels.
+        warped: (B, 1, *spatial), integer labels.
+        labels: label values; LUMIR's official list holds the background 0.
+        moving: (B, 1, *spatial'), unwarped; needed for the official figure, see :func:`dice_per_label`.
+
+    Returns:
+        (B, len(labels)), float64; NaN where skipped, 0 where warping lost the label. Average with
+        :func:`mean_over_labels`.
+    """
+    return dice_per_label(fixed, warped, labels, moving, absent="skip")
+
+
+def dice_voi(fixed: Tensor, warped: Tensor, labels: Sequence[int]) -> Tensor:
+    """Dice of TransMorph's and EOIR's validation: missing labels count as 0, 1e-5 is added to the denominator.
+
+    Args:
+        fixed: (B, 1, *spatial), integer labels.
+        warped: (B, 1, *spatial), integer labels.
+        labels: label values.
+
+    Returns:
+        (B, len(labels)), float64; the published figure is the plain mean.
+    """
+    return dice_per_label(fixed, warped, labels, absent="zero", eps=1e-5)
+
+
+def mean_over_labels(values: Tensor) -> Tensor:
+    """Mean of a per-label metric over the labels that were not skipped (NaN).
+
+    Args:
+        values: (B, L); an infinite distance makes the mean infinite, as in the official evaluation.
+
+    Returns:
+        (B,), float64, NaN where every label was skipped.
+    """
+    return values.double().nanmean(dim=1)
+
+
+def labels_present(label: Tensor, labels: Sequence[int]) -> Tensor:
+    """Which of ``labels`` occur in each map.
+
+    Args:
+        label: (B, 1, *spatial), integer labels.
+        labels: label values.
+
+    Returns:
+        (B, len(labels)), bool.
+    """
+    return torch.stack([_joint_histogram(one, None, labels).flatten()[1:] > 0 for one in label])
+
+
+def check_label_pair(fixed: Tensor, warped: Tensor) -> None:
+    """Refuse two tensors that are not label maps (B, 1, *spatial) on one grid.
+
+    Raises:
+        InputError: naming shapes or dtype.
+    """
+    for name, label in (("fixed", fixed), ("warped", warped)):
+        if label.is_floating_point() or label.is_complex():
+            raise InputError(
+                f"The {name} label map must have an integer dtype, but it is {label.dtype}: cast it first."
+            )
+    if fixed.shape != warped.shape or fixed.ndim not in (4, 5) or fixed.shape[1] != 1:
+        raise InputError(
+            f"The fixed labels have shape {tuple(fixed.shape)} and the warped ones {tuple(warped.shape)}; both must be "
+            "(B, 1, H, W) or (B, 1, D, H, W) on one grid."
+        )
+
+
+def label_codes(labels: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
+    """Table that turns a label value into 1 + its place in ``labels``, and every other value of ``maps`` into 0.
+
+    Raises:
+        InputError: when ``labels`` is empty, repeats itself or holds a negative value, or a map holds one.
+    """
+    if not labels or len(set(labels)) != len(labels) or min(labels) < 0:
+        raise InputError(f"labels must be distinct values of 0 or more and at least one, got {list(labels)}.")
+    low = min((int(label.min()) for label in maps if label.dtype != torch.uint8 and label.numel()), default=0)
+    if low < 0:
+        raise InputError(f"A label map holds the negative value {low}; label values must be 0 or more.")
+    high = max((int(label.max()) for label in maps if label.numel()), default=0)
+    codes = torch.zeros(max(high, max(labels)) + 1, dtype=torch.int64, device=maps[0].device)
+    codes[torch.as_tensor(list(labels), device=codes.device)] = torch.arange(1, len(labels) + 1, device=codes.device)
+    return codes
+
+
+def _joint_histogram(fixed: Tensor, warped: Tensor | None, labels: Sequence[int]) -> Tensor:
+    """Voxel counts (L + 1, L + 1) over the codes of two maps, or (1, L + 1) of one; code 0 is every other value."""
+    columns = len(labels) + 1
+    codes = label_codes(labels, [fixed] if warped is None else [fixed, warped])
+    size = columns if warped is None else columns * columns
+    counts = torch.zeros(size, dtype=torch.int64, device=fixed.device)
+    row_codes = codes if warped is None else codes * columns
+    one, other = fixed.reshape(-1), None if warped is None else warped.reshape(-1)
+    for start in range(0, one.numel(), _CHUNK):
+        pair = row_codes.index_select(0, one[start : start + _CHUNK].int())
+        if other is not None:
+            pair += codes.index_select(0, other[start : start + _CHUNK].int())
+        counts += torch.bincount(pair, minlength=size)
+    return counts.view(-1, columns)

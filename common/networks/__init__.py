@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One module per method family: how blocks are put together, published configurations, key map."""
+
+from __future__ import annotations
+
+from common.networks.eoir import EOIR
+
+__all__ = ["EOIR"]

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EOIR: encoder-only image registration.
+
+Paper: X. Chen et al., "Encoder-only image registration", arXiv 2509.00451; LUMIR report arXiv 2409.00917.
+Repository: XiangChen1994/EOIR (MIT). Official weights load through :data:`KEY_MAP`.
+
+On purpose different from the published code: one class for the three published networks, chosen by an explicit
+variant; any image size (padded inside); two dimensions; identity grids are not part of the state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.blocks.eoir import FlowEstimator, PlainBlock, block
+from common.spatial import compose, integrate, resize_image, warp
+
+LEVELS = 5
+# Official name -> ours; None drops the entry (constant grids, and the estimator that the OASIS network never calls).
+KEY_MAP: dict[str, str | None] = {
+    r"^(transformers|integrates)\..*grid$": None,
+    r"^simple_encoder\.(\d)\.layer\.(regular|large)\.0\.": r"encoder.\1.\2.",
+    r"^simple_encoder\.(\d)\.layer\.one\.0\.": r"encoder.\1.point.",
+    r"^simple_encoder\.(\d)\.layer\.(prelu|2)\.weight$": r"encoder.\1.activation.weight",
+    r"^simple_encoder\.(\d)\.layer\.0\.": r"encoder.\1.conv.",
+    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.(regular|large)\.0\.": r"estimators.\1.mix.\2.",
+    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.one\.0\.": r"estimators.\1.mix.point.",
+    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.(prelu|2)\.weight$": r"estimators.\1.mix.activation.weight",
+    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.0\.": r"estimators.\1.mix.conv.",
+    r"^disp_warp_(\d)\.disp_field_fea\.0\.": r"estimators.\1.mix.",
+    r"^disp_warp_(\d)\.disp_field_fea\.[12]\.": r"estimators.\1.reduce.",
+    r"^disp_warp_(\d)\.get_flow\.": r"estimators.\1.flow.",
+}
+OASIS_KEY_MAP: dict[str, str | None] = {r"^disp_warp_4\.": None, **KEY_MAP}
+
+Variant = Literal["plain", "acdc", "oasis"]
+
+
+class EOIR(nn.Module):
+    """A siamese full-resolution encoder, a feature pyramid, and a flow estimator on each of its levels.
+
+    From the coarsest level to the finest: warp the moving features by what is known, estimate a velocity, integrate
+    it, compose. The default is the network whose LUMIR weights are published.
+
+    Args:
+        spatial_dims: 2 or 3.
+        variant: "plain" (LUMIR, abdomen CT): five levels from full resolution down to 1/16. "acdc": the same, but the
+            last axis (few, thick slices) is never resampled; its displacement still doubles from level to level, as in
+            the published network. "oasis": large-kernel blocks and four levels from 1/2 to 1/16.
+        start_channel: N, channels of the features.
+        int_steps: squarings of scaling and squaring on each level; 0 takes the estimates as displacements. The
+            published OASIS network does not integrate (0), the others do (7).
+        kernel_size: large kernel of the "oasis" variant (5 or 7; 3 makes its blocks plain).
+        search_radius: r; each estimator has (2 r + 1) ** 3 hidden channels.
+
+    Raises:
+        ValueError: for an unknown variant or number of dimensions.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        *,
+        variant: Variant = "plain",
+        start_channel: int = 32,
+        int_steps: int = 7,
+        kernel_size: int = 5,
+        search_radius: int = 1,
+    ) -> None:
+        super().__init__()
+        if variant not in ("plain", "acdc", "oasis"):
+            raise ValueError(f"variant is {variant!r}; expected 'plain', 'acdc' or 'oasis'.")
+        if spatial_dims not in (2, 3) or (variant == "acdc" and spatial_dims == 2):
+            raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3, and 3 for the 'acdc' variant.")
+        self.spatial_dims = spatial_dims
+        self.int_steps = int_steps
+        # The first feature level of "oasis" lies at half resolution, so it has one level less.
+        self.first_level = 1 if variant == "oasis" else 0
+        self.resampled_axes = 2 if variant == "acdc" else spatial_dims
+        large = kernel_size if variant == "oasis" else None
+        n = start_channel
+        layers: list[nn.Module] = [PlainBlock(spatial_dims, 1, n), PlainBlock(spatial_dims, n, 2 * n)]
+        if large is not None:
+            layers.append(block(spatial_dims, 2 * n, 2 * n, large))
+        self.encoder = nn.Sequential(*layers, PlainBlock(spatial_dims, 2 * n, n))
+        self.estimators = nn.ModuleList(
+            FlowEstimator(spatial_dims, n, search_radius, large) for _ in range(LEVELS - self.first_level)
+        )
+        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
+        self.to(memory_format=torch.channels_last_3d if spatial_dims == 3 else torch.channels_last)
+
+    @overload
+    def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, image: Tensor, details: Literal[True]) -> dict[str, Any]: ...
+
+    def forward(self, image: Tensor, details: bool = False) -> Tensor | dict[str, Any]:
+        """Register a pair.
+
+        Args:
+            image: (B, 2, *spatial), channel 0 moving, channel 1 fixed, any spatial size. Intensities of any scale.
+            details: whether to return everything that a loss may want.
+
+        Returns:
+            The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of
+
+            - ``ddf``: the same;
+            - ``pyramid``: the displacement of each level, finest first, in voxels of its grid. Level 0 covers the
+              image padded at the far ends to the working size of the network;
+            - ``velocity``: what each level estimated, before integration, finest first. In the "oasis" variant it
+              lives on half the resolution of the displacement.
+
+        Raises:
+            ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
+        """
+        if image.ndim != self.spatial_dims + 2 or image.shape[1] != 2:
+            shape = tuple(image.shape)
+            raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {self.spatial_dims} spatial axes.")
+        size = image.shape[2:]
+        image = F.pad(image, _padding(size, self.resampled_axes))
+        # One image after the other: the same numbers as a joint batch, at half the transient memory.
+        moving, fixed = (self._features(image[:, c : c + 1]) for c in (0, 1))
+        displacements, velocities = self._coarse_to_fine(moving, fixed)
+        ddf = _crop(displacements[0], size)
+        return {"ddf": ddf, "pyramid": displacements, "velocity": velocities} if details else ddf
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Feature pyramid of one image (B, 1, *spatial), finest first."""
+        features = self.encoder(image)
+        levels = []
+        for level in range(LEVELS):
+            if level:
+                features = resize_image(features, self._halved(features.shape[2:]))
+            levels.append(features)
+        return levels[self.first_level :]
+
+    def _halved(self, size: Sequence[int]) -> list[int]:
+        return [n // 2 if axis < self.resampled_axes else n for axis, n in enumerate(size)]
+
+    def _doubled(self, ddf: Tensor) -> Tensor:
+        size = [2 * n if axis < self.resampled_axes else n for axis, n in enumerate(ddf.shape[2:])]
+        return 2 * resize_image(ddf, size)
+
+    def _coarse_to_fine(self, moving: list[Tensor], fixed: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        displacements: list[Tensor] = []
+        velocities: list[Tensor] = []
+        known: Tensor | None = None
+        for level in reversed(range(len(moving))):
+            source = moving[level]
+            if known is not None:
+                source = warp(source, known, padding_mode="zeros").to(source.dtype)
+            velocity = self.estimators[level](source, fixed[level])
+            ddf = integrate(velocity, self.int_steps)
+            if known is not None:
+                ddf = compose(known, ddf, padding_mode="zeros")
+            known = self._doubled(ddf)
+            velocities.insert(0, velocity)
+            displacements.insert(0, known if self.first_level else ddf)
+        return displacements, velocities
+
+
+def _padding(size: Sequence[int], resampled_axes: int) -> list[int]:
+    """Zeros at the far end of each resampled axis: a multiple of 16, and at least two voxels on the coarsest level."""
+    unit = 2 ** (LEVELS - 1)
+    missing = [max(-(-n // unit) * unit, 2 * unit) - n if axis < resampled_axes else 0 for axis, n in enumerate(size)]
+    return [amount for n in reversed(missing) for amount in (0, n)]
+
+
+def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    return x[(..., *(slice(n) for n in size))]

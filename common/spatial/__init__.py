@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algebra of displacement fields.
+
+One convention everywhere: ``ddf`` is float (B, d, *spatial), in voxels of the fixed grid, channel k along array axis k,
+and ``warped(x) = moving(x + ddf(x))``.
+"""
+
+from __future__ import annotations
+
+from common.spatial.grid import identity_grid
+from common.spatial.integrate import integrate
+from common.spatial.jacobian import determinant, jacobian_determinant
+from common.spatial.resize import resize_ddf, resize_image
+from common.spatial.warp import compose, warp
+
+__all__ = [
+    "compose",
+    "determinant",
+    "identity_grid",
+    "integrate",
+    "jacobian_determinant",
+    "resize_ddf",
+    "resize_image",
+    "warp",
+]

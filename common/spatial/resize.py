@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images and displacement fields on grids of another size over the same extent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.spatial.grid import check_ddf
+
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+def resize_image(image: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
+    """Resample an image corner to corner (``align_corners=True``).
+
+    Args:
+        image: (B, C, *spatial) with two or three spatial axes.
+        size: new spatial shape.
+        mode: "bilinear" (linear in two or three dimensions) or "nearest" (same corner-to-corner geometry, any dtype).
+
+    Returns:
+        (B, C, *size).
+
+    Raises:
+        ValueError: for another number of axes or an unknown mode.
+    """
+    dims = image.ndim - 2
+    if dims not in LINEAR or len(size) != dims:
+        raise ValueError(f"image of shape {tuple(image.shape)} cannot be resized to {tuple(size)}.")
+    if tuple(size) == tuple(image.shape[2:]):
+        return image
+    if mode == "bilinear":
+        return F.interpolate(image, size=tuple(size), mode=LINEAR[dims], align_corners=True)
+    if mode != "nearest":
+        raise ValueError(f"mode is {mode!r}; expected 'bilinear' or 'nearest'.")
+    for axis, (old, new) in enumerate(zip(image.shape[2:], size, strict=True), start=2):
+        positions = torch.arange(new, device=image.device, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
+        image = image.index_select(axis, (positions + 0.5).floor().long())
+    return image
+
+
+def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample a displacement field corner to corner and express it in voxels of the new grid.
+
+    Args:
+        ddf: (B, d, *spatial), in voxels of its grid.
+        size: new spatial shape.
+
+    Returns:
+        (B, d, *size); component k is multiplied by (size[k] - 1) / (spatial[k] - 1), the ratio of the voxel sizes.
+        An axis of one voxel keeps its values.
+    """
+    check_ddf(ddf)
+    pairs = zip(ddf.shape[2:], size, strict=True)
+    factors = [(new - 1) / (old - 1) if old > 1 and new > 1 else 1.0 for old, new in pairs]
+    resized = resize_image(ddf, size)
+    return resized * torch.tensor(factors, device=ddf.device, dtype=ddf.dtype).view(1, -1, *[1] * len(factors))

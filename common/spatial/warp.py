@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling an image where a displacement field points: the only user of ``grid_sample``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from common.spatial.grid import check_ddf, sampling_grid, traceable_sampling_grid
+
+MODES = {"bilinear": 0, "nearest": 1}
+PADDINGS = {"zeros": 0, "border": 1}
+
+
+def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+    """Sample ``image`` at ``x + ddf(x)`` for every voxel ``x`` of the displacement field's grid.
+
+    The convention is MONAI's ``Warp``: voxels, channel k along array axis k, ``align_corners=True``. Computed in float32
+    (float64 for float64 input) whatever autocast says. For the backward pass only the two inputs are kept: the
+    sampling grid is made again, which costs less than storing it.
+
+    Args:
+        image: (B, C, *spatial'), floating point.
+        ddf: (B, d, *spatial), in voxels of ``image``.
+        mode: "bilinear" (linear in two or three dimensions) or "nearest".
+        padding_mode: what lies outside ``image``: "border" (its nearest voxel) or "zeros".
+
+    Returns:
+        (B, C, *spatial), float32 or float64.
+
+    Raises:
+        ValueError: when shapes, mode or padding do not fit.
+    """
+    check_ddf(ddf, image)
+    if mode not in MODES or padding_mode not in PADDINGS:
+        raise ValueError(f"mode must be one of {list(MODES)} and padding_mode one of {list(PADDINGS)}.")
+    dtype = torch.promote_types(torch.promote_types(image.dtype, ddf.dtype), torch.float32)
+    with torch.autocast(image.device.type, enabled=False):
+        image, ddf = image.to(dtype), ddf.to(dtype)
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            grid = traceable_sampling_grid(ddf, image.shape[2:])
+            return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+        result: Tensor = _Warp.apply(image, ddf, MODES[mode], PADDINGS[padding_mode])
+        return result
+
+
+def compose(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tensor:
+    """The displacement of ``x -> y + outer(y)`` with ``y = x + inner(x)``.
+
+    Warping by the composition equals warping by ``outer`` first and the result by ``inner`` (up to interpolation).
+
+    Args:
+        outer: (B, d, *spatial), sampled where ``inner`` points.
+        inner: (B, d, *spatial).
+        padding_mode: see :func:`warp`; "zeros" lets ``outer`` vanish outside the image.
+
+    Returns:
+        (B, d, *spatial): ``inner(x) + outer(x + inner(x))``.
+    """
+    return inner + warp(outer, inner, padding_mode=padding_mode)
+
+
+def _slabs(batch: int, depth: int, device: torch.device) -> int:
+    """How many slabs to cut the first axis into: CPU kernels run one batch element per thread."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return threads if batch == 1 and threads > 1 and depth % threads == 0 else 1
+
+
+def _as_batch(grid: Tensor, slabs: int) -> Tensor:
+    return grid.view(slabs, grid.shape[1] // slabs, *grid.shape[2:])
+
+
+def _unbatch(result: Tensor) -> Tensor:
+    """(slabs, C, D / slabs, ...) back to (1, C, D, ...)."""
+    slabs, channels, depth = result.shape[:3]
+    return result.transpose(0, 1).reshape(1, channels, slabs * depth, *result.shape[3:])
+
+
+class _Warp(torch.autograd.Function):
+    """``grid_sample`` of an identity grid plus a displacement that stores no grid."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, ddf: Tensor, mode: int, padding: int) -> Tensor:
+        ctx.save_for_backward(image, ddf)
+        ctx.mode, ctx.padding = mode, padding
+        grid = sampling_grid(ddf, image.shape[2:])
+        sample = torch.grid_sampler_2d if ddf.shape[1] == 2 else torch.grid_sampler_3d
+        slabs = _slabs(ddf.shape[0], ddf.shape[2], ddf.device)
+        if slabs == 1:
+            return sample(image, grid, mode, padding, True)
+        return _unbatch(sample(image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs), mode, padding, True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, ddf = ctx.saved_tensors
+        need_image, need_ddf = ctx.needs_input_grad[:2]
+        if ctx.mode == MODES["nearest"] and not need_image:
+            return None, torch.zeros_like(ddf) if need_ddf else None, None, None
+        grid = sampling_grid(ddf, image.shape[2:])
+        dims = ddf.shape[1]
+        backward = torch.ops.aten.grid_sampler_2d_backward if dims == 2 else torch.ops.aten.grid_sampler_3d_backward
+        # Each slab scatters into an image gradient of its own: worth it only where that is small or not wanted.
+        slabs = _slabs(ddf.shape[0], ddf.shape[2], ddf.device) if not need_image or image.shape[1] <= dims else 1
+        if slabs > 1:
+            depth = grad.shape[2] // slabs
+            grad = grad.view(grad.shape[1], slabs, depth, *grad.shape[3:]).transpose(0, 1)
+            image, grid = image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs)
+        grad_image, grad_grid = backward(grad, image, grid, ctx.mode, ctx.padding, True, [need_image, need_ddf])
+        if slabs > 1 and need_image:
+            grad_image = grad_image.sum(0, keepdim=True)
+        return grad_image if need_image else None, _grad_ddf(grad_grid, image, ddf) if need_ddf else None, None, None
+
+
+def _grad_ddf(grad_grid: Tensor, image: Tensor, ddf: Tensor) -> Tensor:
+    """Chain rule through the normalisation of the grid; channels back in array-axis order."""
+    grad_grid = grad_grid.view(*ddf.shape[:1], *ddf.shape[2:], -1)
+    grad = torch.empty_like(ddf)
+    for k in range(ddf.shape[1]):
+        size = image.shape[2 + k]
+        torch.mul(grad_grid[..., ddf.shape[1] - 1 - k], 2.0 / (size - 1) if size > 1 else 0.0, out=grad[:, k])
+    return grad

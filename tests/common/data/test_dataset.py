@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of cached subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, MapTransform
+from torch.utils.data import DataLoader
+
+from common.checks import InputError
+from common.data import LoadSubjectd, PairDataset, PairSampler, read_pairs, read_subjects
+
+
+class Count(MapTransform):
+    """Counts how often subjects are decoded."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__("image")
+        self.calls = 0
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Count one."""
+        self.calls += 1
+        return dict(data)
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
+
+
+def dataset(folder: Path, section: str = "training", **arguments: Any) -> PairDataset:
+    return PairDataset(read_subjects(folder, "datalist", section), LoadSubjectd(), progress=False, **arguments)
+
+
+def test_a_pair_holds_both_subjects_as_plain_tensors(datalist: Path) -> None:
+    item = dataset(datalist)[0, 2]
+    assert set(item) == {
+        *("moving", "fixed", "moving_label", "fixed_label", "affine"),
+        *("moving_id", "fixed_id", "path_moving", "path_fixed"),
+    }
+    for key in ("moving", "fixed", "moving_label", "fixed_label", "affine"):
+        assert isinstance(item[key], torch.Tensor) and not isinstance(item[key], MetaTensor)
+    assert (item["moving_id"], item["fixed_id"]) == ("P_0000", "P_0002")
+    for side, name in (("moving", "P_0000"), ("fixed", "P_0002")):
+        image = read(datalist / "imagesTr" / f"{name}_0000.nii.gz")
+        label = read(datalist / "labelsTr" / f"{name}_0000.nii.gz")
+        np.testing.assert_array_equal(item[side].numpy()[0], image)
+        np.testing.assert_array_equal(item[f"{side}_label"].numpy()[0], label)
+        assert item[f"path_{side}"].endswith(f"{name}_0000.nii.gz")
+    assert item["moving"].dtype == torch.float32 and item["moving_label"].dtype == torch.int16
+    assert item["affine"].dtype == torch.float64 and item["affine"].shape == (4, 4)
+
+
+def test_length_and_data_are_the_subjects(datalist: Path) -> None:
+    pairs = dataset(datalist)
+    assert len(pairs) == 3 and pairs.data == read_subjects(datalist)
+
+
+@pytest.mark.parametrize(("cache_rate", "decoded"), [(1.0, 3), (0.0, 4)])
+def test_cached_subjects_are_decoded_once(datalist: Path, cache_rate: float, decoded: int) -> None:
+    count = Count()
+    pairs = PairDataset(
+        read_subjects(datalist), Compose([LoadSubjectd(), count]), cache_rate, num_workers=1, progress=False
+    )
+    first, second = pairs[0, 1], pairs[0, 1]
+    assert count.calls == decoded and torch.equal(first["moving"], second["moving"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_collates_the_listed_pairs(datalist: Path, workers: int) -> None:
+    pairs = dataset(datalist, "validation")
+    listed = read_pairs(datalist, "datalist", "validation", pairs.data)
+    loader = DataLoader(pairs, 2, sampler=PairSampler(pairs, "listed", listed, drop_last=False), num_workers=workers)
+    (batch,) = list(loader)
+    assert batch["moving"].shape == batch["fixed_label"].shape == (2, 1, 5, 6, 7)
+    assert batch["moving_id"] == ["P_0004", "P_0003"] and batch["fixed_id"] == ["P_0003", "P_0005"]
+
+
+def test_labels_are_left_out_unless_every_subject_has_one(datalist: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subjects = read_subjects(datalist)
+    del subjects[1]["label"]
+    assert "moving_label" not in PairDataset(subjects, LoadSubjectd(), progress=False)[0, 2]
+    assert "Only 2 of 3 subjects have labels" in caplog.text
+
+
+def test_different_shapes_are_refused_with_both_files(datalist: Path) -> None:
+    path = datalist / "imagesTr" / "P_0001_0000.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((5, 6, 8)), np.eye(4)), path)
+    with pytest.raises(InputError, match=r"P_0000_0000.nii.gz has shape \(1, 5, 6, 7\) .*P_0001.* \(1, 5, 6, 8\)"):
+        dataset(datalist)[0, 1]
+
+
+def test_different_affines_are_refused_with_both_files(datalist: Path) -> None:
+    path = datalist / "imagesTr" / "P_0001_0000.nii.gz"
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.5
+    nib.save(nib.Nifti1Image(read(path), shifted), path)
+    with pytest.raises(InputError, match="affines of .*P_0000.* and .*P_0001.* differ by up to 0.5"):
+        dataset(datalist)[0, 1]
+
+
+def test_a_damaged_file_is_named_while_the_cache_is_filled_and_later(datalist: Path) -> None:
+    (datalist / "imagesTr" / "P_0001_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(InputError, match="P_0001_0000.nii.gz cannot be read as a NIfTI image"):
+        dataset(datalist)
+    with pytest.raises(InputError, match="P_0001_0000.nii.gz cannot be read as a NIfTI image"):
+        dataset(datalist, cache_rate=0.0)[0, 1]
+
+
+def test_no_subject_is_refused() -> None:
+    with pytest.raises(InputError, match="list of subjects is empty"):
+        PairDataset([], LoadSubjectd())

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pair drawing is a pure function; the sampler divides it between processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from monai.engines import Workflow
+from torch.utils.data import DataLoader, Dataset
+
+from common.checks import InputError
+from common.data import PairSampler, draw_pairs
+
+STRATEGIES = ["random_partner", "all", "atlas", "consecutive"]
+
+
+class Echo(Dataset):
+    """Gives its index back."""
+
+    def __init__(self, n: int) -> None:
+        """Keep the length."""
+        self.n = n
+
+    def __len__(self) -> int:
+        """Number of subjects."""
+        return self.n
+
+    def __getitem__(self, index: tuple[int, int]) -> torch.Tensor:
+        """The pair of indices."""
+        return torch.tensor(index)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("n", [2, 3, 11])
+def test_no_subject_is_paired_with_itself_and_nothing_is_outside(strategy: str, n: int) -> None:
+    for epoch in range(20):
+        for moving, fixed in draw_pairs(strategy, n, seed=3, epoch=epoch):
+            assert moving != fixed and {moving, fixed} <= set(range(n))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_drawing_depends_on_nothing_but_its_arguments(strategy: str) -> None:
+    first = draw_pairs(strategy, 9, seed=1, epoch=4)
+    draw_pairs(strategy, 9, seed=1, epoch=5)
+    torch.manual_seed(7)
+    assert draw_pairs(strategy, 9, seed=1, epoch=4) == first
+
+
+@pytest.mark.parametrize("strategy", ["random_partner", "all", "atlas"])
+def test_another_epoch_or_seed_draws_another_order(strategy: str) -> None:
+    draws = [draw_pairs(strategy, 30, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(pairs) for pairs in draws}) == 4
+
+
+def test_random_partner_takes_every_subject_once_as_moving_with_uniform_partners() -> None:
+    counts: Counter[tuple[int, int]] = Counter()
+    for epoch in range(3000):
+        pairs = draw_pairs("random_partner", 4, seed=0, epoch=epoch)
+        assert sorted(moving for moving, _ in pairs) == [0, 1, 2, 3]
+        counts.update(pairs)
+    assert len(counts) == 12 and all(abs(count - 1000) < 130 for count in counts.values())
+
+
+def test_all_takes_every_ordered_pair_once() -> None:
+    pairs = draw_pairs("all", 7, seed=0, epoch=2)
+    assert sorted(pairs) == [(m, f) for m in range(7) for f in range(7) if m != f]
+
+
+def test_atlas_is_moved_to_every_scan() -> None:
+    pairs = draw_pairs("atlas", 5, atlas=3)
+    assert sorted(pairs) == [(3, 0), (3, 1), (3, 2), (3, 4)]
+
+
+def test_consecutive_pairs_chain_the_list() -> None:
+    assert draw_pairs("consecutive", 4) == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_listed_pairs_keep_their_order_in_every_epoch() -> None:
+    listed = [[2, 0], [0, 1], [2, 0]]
+    assert draw_pairs("listed", 3, epoch=5, pairs=listed) == [(2, 0), (0, 1), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"strategy": "some", "n": 3}, "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed"),
+        ({"strategy": "all", "n": 1}, r"Pairs of 1 subject\(s\)"),
+        ({"strategy": "listed", "n": 3}, "got no pairs"),
+        ({"strategy": "listed", "n": 3, "pairs": [(0, 3)]}, r"pair \(0, 3\) is outside the 3 subjects"),
+        ({"strategy": "atlas", "n": 3, "atlas": 3}, "atlas index 3 is outside the 3 subjects"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_pairs(**arguments)
+
+
+def test_sampler_refuses_empty_epochs() -> None:
+    with pytest.raises(InputError, match="num_samples is 0"):
+        PairSampler(Echo(5), num_samples=0)
+    with pytest.raises(InputError, match="2 pair.s. leave rank 3 of 4 without work"):
+        PairSampler(Echo(2), num_replicas=4, rank=3, drop_last=False)
+
+
+def test_sampler_without_process_group_is_the_whole_epoch() -> None:
+    sampler = PairSampler(Echo(9), seed=5)
+    sampler.set_epoch(3)
+    assert list(sampler) == draw_pairs("random_partner", 9, seed=5, epoch=3) and len(sampler) == 9
+
+
+@pytest.mark.parametrize(("replicas", "batch"), [(2, 1), (2, 2), (3, 2), (4, 3)])
+def test_batches_of_all_ranks_together_are_the_batches_of_one_process(replicas: int, batch: int) -> None:
+    def loader(batch_size: int, **ranks: Any) -> list[torch.Tensor]:
+        sampler = PairSampler(Echo(29), strategy="all", seed=2, num_samples=77, **ranks)
+        sampler.set_epoch(6)
+        return list(DataLoader(Echo(29), batch_size=batch_size, sampler=sampler, drop_last=True))
+
+    single = loader(batch * replicas)
+    ranks = [loader(batch, num_replicas=replicas, rank=rank) for rank in range(replicas)]
+    assert {len(batches) for batches in ranks} == {len(single)}
+    for whole, parts in zip(single, zip(*ranks, strict=True), strict=True):
+        # Item i of the global batch is item i // R of rank i % R.
+        assert torch.equal(whole, torch.stack(parts, 1).flatten(0, 1))
+
+
+def test_training_drops_the_tail_and_evaluation_keeps_it_without_duplicates() -> None:
+    listed = [(i % 4, (i + 1) % 4) for i in range(7)]
+
+    def ranks(drop_last: bool) -> list[PairSampler]:
+        return [PairSampler(Echo(4), "listed", listed, drop_last=drop_last, num_replicas=3, rank=r) for r in range(3)]
+
+    assert [len(s) for s in ranks(True)] == [len(list(s)) for s in ranks(True)] == [2, 2, 2]
+    assert [len(s) for s in ranks(False)] == [len(list(s)) for s in ranks(False)] == [3, 2, 2]
+    assert sorted(pair for s in ranks(False) for pair in s) == sorted(listed)
+
+
+def test_short_epochs_see_other_pairs_each_time() -> None:
+    sampler = PairSampler(Echo(20), strategy="all", num_samples=5)
+    epochs = []
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert [len(pairs) for pairs in epochs] == [5, 5] and len(sampler) == 5 and epochs[0] != epochs[1]
+
+
+def test_start_skips_once_and_leaves_the_length() -> None:
+    sampler = PairSampler(Echo(10), num_replicas=2, rank=1)
+    whole = list(sampler)
+    sampler.start = 3
+    assert len(sampler) == 5
+    assert list(sampler) == whole[3:] and list(sampler) == whole and sampler.start == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_start_works_through_a_data_loader(workers: int) -> None:
+    sampler = PairSampler(Echo(8), seed=1)
+    loader = DataLoader(Echo(8), batch_size=2, sampler=sampler, num_workers=workers)
+    whole = torch.cat(list(loader))
+    sampler.start = 4
+    assert torch.equal(torch.cat(list(loader)), whole[4:]) and torch.equal(torch.cat(list(loader)), whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_monai_workflow_sets_the_epoch_and_sees_new_pairs_each_epoch(workers: int) -> None:
+    loader = DataLoader(Echo(6), batch_size=2, sampler=PairSampler(Echo(6), seed=9), num_workers=workers)
+    seen: list[torch.Tensor] = []
+    Workflow(device="cpu", max_epochs=3, data_loader=loader, iteration_update=lambda _, b: seen.append(b)).run()  # type: ignore
+    expected = [pair for epoch in (1, 2, 3) for pair in draw_pairs("random_partner", 6, seed=9, epoch=epoch)]
+    assert [tuple(pair) for pair in torch.cat(seen).tolist()] == expected
