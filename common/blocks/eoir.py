@@ -8,10 +8,10 @@ disagree, these follow the weights.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 
 
@@ -36,7 +36,24 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
-        return instance_norm_prelu([self.conv(x)], self.activation.weight)
+        return instance_norm_prelu([self.conv(x)], self.activation.weight, overwrite=True)
+
+
+class Encoder(nn.Sequential):
+    """Blocks one after the other; the activation between two plain blocks is not stored for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) to (B, C', *spatial)."""
+        slope: Tensor | None = None
+        for layer in self:
+            if not isinstance(layer, PlainBlock):
+                x = layer(x if slope is None else instance_norm_prelu([x], slope, overwrite=True))
+                slope = None
+                continue
+            conv = layer.conv
+            x = conv(x) if slope is None else normalise_and_convolve(x, slope, conv.weight, conv.bias)
+            slope = layer.activation.weight
+        return x if slope is None else instance_norm_prelu([x], slope, overwrite=True)
 
 
 class LargeKernelBlock(nn.Module):
@@ -63,7 +80,7 @@ class LargeKernelBlock(nn.Module):
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
         branches = [self.regular(x), self.large(x), self.point(x)]
         residual = x.to(branches[0].dtype) if self.residual else None
-        return instance_norm_prelu(branches, self.activation.weight, residual)
+        return instance_norm_prelu(branches, self.activation.weight, residual, overwrite=True)
 
 
 def block(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int) -> PlainBlock | LargeKernelBlock:
@@ -104,14 +121,15 @@ class FlowEstimator(nn.Module):
         self.reduce = convolution(spatial_dims, 2 * channels, hidden)
         self.flow = convolution(spatial_dims, hidden, spatial_dims)
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Features (B, N, *spatial) of the moving image, already warped, and of the fixed one, to (B, d, *spatial)."""
+    def forward(self, pair: Tensor) -> Tensor:
+        """Features (B, 2 N, *spatial), of the fixed image, then of the moving one, already warped, to (B, d, *spatial)."""
         if self.folded:
             on_sum, on_difference = self.mix.weight.chunk(2, dim=1)
             weight = torch.cat([on_sum + on_difference, on_sum - on_difference], dim=1)
-            pair = torch.cat([fixed, moving], dim=1)
-            x = F.relu_(self.mix._conv_forward(pair, weight, self.mix.bias))
+            x = convolve(pair, weight, self.mix.bias)
         else:
+            fixed, moving = pair.chunk(2, dim=1)
             x = self.mix(torch.cat([fixed + moving, fixed - moving], dim=1))
-        flow: Tensor = self.flow(F.relu_(self.reduce(x)))
+        x = rectify_and_convolve(x, self.reduce.weight, self.reduce.bias) if self.folded else self.reduce(x.relu_())
+        flow = rectify_and_convolve(x, self.flow.weight, self.flow.bias)
         return flow.float() if flow.dtype.itemsize < 4 else flow

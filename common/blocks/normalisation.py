@@ -16,7 +16,11 @@ PIECE = 2**17
 
 
 def instance_norm_prelu(
-    branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None = None, eps: float = EPS
+    branches: Sequence[Tensor],
+    slope: Tensor,
+    residual: Tensor | None = None,
+    eps: float = EPS,
+    overwrite: bool = False,
 ) -> Tensor:
     """``prelu(sum of instance_norm(branch) over the branches + residual)``, without affine parameters.
 
@@ -28,6 +32,7 @@ def instance_norm_prelu(
         slope: (1,), the shared slope of PReLU for negative values.
         residual: (B, C, *spatial), added as it is, or None.
         eps: added to the variance.
+        overwrite: whether the result may take the place of the first branch when nobody asks for gradients.
 
     Returns:
         (B, C, *spatial) in the type and memory layout of the branches.
@@ -37,7 +42,7 @@ def instance_norm_prelu(
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return _traceable(branches, slope, residual, eps)
     if not differentiating:
-        return _forward(branches, slope, residual, eps)[0]
+        return normalise(branches, slope, residual, eps, branches[0] if overwrite else None)[0]
     result: Tensor = _InstanceNormPReLU.apply(eps, residual is not None, slope, *inputs[:-1])
     return result
 
@@ -99,33 +104,59 @@ def _total(
     return total if len(pieces) == len(scales) else total.add_(pieces[-1])
 
 
-def _forward(
-    branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float
+def normalise(
+    branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, without autograd, and factors and summands of the normalisation, (B, branches, C) each but for axes of 1.
+
+    Args:
+        branches: see :func:`instance_norm_prelu`.
+        slope: see there.
+        residual: see there.
+        eps: see there.
+        out: where the result goes; may be one of the branches.
+    """
     dtype = _statistics_type(branches[0])
     inputs = (*branches,) if residual is None else (*branches, residual)
-    out = torch.empty_like(branches[0])
-    less = slope.detach().to(dtype) - 1
+    out = torch.empty_like(branches[0]) if out is None else out
     scales: list[Tensor] = []
     shifts: list[Tensor] = []
     for samples in zip(*inputs, out, strict=True):
-        rows, axis = zip(*(_rows(sample, samples[0]) for sample in samples), strict=True)
-        statistics = [_statistics(matrix, axis[0], eps) for matrix in rows[: len(branches)]]
+        rows, axes = zip(*(_rows(sample, samples[0]) for sample in samples), strict=True)
+        statistics = [_statistics(matrix, axes[0], eps) for matrix in rows[: len(branches)]]
         sample_scales, sample_shifts = map(list, zip(*statistics, strict=True))
-        for *pieces, target in _pieces(axis[0], *rows):
-            total = _total(pieces, sample_scales, sample_shifts, dtype)
-            target.copy_(torch.addcmul(total, total.clamp(max=0), less))
+        _activate(rows, axes[0], sample_scales, sample_shifts, slope)
         scales.append(torch.stack(sample_scales))
         shifts.append(torch.stack(sample_shifts))
     return out, torch.stack(scales), torch.stack(shifts)
+
+
+def normalise_again(
+    inputs: Sequence[Tensor], slope: Tensor, scales: Tensor, shifts: Tensor
+) -> Tensor:
+    """The result of :func:`normalise` once more, from the branches (and residual) and what that returned beside it."""
+    out = torch.empty_like(inputs[0])
+    for b, samples in enumerate(zip(*inputs, out, strict=True)):
+        rows, axes = zip(*(_rows(sample, samples[0]) for sample in samples), strict=True)
+        _activate(rows, axes[0], scales[b], shifts[b], slope)
+    return out
+
+
+def _activate(
+    rows: Sequence[Tensor], axis: int, scales: Sequence[Tensor] | Tensor, shifts: Sequence[Tensor] | Tensor, slope: Tensor
+) -> None:
+    """Fill the last of ``rows``, the result, from the others."""
+    less = slope.detach().to(scales[0].dtype) - 1
+    for *pieces, target in _pieces(axis, *rows):
+        total = _total(pieces, scales, shifts, less.dtype)
+        target.copy_(torch.addcmul(total, total.clamp(max=0), less))
 
 
 class _InstanceNormPReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, eps: float, with_residual: bool, slope: Tensor, *inputs: Tensor) -> Tensor:
         branches, residual = (inputs[:-1], inputs[-1]) if with_residual else (inputs, None)
-        out, scales, shifts = _forward(branches, slope, residual, eps)
-        ctx.with_residual = with_residual
+        out, scales, shifts = normalise(branches, slope, residual, eps)
         ctx.save_for_backward(slope, scales, shifts, *inputs)
         return out
 
@@ -133,45 +164,77 @@ class _InstanceNormPReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slope, scales, shifts, *inputs = ctx.saved_tensors
-        # The gradient at the sum goes to the residual as it is, and through each normalisation to its branch.
-        at_sum = torch.empty_like(inputs[0])
-        grads = [torch.empty_like(x) for x in inputs[: scales.shape[1]]]
-        grad = grad if grad.stride() == inputs[0].stride() else torch.empty_like(inputs[0]).copy_(grad)
-        on_slope = torch.zeros((), dtype=scales.dtype, device=grad.device)
-        for b in range(grad.shape[0]):
-            tensors = [x[b] for x in (*inputs, grad, at_sum, *grads)]
-            rows, axes = zip(*(_rows(x, tensors[0]) for x in tensors), strict=True)
-            on_slope += _backward_sample(rows, axes[0], len(inputs), scales[b], shifts[b], slope)
-        residual = (at_sum,) if ctx.with_residual else ()
-        return None, None, on_slope.to(slope.dtype).view_as(slope), *grads, *residual
+        grads = [torch.empty_like(x) for x in inputs]
+        return None, None, normalise_backward(inputs, slope, scales, shifts, grad, grads), *grads
 
 
-def _backward_sample(
-    rows: Sequence[Tensor], axis: int, count: int, scales: Tensor, shifts: Tensor, slope: Tensor
+def normalise_backward(
+    inputs: Sequence[Tensor], slope: Tensor, scales: Tensor, shifts: Tensor, grad: Tensor, grads: Sequence[Tensor]
 ) -> Tensor:
-    """Fill the gradients of one sample; ``rows`` are inputs, incoming gradient, gradient at the sum, branch gradients."""
-    dtype, branches, voxels = scales.dtype, scales.shape[0], rows[0].shape[axis]
-    less = slope.to(dtype) - 1
-    on_slope = torch.zeros((), dtype=dtype, device=scales.device)
-    sums = torch.zeros_like(scales[0])
-    products = torch.zeros_like(scales)
-    for *pieces, incoming, at_sum in _pieces(axis, *rows[: count + 2]):
-        total = _total(pieces, scales, shifts, dtype)
-        # min(total, 0) * incoming is the slope's gradient, and its sign tells where the slope applies.
-        incoming = incoming.to(dtype)
-        negative = torch.where(total < 0, incoming, 0)
-        on_slope += torch.dot(negative.flatten(), total.flatten()) if total.is_contiguous() else (negative * total).sum()
-        incoming = torch.addcmul(incoming, negative, less)
-        sums += incoming.sum(axis, keepdim=True)
-        for i in range(branches):
-            normalised = total if branches == 1 and count == 1 else _total(pieces[i : i + 1], scales[i : i + 1], shifts[i : i + 1], dtype)
-            products[i] += (incoming * normalised).sum(axis, keepdim=True)
-        at_sum.copy_(incoming)
-    for i in range(branches):
+    """Fill ``grads``, the gradients of the inputs, and return the gradient of the slope.
+
+    Args:
+        inputs: branches, and residual if there is one.
+        slope: of PReLU.
+        scales: as returned by :func:`normalise`.
+        shifts: as returned by :func:`normalise`.
+        grad: gradient of the result; ``grads[0]`` may be the same tensor if that is the only one.
+        grads: tensors like ``inputs``.
+    """
+    grad = grad if grad.stride() == inputs[0].stride() else torch.empty_like(inputs[0]).copy_(grad)
+    on_slope = torch.zeros((), dtype=scales.dtype, device=grad.device)
+    for b in range(grad.shape[0]):
+        tensors = [x[b] for x in (*inputs, grad, *grads)]
+        rows, axes = zip(*(_rows(x, tensors[0]) for x in tensors), strict=True)
+        on_slope += _SampleBackward(rows, axes[0], len(inputs), scales[b], shifts[b], slope).run()
+    return on_slope.to(slope.dtype).view_as(slope)
+
+
+class _SampleBackward:
+    """Gradients of one sample; ``rows`` are inputs, incoming gradient, gradients of the inputs.
+
+    The gradient at the sum of the branches is computed twice, which takes less time than storing it.
+    """
+
+    def __init__(
+        self, rows: Sequence[Tensor], axis: int, count: int, scales: Tensor, shifts: Tensor, slope: Tensor
+    ) -> None:
+        self.rows, self.axis, self.count = rows, axis, count
+        self.scales, self.shifts = scales, shifts
+        self.less = slope.to(scales.dtype) - 1
+
+    def _at_sum(self, pieces: Sequence[Tensor], incoming: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total = _total(pieces, self.scales, self.shifts, self.less.dtype)
+        incoming = incoming.to(self.less.dtype)
+        # The vectorised way to keep what belongs to positive values; `where` takes twenty times as long.
+        negative = incoming - torch.ops.aten.threshold_backward(incoming, total, 0)
+        return total, negative, torch.addcmul(incoming, negative, self.less)
+
+    def run(self) -> Tensor:
+        scales, shifts, axis = self.scales, self.shifts, self.axis
+        branches = scales.shape[0]
+        on_slope = torch.zeros_like(self.less).sum()
+        sums, products = torch.zeros_like(scales[0]), torch.zeros_like(scales)
+        for *pieces, incoming in _pieces(axis, *self.rows[: self.count + 1]):
+            total, negative, at_sum = self._at_sum(pieces, incoming)
+            on_slope += (negative * total).sum()
+            sums += at_sum.sum(axis, keepdim=True)
+            for i in range(branches):
+                part = slice(i, i + 1)
+                normalised = total if self.count == 1 else _total(pieces[part], scales[part], shifts[part], total.dtype)
+                products[i] += (at_sum * normalised).sum(axis, keepdim=True)
         # scale * (g - mean(g) - normalised * mean(g * normalised)) as one linear function of g and the branch.
-        on_branch = -scales[i].square() * products[i] / voxels
-        constant = -scales[i] * (sums + shifts[i] * products[i]) / voxels
-        for piece, at_sum, target in _pieces(axis, rows[i], rows[count + 1], rows[count + 2 + i]):
-            linear = torch.addcmul(constant, at_sum.to(dtype), scales[i])
-            target.copy_(linear.addcmul_(piece.to(dtype), on_branch))
-    return on_slope
+        voxels = self.rows[0].shape[axis]
+        on_branch = -scales.square() * products / voxels
+        constant = -scales * (sums + shifts * products) / voxels
+        for pieces in _pieces(axis, *self.rows):
+            inputs, incoming, targets = pieces[: self.count], pieces[self.count], pieces[self.count + 1 :]
+            _, _, at_sum = self._at_sum(inputs, incoming)
+            for i, target in enumerate(targets):
+                # The residual, behind the branches, receives the gradient as it is.
+                target.copy_(
+                    torch.addcmul(constant[i], at_sum, scales[i]).addcmul_(inputs[i].to(at_sum.dtype), on_branch[i])
+                    if i < branches
+                    else at_sum
+                )
+        return on_slope

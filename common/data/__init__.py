@@ -7,6 +7,7 @@ from common.data.label_groups import MapLabelsd, read_label_groups
 from common.data.pairs import PairSampler, draw_pairs
 from common.data.pickles import load_arrays
 from common.data.readers import READERS, SECTIONS
+from common.data.request import registration_request
 from common.data.splits import load_split, split_names
 from common.data.subjects import read_pairs, read_subjects
 from common.data.transforms import CheckSubjectd, LoadSubjectd
@@ -26,5 +27,6 @@ __all__ = [
     "read_label_groups",
     "read_pairs",
     "read_subjects",
+    "registration_request",
     "split_names",
 ]

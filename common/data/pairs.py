@@ -171,7 +171,7 @@ class PairSampler(DistributedSampler):
         n = len(self.dataset)  # type: ignore[arg-type]
         return draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas)[: self.pairs_per_epoch]
 
-    def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Pair]:
         items = self.epoch_pairs()[: self.total_size][self.rank :: self.num_replicas]
         start, self.start = self.start, 0
         return iter(items[start:])

@@ -79,6 +79,24 @@ def generate_shapes3d(
     return output
 
 
+def provide_shapes3d(dataset_dir: str | Path) -> Path:
+    """Generate the default set where there is no data set yet; any data set that is there stays as it is.
+
+    Args:
+        dataset_dir: folder of the data set.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: as :func:`generate_shapes3d`.
+    """
+    folder = Path(dataset_dir)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        generate_shapes3d(folder)
+    return folder
+
+
 def _check_arguments(
     num_subjects: int, size: Sequence[int], num_labels: int, seed: int, validation: int, test: int
 ) -> None:

@@ -8,19 +8,24 @@ from common.engine.checkpoints import BestModelHandler, ResumeHandler, load_chec
 from common.engine.guard import guard
 from common.engine.inferer import RegistrationInferer
 from common.engine.progress import History, ProgressBar
+from common.engine.provenance import provenance
+from common.engine.results import EvaluationWriter, RegistrationWriter
 from common.engine.tensorboard import TensorBoardHandler
 
 __all__ = [
     "BestModelHandler",
+    "EvaluationWriter",
     "History",
     "PrepareRegistrationBatch",
     "ProgressBar",
     "RegistrationInferer",
+    "RegistrationWriter",
     "ResumeHandler",
     "TensorBoardHandler",
     "guard",
     "load_checkpoint",
     "load_weights",
+    "provenance",
     "registered",
     "save_atomically",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
@@ -111,8 +112,7 @@ class ResumeHandler:
         evaluator: whose best metric is kept, or None.
         resume: whether to go on from ``path`` when it exists.
         overwrite: whether to start anew although ``path`` exists.
-        every_seconds: longest time between two checkpoints.
-        write: whether this process writes (rank 0 of several).
+        every_seconds: longest time between two checkpoints. Of several processes the first one writes.
     """
 
     def __init__(
@@ -125,7 +125,6 @@ class ResumeHandler:
         resume: bool = False,
         overwrite: bool = False,
         every_seconds: float = 300.0,
-        write: bool = True,
     ) -> None:
         self.path = Path(path)
         self.parts = {"network": network, "optimizer": optimizer}
@@ -135,7 +134,6 @@ class ResumeHandler:
         self.resume = resume
         self.overwrite = overwrite
         self.every_seconds = every_seconds
-        self.write = write
         self._saved_at = time.monotonic()
 
     def attach(self, engine: Trainer) -> None:
@@ -159,7 +157,7 @@ class ResumeHandler:
             self._save(engine)
 
     def _save(self, engine: Engine) -> None:
-        if self.write:
+        if idist.get_rank() == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()}
             content["iteration"] = engine.state.iteration
             content["epoch_length"] = engine.state.epoch_length
@@ -213,20 +211,18 @@ class BestModelHandler:
         path: file of the weights, usually ``models/model.pt``.
         network: plain module.
         overwrite: whether weights that are there already may be replaced.
-        write: whether this process writes.
 
     Raises:
         InputError: when there are weights already and ``overwrite`` is not set.
     """
 
-    def __init__(self, path: str | Path, network: nn.Module, overwrite: bool = False, write: bool = True) -> None:
+    def __init__(self, path: str | Path, network: nn.Module, overwrite: bool = False) -> None:
         self.path = Path(path)
-        if write and self.path.exists() and not overwrite:
+        if self.path.exists() and not overwrite:
             raise InputError(
                 f"There are weights at {path} already: choose another --ckpt_path, or replace them with --overwrite True."
             )
         self.network = network
-        self.write = write
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, after its metrics."""
@@ -234,5 +230,5 @@ class BestModelHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Save when the epoch just evaluated is the best so far."""
-        if self.write and engine.state.best_metric_epoch == engine.state.epoch:
+        if idist.get_rank() == 0 and engine.state.best_metric_epoch == engine.state.epoch:
             save_atomically(self.network.state_dict(), self.path)

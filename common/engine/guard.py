@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import inspect
 import json
 import logging
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pydoc import locate
 from types import TracebackType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from monai.bundle.config_parser import ConfigParser
 
 import common
@@ -42,12 +47,13 @@ RUN_OPTIONS = {
 SEPARATORS = re.compile(r"::|#")
 
 
-def guard(bundle_root: str | Path, output_dir: str | Path) -> None:
+def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = False) -> None:
     """Check the command line, the copy of ``common`` and the output folder, and turn errors into one line.
 
     Args:
         bundle_root: folder of the bundle.
         output_dir: made if it does not exist.
+        distributed: whether to join the other processes that ``torchrun`` started (NCCL on GPUs, else Gloo).
 
     Raises:
         InputError: for an unknown option, a switch given as the text "true" or "false", a bundle_root that is no bundle,
@@ -62,6 +68,8 @@ def guard(bundle_root: str | Path, output_dir: str | Path) -> None:
         check_options(sys.argv[1:])
     check_bundle(bundle_root)
     check_writable(output_dir)
+    if distributed:
+        _join_processes()
 
 
 def check_options(arguments: Sequence[str]) -> None:
@@ -176,19 +184,38 @@ def _as_list(text: str) -> list[str]:
 
 def _check_nested(config: Any, keys: Sequence[str], name: str) -> None:
     for key in keys:
-        if isinstance(config, list) and key.isdigit() and int(key) < len(config):
-            config = config[int(key)]
-        elif isinstance(config, dict) and (key in config or "_target_" in config):
-            # A component may get an argument that its config leaves at the default.
-            config = config.get(key)
-        else:
-            existing = set(config) if isinstance(config, dict) else set()
+        existing = _children(config)
+        if key not in existing:
             raise InputError(f"There is no option --{name}: {key!r} does not exist there.{_closest(key, existing)}")
+        config = config[int(key)] if isinstance(config, list) else config.get(key)
+
+
+def _children(config: Any) -> set[str]:
+    """What can be set below an item: its own keys or positions, and for a component all arguments that it takes."""
+    if isinstance(config, list):
+        return {str(position) for position in range(len(config))}
+    if not isinstance(config, dict):
+        return set()
+    target = locate(config["_target_"]) if "." in config.get("_target_", "") else None
+    parameters = inspect.signature(target).parameters if callable(target) else {}
+    return set(config) | set(parameters)
 
 
 def _closest(name: str, known: set[str]) -> str:
     matches = difflib.get_close_matches(name, [key for key in known if not key.startswith("_")], n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def _join_processes() -> None:
+    if "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            "Training on several devices is started by torchrun: torchrun --nproc_per_node=N -m monai.bundle run "
+            "--config_file \"['configs/train.json','configs/multi_gpu_train.json']\"."
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def _keep_freed_memory() -> None:

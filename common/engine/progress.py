@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
@@ -26,19 +28,17 @@ class ProgressBar:
 
     Args:
         desc: text in front of the bar.
-        loss: whose terms are shown behind it; None for nothing.
-        show: whether this process shows it.
+        loss: whose terms are shown behind it; None for nothing. Of several processes the first one shows its bar.
     """
 
-    def __init__(self, desc: str, loss: RegistrationLoss | None = None, show: bool = True) -> None:
+    def __init__(self, desc: str, loss: RegistrationLoss | None = None) -> None:
         self.desc = desc
         self.loss = loss
-        self.show = show
         self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer or an evaluator."""
-        if self.show:
+        if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
             for event in (Events.COMPLETED, Events.EXCEPTION_RAISED):
@@ -73,25 +73,23 @@ class History:
     Args:
         path: the CSV.
         loss: whose terms are averaged.
-        evaluator: whose metrics are written with the epoch in which they were computed.
-        write: whether this process writes.
+        evaluator: whose metrics are written with the epoch in which they were computed. Of several processes the first
+            one writes, what all have seen.
     """
 
-    def __init__(self, path: str | Path, loss: RegistrationLoss, evaluator: Evaluator, write: bool = True) -> None:
+    def __init__(self, path: str | Path, loss: RegistrationLoss, evaluator: Evaluator) -> None:
         self.path = Path(path)
         self.loss = loss
         self.evaluator = evaluator
-        self.write = write
         self._sums: dict[str, float] = {}
         self._count = 0
         self._started = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after validation."""
-        if self.write:
-            engine.add_event_handler(Events.STARTED, self._start)
-            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_row)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_row)
 
     def _start(self, engine: Engine) -> None:
         self._started = time.monotonic()
@@ -108,13 +106,19 @@ class History:
         state = engine.state
         row: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration}
         row["seconds"] = round(time.monotonic() - self._started, 1)
-        row |= {name: round(value / self._count, 6) for name, value in self._sums.items()}
+        row |= {name: round(value, 6) for name, value in self._means().items()}
         if self.evaluator.state.epoch == state.epoch:
             metrics = {k: float(v) for k, v in self.evaluator.state.metrics.items() if isinstance(v, int | float)}
             row |= {f"val_{name}": round(value, 6) for name, value in metrics.items()}
             logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         self._sums, self._count = {}, 0
         self._replace([*self._read(), row])
+
+    def _means(self) -> dict[str, float]:
+        """Mean of each term over the iterations of the epoch and over all processes."""
+        sums = torch.tensor([*self._sums.values(), self._count], dtype=torch.float64, device=idist.device())
+        *totals, count = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
+        return dict(zip(self._sums, (total / count for total in totals), strict=True))
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
@@ -123,6 +127,8 @@ class History:
             return list(csv.DictReader(file))
 
     def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if idist.get_rank() != 0:
+            return
         if not rows:
             self.path.unlink(missing_ok=True)
             return

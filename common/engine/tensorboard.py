@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
@@ -24,21 +25,19 @@ class TensorBoardHandler:
     Args:
         log_dir: folder of the event files.
         loss: whose terms are written.
-        evaluator: whose metrics and first pair are written.
-        write: whether this process writes.
+        evaluator: whose metrics and first pair are written. Of several processes the first one writes.
     """
 
-    def __init__(self, log_dir: str | Path, loss: RegistrationLoss, evaluator: Evaluator, write: bool = True) -> None:
+    def __init__(self, log_dir: str | Path, loss: RegistrationLoss, evaluator: Evaluator) -> None:
         self.log_dir = Path(log_dir)
         self.loss = loss
         self.evaluator = evaluator
-        self.write = write
         self._writer: Any = None
         self._iteration = 0
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        if not self.write:
+        if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._write_terms)

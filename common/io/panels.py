@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("fixed", "moving", "warped", "moving - fixed", "warped - fixed", "warped grid")
-GRID_SPACING = 4
+GRID_LINES = 32
+"""Grid lines along the longest axis, about: more of them run together."""
+COLUMN_WIDTH = 2.4
 
 
 def panel(fixed: Tensor, moving: Tensor, warped: Tensor, ddf: Tensor, title: str = "") -> Figure:
@@ -40,17 +42,20 @@ def panel(fixed: Tensor, moving: Tensor, warped: Tensor, ddf: Tensor, title: str
     images = [x[0].detach().float().cpu().numpy() for x in (fixed, moving, warped)]
     positions = (identity_grid(ddf.shape[1:])[0] + ddf.detach().float().cpu()).numpy()
     planes = [None] if images[0].ndim == 2 else [2, 1, 0]
-    figure = Figure(figsize=(2.4 * len(COLUMNS), 2.5 * len(planes) + 0.4), layout="constrained")
-    axes = figure.subplots(len(planes), len(COLUMNS), squeeze=False)
-    top = max(float(np.quantile(images[0], 0.999)), float(np.quantile(images[1], 0.999)), 1e-6)
+    # A row is as high as its pictures, unless they are very slim.
+    heights = [COLUMN_WIDTH * min(up / across, 2) for across, up in (_slice(images[0], p).shape for p in planes)]
+    figure = Figure(figsize=(COLUMN_WIDTH * len(COLUMNS), sum(heights) + 0.6), layout="constrained")
+    axes = figure.subplots(len(planes), len(COLUMNS), squeeze=False, height_ratios=heights)
+    bottom, top = _range(images[0], images[1])
+    half = (top - bottom) / 2
     for row, plane in zip(axes, planes, strict=True):
         slices = [_slice(image, plane) for image in images]
         pictures = [*slices, slices[1] - slices[0], slices[2] - slices[0]]
         for column, picture in enumerate(pictures):
             signed = column > 2
             row[column].imshow(
-                picture.T, origin="lower", cmap="RdBu_r" if signed else "gray", vmin=-top / 2 if signed else 0,
-                vmax=top / 2 if signed else top, interpolation="nearest",
+                picture.T, origin="lower", cmap="RdBu_r" if signed else "gray", vmin=-half if signed else bottom,
+                vmax=half if signed else top, interpolation="nearest",
             )  # fmt: skip
         _draw_grid(row[-1], positions, plane)
         for axis in row:
@@ -67,16 +72,23 @@ def _slice(volume: np.ndarray, plane: int | None) -> np.ndarray:
     return volume if plane is None else volume.take(volume.shape[plane] // 2, axis=plane)
 
 
+def _range(*images: np.ndarray) -> tuple[float, float]:
+    """Darkest and brightest value shown; the few voxels beyond would take the contrast from the rest."""
+    bounds = np.array([np.quantile(image, (0.001, 0.999)) for image in images])
+    bottom, top = float(bounds[:, 0].min()), float(bounds[:, 1].max())
+    return bottom, max(top, bottom + 1e-6)
+
+
 def _draw_grid(axis: Axes, positions: np.ndarray, plane: int | None) -> None:
     """Where a regular grid of the fixed image comes from, within the plane."""
     shown = [k for k in range(positions.shape[0]) if k != plane]
     across, up = (_slice(positions[k], plane) for k in shown)
-    for start, lines in ((0, slice(None, None, GRID_SPACING)), (1, slice(None, None, GRID_SPACING))):
-        x, y = (across[lines], up[lines]) if start == 0 else (across[:, lines].T, up[:, lines].T)
-        axis.plot(x.T, y.T, color="black", linewidth=0.4)
+    step = max(1, round(max(across.shape) / GRID_LINES))
+    axis.plot(across[::step].T, up[::step].T, color="black", linewidth=0.4)
+    axis.plot(across[:, ::step], up[:, ::step], color="black", linewidth=0.4)
     axis.set_aspect("equal")
-    axis.set_xlim(0, across.shape[0] - 1)
-    axis.set_ylim(0, across.shape[1] - 1)
+    axis.set_xlim(-0.5, across.shape[0] - 0.5)
+    axis.set_ylim(-0.5, across.shape[1] - 0.5)
 
 
 def as_rgb(figure: Figure) -> Tensor:

@@ -19,7 +19,7 @@ _TAPS = 5
 # Standard deviation of the blur per axis; infinity is the box. The published 3D kernel is a slip of its authors that
 # their weights were trained with: Gaussians of variance 1 and 1/2 along the first and the last axis, flat along the
 # middle one.
-_PUBLISHED = (1.0, math.inf, math.sqrt(0.5))
+PUBLISHED_SIGMAS = (1.0, math.inf, math.sqrt(0.5))
 
 
 class ImagePyramid:
@@ -163,13 +163,18 @@ def _matrices(image: Tensor, sigmas: Sequence[float | None]) -> list[Tensor | No
     ]
 
 
+def blur_taps(sigma: float) -> Tensor:
+    """The five weights of the blur along one axis, float64, of sum 1; a Gaussian, flat for an infinite ``sigma``."""
+    steps = torch.arange(_TAPS, dtype=torch.float64) - _TAPS // 2
+    taps = torch.exp(-(steps**2) / (2 * sigma**2))
+    return taps / taps.sum()
+
+
 @functools.lru_cache(maxsize=64)
 def _blur_and_halve(size: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Matrix (size // 2, size): five-tap blur with zero padding, then corner-aligned linear resampling."""
-    steps = torch.arange(_TAPS, dtype=torch.float64) - _TAPS // 2
-    taps = torch.exp(-(steps**2) / (2 * sigma**2))
     identity = torch.eye(size, dtype=torch.float64)[:, None]
-    blurred = F.conv1d(identity, (taps / taps.sum())[None, None], padding=_TAPS // 2)
+    blurred = F.conv1d(identity, blur_taps(sigma)[None, None], padding=_TAPS // 2)
     halved = F.interpolate(blurred, size=size // 2, mode="linear", align_corners=True)
     return halved[:, 0].T.to(device, dtype).contiguous()
 
@@ -187,7 +192,7 @@ def _sigmas(dims: int, kernel: str, axes: Sequence[int] | None) -> list[float | 
         raise InputError(
             f"A pyramid got axes={tuple(chosen)} for {dims} spatial axes; number them from 0 to {dims - 1}."
         )
-    sigmas = _PUBLISHED if kernel == "published" and dims == 3 else (1.0,) * dims
+    sigmas = PUBLISHED_SIGMAS if kernel == "published" and dims == 3 else (1.0,) * dims
     return [sigma if axis in chosen else None for axis, sigma in enumerate(sigmas)]
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checks import InputError
 from common.losses.pyramid import ImagePyramid
 from common.spatial import warp
 
@@ -18,7 +19,8 @@ class Term(nn.Module):
     """A loss, what it looks at, and its weight.
 
     Args:
-        loss: takes the tensors named in ``on`` and returns a scalar; a sequence has one loss per level, finest first.
+        loss: takes the tensors named in ``on`` and returns a scalar; a sequence has one loss per level, finest first,
+            a single loss serves all levels.
         on: names out of the network's outputs of a level ("ddf", "velocity", "warped") and its targets ("moving",
             "fixed", "moving_label", "fixed_label"), in the order of the loss's arguments.
         weight: factor of the term in the total.
@@ -31,11 +33,20 @@ class Term(nn.Module):
         self.weight = weight
 
     def forward(self, outputs: Mapping[str, Any], targets: Mapping[str, Any], level: int = 0) -> Tensor:
-        """The unweighted loss of one level; a single loss serves all levels."""
+        """The unweighted loss of one level.
+
+        Args:
+            outputs: name to tensor of this level.
+            targets: name to tensor of this level.
+            level: 0 is the finest.
+
+        Raises:
+            InputError: when a name of ``on`` is in neither.
+        """
         available = {**targets, **outputs}
         missing = [name for name in self.on if name not in available]
         if missing:
-            raise ValueError(f"The loss needs {', '.join(missing)}, which neither the network nor the data provide.")
+            raise InputError(f"The loss needs {', '.join(missing)}, which neither the network nor the data provide.")
         loss = self.losses[min(level, len(self.losses) - 1)]
         result: Tensor = loss(*[available[name] for name in self.on])
         return result
@@ -49,8 +60,13 @@ class RegistrationLoss(nn.Module):
 
     Args:
         terms: name to term; terms of weight 0 are left out.
-        level_weights: one weight per level, finest first; a single one uses the final displacement alone.
+        level_weights: one weight per level, finest first; a single one uses the final displacement alone, and of
+            several velocities the finest.
         pyramid: reduces images and labels level by level, needed for more than one level.
+
+    Raises:
+        InputError: when no term has a weight, a term has another number of losses than there are levels, or several
+            levels come without a pyramid.
     """
 
     def __init__(
@@ -61,8 +77,18 @@ class RegistrationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if len(level_weights) > 1 and pyramid is None:
-            raise ValueError(f"{len(level_weights)} levels need a pyramid of the images.")
+            raise InputError(
+                f"{len(level_weights)} level weights need a pyramid of the images; give one, or one weight."
+            )
+        for name, term in terms.items():
+            if len(term.losses) not in (1, len(level_weights)):
+                raise InputError(
+                    f"Term {name!r} has {len(term.losses)} losses for {len(level_weights)} level weights; "
+                    "give it one loss per level, or one for all."
+                )
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if term.weight != 0})
+        if not self.terms:
+            raise InputError("No term of the loss has a weight other than 0; nothing would be trained.")
         self.level_weights = tuple(level_weights)
         self.pyramid = pyramid
         self._looks_at = {name for term in self.terms.values() for name in term.on}  # type: ignore[union-attr]
@@ -72,11 +98,15 @@ class RegistrationLoss(nn.Module):
         """The total of one batch.
 
         Args:
-            outputs: of the network: ``ddf``, and for several levels ``pyramid`` and ``velocity`` (lists, finest first).
+            outputs: of the network: ``ddf``, with a pyramid of images the list ``pyramid`` (finest first), and what
+                the terms look at.
             targets: ``moving`` and ``fixed`` (B, 1, *spatial), and the label maps that the terms look at.
 
         Returns:
             A scalar; :meth:`terms_of_last_call` tells what it is made of.
+
+        Raises:
+            InputError: when a term looks at something that is not there, or the network has too few levels.
         """
         device_type = targets["fixed"].device.type
         with torch.autocast(device_type, enabled=False):
@@ -98,8 +128,13 @@ class RegistrationLoss(nn.Module):
     ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         count = len(self.level_weights)
         if self.pyramid is None:
-            return [(self._with_warped(dict(outputs), targets), dict(targets))]
+            final = dict(outputs)
+            if isinstance(final.get("velocity"), Sequence):
+                final["velocity"] = final["velocity"][0]
+            return [(self._with_warped(final, targets), dict(targets))]
         displacements = outputs["pyramid"]
+        if len(displacements) < count:
+            raise InputError(f"{count} level weights do not fit a network with {len(displacements)} levels.")
         size = displacements[0].shape[2:]
         names = [name for name in targets if name in self._looks_at or name in ("moving", "fixed")]
         reducers: dict[str, Callable[..., list[Tensor]]] = {
@@ -109,7 +144,9 @@ class RegistrationLoss(nn.Module):
         levels = []
         for level in range(count):
             level_targets = {name: reduced[name][level] for name in names}
-            level_outputs = {"ddf": displacements[level], "velocity": outputs["velocity"][level]}
+            level_outputs = {"ddf": displacements[level]}
+            if "velocity" in outputs:
+                level_outputs["velocity"] = outputs["velocity"][level]
             levels.append((self._with_warped(level_outputs, level_targets), level_targets))
         return levels
 

@@ -26,7 +26,7 @@ from common.spatial.labels import warp_labels
 _KEYS = ("ddf", "fixed_label", "moving_label", "fixed", "moving", "spacing", "fixed_id", "moving_id")
 
 
-class RegistrationMetrics(Metric):  # type: ignore[misc]
+class RegistrationMetrics(Metric):
     """Dice, folding and spread of the Jacobian over all pairs of an epoch, and the table of the pairs.
 
     Attach it under one of the names below, for instance ``key_val_metric={"dice": RegistrationMetrics(labels=...)}``;
@@ -34,7 +34,7 @@ class RegistrationMetrics(Metric):  # type: ignore[misc]
     (NaN); an infinite HD95 stays infinite.
 
     * ``dice``, ``dice_before``: mean over labels by the Learn2Reg rule, after and before warping, in [0, 1];
-    * ``hd95``: with ``hd95`` given, mean over labels by the same rule;
+    * ``hd95``, ``hd95_before``: with ``hd95`` given, mean over labels by the same rule, after and before warping;
     * ``fold_fraction``: percent of all voxels with determinant <= 0;
     * ``sdlogj``: std of log(det) over unfolded voxels of the foreground; ``sdlogj_l2r``: the official form, whole
       interior; ``sdlogj_l2r_masked``: that inside the foreground;
@@ -50,7 +50,7 @@ class RegistrationMetrics(Metric):  # type: ignore[misc]
 
     Attributes:
         cases: one dictionary per pair of the last epoch: ``fixed_id``, ``moving_id``, every figure above as float, and
-            ``dice_per_label``, ``dice_before_per_label``, ``hd95_per_label`` as {label: float}. For a table on disk.
+            ``dice_per_label``, ``dice_before_per_label`` and the same of ``hd95`` as {label: float}. For a table on disk.
     """
 
     def __init__(
@@ -145,6 +145,8 @@ class RegistrationMetrics(Metric):  # type: ignore[misc]
                     raise InputError("HD95 in millimetres needs the spacing of each pair, but the output has none.")
                 spacing = [float(size) for size in torch.as_tensor(pair["spacing"]).flatten()]
             tables["hd95"] = hd95_l2r(fixed, warped, self.labels, moving, spacing)
+            if moving.shape == fixed.shape:
+                tables["hd95_before"] = hd95_l2r(fixed, moving, self.labels, moving, spacing)
         case: dict[str, Any] = {name: float(mean_over_labels(table)) for name, table in tables.items()}
         for name, table in tables.items():
             case[f"{name}_per_label"] = dict(zip(self.labels, table[0].tolist(), strict=True))
@@ -176,7 +178,8 @@ def _pairs(output: Any) -> list[Mapping[str, Any]]:
     if isinstance(output, Sequence) and all(isinstance(pair, Mapping) for pair in output):
         return list(output)
     raise InputError(
-        f"The registration metrics were given {type(output).__name__}; they need a dictionary with ddf or a list of them."
+        f"The registration metrics were given {type(output).__name__}; they need a dictionary with ddf, or a list "
+        "of such."
     )
 
 

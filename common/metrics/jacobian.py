@@ -38,7 +38,8 @@ class JacobianStatistics(NamedTuple):
         fold_fraction_interior: voxels with det <= 0 at least 2 from the border, over the number of all voxels.
         folded: number of voxels with det <= 0 inside the mask, whole volume without one.
         sdlogj: std of log(det) over the voxels with det > 0 inside the mask; NaN without such voxels.
-        sdlogj_l2r: std of log(clip(det + 3, clip, 1 / clip)) at least 2 voxels from the border, whatever the mask.
+        sdlogj_l2r: std of log(clip(det + 3, clip, 1 / clip)) at least 2 voxels from the border, whatever the mask;
+            NaN where no voxel is that far from it.
         sdlogj_l2r_masked: the same inside the mask.
     """
 
@@ -56,7 +57,7 @@ def jacobian_statistics(ddf: Tensor, mask: Tensor | None = None, clip: float = 1
     Works slab by slab along the first axis, so that the memory needed does not grow with the volume.
 
     Args:
-        ddf: (B, d, *spatial), in voxels; every axis has at least 5 voxels. float64 fields are evaluated in float64.
+        ddf: (B, d, *spatial), in voxels; at least 2 voxels along every axis. float64 fields are evaluated in float64.
         mask: (B, 1, *spatial); voxels above 0 count in ``folded``, ``sdlogj`` and ``sdlogj_l2r_masked``.
         clip: bounds of ``sdlogj_l2r`` are ``clip`` and ``1 / clip``: 1e-9 in Learn2Reg, 1e-8 in EOIR's tables.
 
@@ -64,10 +65,10 @@ def jacobian_statistics(ddf: Tensor, mask: Tensor | None = None, clip: float = 1
         See :class:`JacobianStatistics`.
 
     Raises:
-        InputError: when an axis is shorter than 5 voxels or ``mask`` does not fit.
+        InputError: when an axis has a single voxel or ``mask`` does not fit.
         ValueError: when ``ddf`` is no displacement field.
     """
-    check_field(ddf, mask, minimum=2 * _CROP + 1)
+    check_field(ddf, mask, minimum=2)
     rows = [_of_one_field(ddf[b : b + 1].detach(), None if mask is None else mask[b, 0], clip) for b in range(len(ddf))]
     return JacobianStatistics(*(torch.stack(list(column)).double() for column in zip(*rows, strict=True)))
 
@@ -80,7 +81,7 @@ def _of_one_field(ddf: Tensor, mask: Tensor | None, clip: float) -> list[Tensor]
     logs, l2r, l2r_masked = (torch.zeros_like(folds) for _ in range(3))
     for start, stop, det in determinant_slabs(ddf):
         interior = _interior(start, stop, shape)
-        folded = det <= 0
+        folded = ~(det > 0)  # a NaN is no diffeomorphism either
         in_mask = folded if mask is None else folded & (mask[start:stop] > 0)
         folds += torch.stack([folded.sum(), folded[interior].sum(), in_mask.sum()])
         positive = ~folded if mask is None else ~folded & (mask[start:stop] > 0)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.blocks.eoir import FlowEstimator, PlainBlock, block
+from common.blocks.eoir import Encoder, FlowEstimator, PlainBlock, block
 from common.spatial import compose, integrate, resize_image, warp
 
 LEVELS = 5
@@ -87,7 +87,7 @@ class EOIR(nn.Module):
         layers: list[nn.Module] = [PlainBlock(spatial_dims, 1, n), PlainBlock(spatial_dims, n, 2 * n)]
         if large is not None:
             layers.append(block(spatial_dims, 2 * n, 2 * n, large))
-        self.encoder = nn.Sequential(*layers, PlainBlock(spatial_dims, 2 * n, n))
+        self.encoder = Encoder(*layers, PlainBlock(spatial_dims, 2 * n, n))
         self.estimators = nn.ModuleList(
             FlowEstimator(spatial_dims, n, search_radius, large) for _ in range(LEVELS - self.first_level)
         )
@@ -152,10 +152,8 @@ class EOIR(nn.Module):
         velocities: list[Tensor] = []
         known: Tensor | None = None
         for level in reversed(range(len(moving))):
-            source = moving[level]
-            if known is not None:
-                source = warp(source, known, padding_mode="zeros").to(source.dtype)
-            velocity = self.estimators[level](source, fixed[level])
+            # Taken out of the lists, so that features are freed as soon as they are in the pair.
+            velocity = self.estimators[level](_pair(fixed.pop(), moving.pop(), known))
             ddf = integrate(velocity, self.int_steps)
             if known is not None:
                 ddf = compose(known, ddf, padding_mode="zeros")
@@ -163,6 +161,13 @@ class EOIR(nn.Module):
             velocities.insert(0, velocity)
             displacements.insert(0, known if self.first_level else ddf)
         return displacements, velocities
+
+
+def _pair(fixed: Tensor, moving: Tensor, known: Tensor | None) -> Tensor:
+    """Features of the fixed image beside those of the moving one, warped by what is ``known``: (B, 2 N, *spatial)."""
+    if known is not None:
+        moving = warp(moving, known, padding_mode="zeros").to(moving.dtype)
+    return torch.cat([fixed, moving], dim=1)
 
 
 def _padding(size: Sequence[int], resampled_axes: int) -> list[int]:

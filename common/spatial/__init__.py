@@ -10,6 +10,7 @@ from __future__ import annotations
 from common.spatial.grid import identity_grid
 from common.spatial.integrate import integrate
 from common.spatial.jacobian import determinant, jacobian_determinant
+from common.spatial.labels import warp_labels, warp_labels_linear
 from common.spatial.resize import resize_ddf, resize_image
 from common.spatial.warp import compose, warp
 
@@ -22,4 +23,6 @@ __all__ = [
     "resize_ddf",
     "resize_image",
     "warp",
+    "warp_labels",
+    "warp_labels_linear",
 ]

@@ -80,5 +80,5 @@ def difference(computed: np.ndarray, stored: np.ndarray, kind: str) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    error, size = np.abs(computed - stored)[finite].max(), np.abs(stored[finite]).max()
+    error, size = np.abs(computed[finite] - stored[finite]).max(), np.abs(stored[finite]).max()
     return float(error / size) if kind == "rel" and size > 0 else float(error)

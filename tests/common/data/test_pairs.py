@@ -167,6 +167,6 @@ def test_start_works_through_a_data_loader(workers: int) -> None:
 def test_monai_workflow_sets_the_epoch_and_sees_new_pairs_each_epoch(workers: int) -> None:
     loader = DataLoader(Echo(6), batch_size=2, sampler=PairSampler(Echo(6), seed=9), num_workers=workers)
     seen: list[torch.Tensor] = []
-    Workflow(device="cpu", max_epochs=3, data_loader=loader, iteration_update=lambda _, b: seen.append(b)).run()  # type: ignore
+    Workflow(device="cpu", max_epochs=3, data_loader=loader, iteration_update=lambda _, b: seen.append(b)).run()
     expected = [pair for epoch in (1, 2, 3) for pair in draw_pairs("random_partner", 6, seed=9, epoch=epoch)]
     assert [tuple(pair) for pair in torch.cat(seen).tolist()] == expected

@@ -292,7 +292,7 @@ def _dice(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 def _oasis_submission(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     ddf = arrays["in/flow"][0]
-    half = to_half_resolution(ddf)
+    half = to_half_resolution(ddf, mode="constant", dtype=np.float32)
     return {"out/displacement": ddf, "out/half": half, "out/half_f16": half.astype(np.float16)}
 
 
@@ -303,7 +303,44 @@ def _abdomen(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 
 def _metrics(meta: dict[str, Any], arrays: Arrays) -> Arrays:
-    raise NotImplementedError
+    ddf = _tensor(arrays["in/displacement"]).double()
+    spacing = [round(float(size), 6) for size in arrays["in/spacing"]]
+    fixed, moving, warped = (_tensor(arrays[f"in/{name}"])[None, None] for name in ("fixed", "moving", "warped"))
+    labels = range(1, int(fixed.max()) + 1)
+    lacking = warped.clone()
+    lacking[lacking == labels[-1]] = 0
+
+    def hd95(candidate: Tensor) -> np.ndarray:
+        values = metrics.hd95_l2r(fixed, candidate, labels, moving, spacing, vanished="moving")
+        return metrics.mean_over_labels(values)[0].numpy()
+
+    def dice_voi() -> np.ndarray:
+        listed = torch.tensor([0, 4, 11, 23, 207], dtype=torch.int16)
+        every = _lumir_labels()
+        return metrics.dice_voi(listed[fixed.long()], listed[warped.long()], every).mean().numpy()
+
+    statistics = metrics.jacobian_statistics(ddf, clip=1e-8)
+    return {
+        "out/jacobian": jacobian_determinant(ddf)[0, 0, 2:-2, 2:-2, 2:-2].numpy(),
+        "loss/folding_fraction": statistics.fold_fraction_interior[0].numpy(),
+        "loss/sdlogj": statistics.sdlogj_l2r[0].numpy(),
+        "out/dice_per_class": metrics.dice_voi(fixed, warped, labels)[0].numpy(),
+        "loss/dice": metrics.dice_voi(fixed, warped, labels).mean().numpy(),
+        "loss/dice_absent": metrics.dice_voi(fixed, lacking, labels).mean().numpy(),
+        "loss/hd95": hd95(warped),
+        "loss/hd95_absent": hd95(lacking),
+        "loss/hd95_initial": hd95(moving),
+        "loss/dice_voi": dice_voi(),
+    }
+
+
+def _lumir_labels() -> list[int]:
+    """The 133 label values of the LUMIR evaluation, background included."""
+    text = (
+        "0,4,11,23,30-32,35-41,44,45,47-52,55-62,71-73,75,76,100-109,112-125,128,129,132-157,160-187,190-207"
+    )
+    bounds = [[int(n) for n in part.split("-")] for part in text.split(",")]
+    return [value for first, *last in bounds for value in range(first, (last or [first])[0] + 1)]
 
 
 OTHERS: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {

@@ -25,7 +25,7 @@ Arrays = dict[str, Array]
 _INPUTS = re.compile(r"in/|f64/(\w+_keypoints|nearest_coordinates|spacing_\d+)$")
 
 
-def INPUTS(meta: dict[str, Any], name: str) -> bool:  # noqa: N802
+def is_input(meta: dict[str, Any], name: str) -> bool:
     """Whether an entry of a file is something given and nothing to reproduce, whatever its prefix says."""
     ranking_input = "hard_fraction" in meta["constructor"] and name in ("f64/dice", "f64/hd95", "f64/sdlogj")
     return ranking_input or bool(_INPUTS.match(name))
@@ -90,7 +90,7 @@ def _half_resolution(arrays: Arrays) -> Arrays:
     half = to_half_resolution(field, mode="constant").astype(np.float32)
     restored = from_half_resolution(half)
     error = np.abs(restored - field).max()
-    return {"out/half": half, "out/restored": restored, "f64/max_round_trip_error": np.float64(error)}
+    return {"out/half": half, "out/restored": restored, "f64/max_round_trip_error": np.array(error, np.float64)}
 
 
 def _area(arrays: Arrays) -> Arrays:
@@ -136,8 +136,8 @@ def _edge_cases(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     mask, empty = fixed[0, 0] > 0, torch.zeros_like(fixed[0, 0])
     absent = int(max(fixed.max(), moving.max())) + 1
     computed: Arrays = {
-        "f64/hd95_prediction_empty": np.float64(metrics.surface_distances(mask, empty).hausdorff()),
-        "f64/hd95_both_empty": np.float64(metrics.surface_distances(empty, empty).hausdorff()),
+        "f64/hd95_prediction_empty": np.array(metrics.surface_distances(mask, empty).hausdorff()),
+        "f64/hd95_both_empty": np.array(metrics.surface_distances(empty, empty).hausdorff()),
         "f64/dice_both_empty": metrics.dice_per_label(fixed, fixed, [absent], absent="zero")[0, 0].numpy(),
         "f64/nearest_rounding": _sampled_on_a_line(meta, arrays["f64/nearest_coordinates"]),
     }

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What evaluation and inference leave behind: tables, a summary, a page to read, warped images and fields."""
+
+from __future__ import annotations
+
+import io
+import logging
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import Tensor
+
+from common.checks import InputError
+from common.engine.batch import registered
+from common.engine.provenance import peak_memory_gb, provenance
+from common.io.nifti import write_ddf, write_image
+from common.io.panels import panel
+from common.io.tables import read_csv, write_csv, write_json
+from common.metrics.handlers import RegistrationMetrics
+from common.spatial import warp
+
+logger = logging.getLogger(__name__)
+EVALUATION_FILES = ("cases.csv", "labels.csv", "summary.json", "report.html")
+
+
+class EvaluationWriter:
+    """Writes ``cases.csv`` (per pair), ``labels.csv`` (per pair and label), ``summary.json`` and ``report.html``.
+
+    Every figure stands beside its value before registration. Seconds are those of the network on one pair, without
+    reading and measuring.
+
+    Args:
+        output_dir: folder of the four files.
+        metrics: the metric that measures the pairs, attached to the same evaluator.
+        title: of the page.
+        history: ``history.csv`` of the training, shown as curves where it exists.
+        overwrite: whether files of an earlier evaluation may be replaced.
+
+    Raises:
+        InputError: when there is an evaluation in the folder and ``overwrite`` is not set.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        metrics: RegistrationMetrics,
+        title: str,
+        history: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.metrics = metrics
+        self.title = title
+        self.history = history
+        existing = [name for name in EVALUATION_FILES if (self.output_dir / name).exists()]
+        if existing and not overwrite:
+            raise InputError(
+                f"{self.output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, or "
+                "replace it with --overwrite True."
+            )
+        self._seconds: list[float] = []
+        self._pairs: list[tuple[float, dict[str, Any]]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose batches hold one pair."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start_clock(self, engine: Engine) -> None:
+        _synchronise(engine)
+        self._started = time.perf_counter()
+
+    def _stop_clock(self, engine: Engine) -> None:
+        _synchronise(engine)
+        self._seconds.append(time.perf_counter() - self._started)
+
+    def _keep(self, engine: Engine) -> None:
+        """Keep the worst, the median and the best pair so far, by Dice (by order where there are no labels)."""
+        score = float(self.metrics.cases[-1].get("dice", len(self._pairs)))
+        pair = {name: value for name, value in registered(engine.state.output)[0].items() if not name.endswith("_label")}
+        self._pairs.append((score, {name: _on_cpu(value) for name, value in pair.items()}))
+        if len(self._pairs) > 16:
+            # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
+            self._pairs.sort(key=lambda item: item[0])
+            self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
+
+    def _write(self, engine: Engine) -> None:
+        from common.io.report import write_report
+
+        cases = [
+            {**{k: v for k, v in case.items() if not isinstance(v, Mapping)}, "seconds": seconds}
+            for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)
+        ]
+        labels = _rows_per_label(self.metrics.cases)
+        summary = _summary(cases)
+        summary["peak_memory_gb"] = {"mean": round(peak_memory_gb(engine.state.device), 3)}
+        content = {"title": self.title, "pairs": len(cases), "metrics": summary, "provenance": provenance()}
+        write_csv(self.output_dir / "cases.csv", cases)
+        write_csv(self.output_dir / "labels.csv", labels)
+        write_json(self.output_dir / "summary.json", content)
+        write_report(
+            self.output_dir / "report.html",
+            title=self.title,
+            summary=summary,
+            cases=cases,
+            labels=_means_per_label(labels),
+            history=read_csv(self.history) if self.history else [],
+            panels=self._panels(),
+            provenance=content["provenance"],
+        )
+        print(summary_table(summary, len(cases)))
+        print(f"Tables and report: {self.output_dir / 'report.html'}")
+
+    def _panels(self) -> list[tuple[str, bytes]]:
+        ranked = sorted(self._pairs, key=lambda item: item[0])
+        chosen = {"worst pair": ranked[0], "median pair": ranked[len(ranked) // 2], "best pair": ranked[-1]}
+        shown = chosen if len(ranked) > 2 else {"pair": ranked[0]}
+        pictures = []
+        for name, (score, pair) in shown.items():
+            warped = warp(pair["moving"][None], pair["ddf"][None])[0]
+            text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
+            caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
+            file = io.BytesIO()
+            panel(pair["fixed"], pair["moving"], warped, pair["ddf"]).savefig(file, format="png", dpi=90)
+            pictures.append((caption, file.getvalue()))
+        return pictures
+
+
+class RegistrationWriter:
+    """Writes the warped moving image and the displacement field of each pair on the fixed grid.
+
+    Files: ``<moving>_to_<fixed>_warped.nii.gz`` and ``<moving>_to_<fixed>_ddf.nii.gz`` (voxels of the fixed grid,
+    component k along array axis k, pull-back).
+
+    Args:
+        output_dir: folder of the files.
+        overwrite: whether files of an earlier run may be replaced.
+    """
+
+    def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
+        self.output_dir = Path(output_dir)
+        self.overwrite = overwrite
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator; refuses at its start what would be overwritten."""
+        engine.add_event_handler(Events.STARTED, self._check)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._conclude)
+
+    def _paths(self, moving_id: str, fixed_id: str) -> tuple[Path, Path]:
+        name = f"{moving_id}_to_{fixed_id}"
+        return self.output_dir / f"{name}_warped.nii.gz", self.output_dir / f"{name}_ddf.nii.gz"
+
+    def _check(self, engine: Any) -> None:
+        loader = engine.data_loader
+        ids = [subject["id"] for subject in loader.dataset.data]
+        planned = [path for moving, fixed in loader.sampler.epoch_pairs() for path in self._paths(ids[moving], ids[fixed])]
+        existing = [path for path in planned if path.exists()]
+        if existing and not self.overwrite:
+            raise InputError(
+                f"{len(existing)} file(s) of this registration exist already, the first is {existing[0]}: choose another "
+                "--output_dir, or replace them with --overwrite True."
+            )
+
+    def _write(self, engine: Engine) -> None:
+        for pair in registered(engine.state.output):
+            warped_path, ddf_path = self._paths(pair["moving_id"], pair["fixed_id"])
+            warped = warp(pair["moving"][None], pair["ddf"][None])[0]
+            write_image(warped_path, warped, pair["affine"])
+            write_ddf(ddf_path, pair["ddf"], pair["affine"])
+            logger.info("%s registered to %s: %s, %s", pair["moving_id"], pair["fixed_id"], warped_path, ddf_path)
+
+    def _conclude(self, engine: Engine) -> None:
+        write_json(self.output_dir / "provenance.json", provenance())
+
+
+def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str:
+    """Text for a terminal: each figure before and after."""
+    lines = [f"{pairs} pairs" + " " * 12 + "before      after"]
+    for name, entry in summary.items():
+        before = f"{entry['before']:10.4f}" if "before" in entry else " " * 10
+        spread = f" ± {entry['std']:.4f}" if "std" in entry else ""
+        lines.append(f"{name:<18}{before} {entry['mean']:10.4f}{spread}")
+    return "\n".join(lines)
+
+
+def _summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over the pairs, and the mean before registration where there is one."""
+    names = [name for name, value in cases[0].items() if isinstance(value, float) and not name.endswith("_before")]
+    summary: dict[str, dict[str, float]] = {}
+    for name in names:
+        values = [case[name] for case in cases if case[name] == case[name]]
+        if values:
+            summary[name] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+            before = [case[f"{name}_before"] for case in cases if f"{name}_before" in case]
+            if before:
+                summary[name]["before"] = statistics.fmean(before)
+    return summary
+
+
+def _rows_per_label(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for case in cases:
+        tables = {name.removesuffix("_per_label"): table for name, table in case.items() if name.endswith("_per_label")}
+        for label in next(iter(tables.values()), {}):
+            values = {name: float(table[label]) for name, table in tables.items()}
+            rows.append({"fixed_id": case["fixed_id"], "moving_id": case["moving_id"], "label": label, **values})
+    return rows
+
+
+def _means_per_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    means = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        entry: dict[str, Any] = {"label": label}
+        for name in ("dice_before", "dice"):
+            values = [row[name] for row in own if name in row and row[name] == row[name]]
+            if values:
+                entry[name] = statistics.fmean(values)
+        means.append(entry)
+    return means
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _synchronise(engine: Engine) -> None:
+    if engine.state.device.type == "cuda":
+        torch.cuda.synchronize(engine.state.device)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pack a bundle into one zip that runs without this repository.
+
+Example: ``python scripts/package.py eoir_shapes3d`` writes ``dist/eoir_shapes3d_v0.1.0.zip``. The same files give the
+same zip, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.checks import InputError
+from common.io.tables import write_bytes
+
+BUNDLES = ROOT / "bundles"
+NEEDED = ("LICENSE", "configs/metadata.json", "common/__init__.py")
+# What runs leave behind in the bundle's folder; common/data is another matter.
+LEFT_OUT = {"outputs", "eval", "data"}
+WEIGHTS = (".pt", ".ts")
+EARLIEST = (1980, 1, 1, 0, 0, 0)
+
+
+def find_bundle(name: str) -> Path:
+    """Folder of a bundle.
+
+    Raises:
+        InputError: when there is none of that name, with those that exist.
+    """
+    existing = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+    if name not in existing:
+        raise InputError(f"There is no bundle {name!r}; these exist: {', '.join(existing)}.")
+    return BUNDLES / name
+
+
+def check_bundle(bundle: Path) -> str:
+    """Refuse a bundle that could not run on its own.
+
+    Returns:
+        Its version.
+
+    Raises:
+        InputError: when a file is missing, or the metadata were written for another version of ``common``.
+    """
+    for name in NEEDED:
+        if not (bundle / name).is_file():
+            raise InputError(f"{bundle / name} is missing: a bundle needs {', '.join(NEEDED)}.")
+    path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    if "version" not in metadata:
+        raise InputError(f"{path} states no version: add one, like 0.1.0.")
+    source = (bundle / "common" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    version = found[1] if found else None
+    if metadata.get("common_version") != version:
+        raise InputError(
+            f"{path} was written for common {metadata.get('common_version')}, this is common {version}: run the "
+            "bundle's tests and set common_version."
+        )
+    return str(metadata["version"])
+
+
+def bundle_files(bundle: Path, with_weights: bool = True) -> Iterator[tuple[PurePosixPath, Path]]:
+    """(name inside the bundle, file) of everything that a release holds, links followed, in a fixed order."""
+    for folder, folders, files in os.walk(bundle, followlinks=True):
+        inside = PurePosixPath(Path(folder).relative_to(bundle).as_posix())
+        at_top = inside == PurePosixPath(".")
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name != "__pycache__" and not name.startswith(".") and not (at_top and name in LEFT_OUT)
+        )
+        in_models = inside.parts[:1] == ("models",)
+        for name in sorted(files):
+            is_weights = name.endswith(WEIGHTS)
+            wanted = with_weights and is_weights if in_models else not is_weights
+            if wanted and not name.startswith(".") and not name.endswith(".pyc"):
+                yield inside / name, Path(folder) / name
+
+
+def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: bool = False) -> Path:
+    """Write ``<name>_v<version>.zip`` with the one top folder ``<name>``.
+
+    Returns:
+        The zip.
+
+    Raises:
+        InputError: when the bundle is not complete, or the zip exists and ``overwrite`` is not set.
+    """
+    target = output_dir / f"{bundle.name}_v{check_bundle(bundle)}.zip"
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists: raise the version in metadata.json, or replace it with --overwrite.")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, path in bundle_files(bundle, with_weights):
+            entry = zipfile.ZipInfo(f"{bundle.name}/{name}", EARLIEST)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, path.read_bytes())
+    write_bytes(target, content.getvalue())
+    return target
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    options = argparse.ArgumentParser(
+        description="Pack a bundle, with the whole of common, into <name>_v<version>.zip.",
+        epilog="Example: python scripts/package.py eoir_shapes3d --output_dir dist",
+    )
+    options.add_argument("bundle", help="name of a folder in bundles, e.g. eoir_shapes3d")
+    options.add_argument("--output_dir", type=Path, default=Path("dist"), help="default: %(default)s")
+    options.add_argument("--without_weights", action="store_true", help="leave models/*.pt out")
+    options.add_argument("--overwrite", action="store_true", help="replace a zip that exists")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        bundle = find_bundle(arguments.bundle)
+        target = pack(bundle, arguments.output_dir, not arguments.without_weights, arguments.overwrite)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 1
+    with zipfile.ZipFile(target) as archive:
+        names = archive.namelist()
+    weights = [name.rpartition("/")[2] for name in names if name.endswith(WEIGHTS)]
+    print(
+        f"{target}: {len(names)} files, {target.stat().st_size / 1e6:.1f} MB, "
+        f"{'weights ' + ', '.join(weights) if weights else 'no weights'}."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

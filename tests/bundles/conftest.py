@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.data.shapes3d import generate_shapes3d
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
+# Small enough for a step in a tenth of a second, and trained from the first step on.
+TINY = ["--network_def#start_channel", "2", "--learning_rate", "0.01"]
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    return generate_shapes3d(folder, num_subjects=8, size=(32, 32, 32), validation=2, test=2, progress=False)
+
+
+@pytest.fixture
+def command_line() -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str, cwd: Path = ROOT, module: str = "monai.bundle") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """Without a PYTHONPATH: a bundle has to find its own parts."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**kept, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bundle: what MONAI's own tools want of it, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, ckpt_export, load, verify_net_in_out
+
+import common
+from common.engine import save_atomically
+
+from .conftest import BUNDLES
+
+pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+SMALL = {"network_def#start_channel": 2}
+
+
+def workflow(bundle: Path, config: str, kind: str, **override: Any) -> ConfigWorkflow:
+    made = ConfigWorkflow(
+        str(bundle / "configs" / config), workflow_type=kind, logging_file=False, bundle_root=str(bundle), **override
+    )
+    made.initialize()
+    return made
+
+
+def test_bundle_folder_is_complete(bundle: Path) -> None:
+    files = ["LICENSE", "docs/README.md", "configs/logging.conf", "configs/metadata.json", "common/__init__.py"]
+    files += [f"configs/{name}.json" for name in ("train", "evaluate", "inference", "multi_gpu_train")]
+    assert [file for file in files if not (bundle / file).is_file()] == []
+    assert (bundle / "common").is_symlink() and not Path(bundle / "common").readlink().is_absolute()
+
+
+def test_metadata_fits_the_schema(bundle: Path) -> None:
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads((Path(__file__).parent / "metadata_schema.json").read_text()))
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["common_version"] == common.__version__
+    channels = metadata["network_data_format"]["inputs"]["image"]["channel_def"]
+    assert channels == {"0": "moving", "1": "fixed"}
+
+
+def test_metadata_names_the_pinned_versions(bundle: Path) -> None:
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    lines = (bundle.parents[1] / "requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    assert metadata["monai_version"] == pins["monai"]
+    assert metadata["pytorch_version"] == pins["torch"]
+    assert metadata["numpy_version"] == pins["numpy"]
+    for name, version in metadata["required_packages_version"].items():
+        assert pins[name] == version, name
+
+
+@pytest.mark.parametrize(("config", "kind"), [("train.json", "train"), ("inference.json", "infer")])
+def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    override = {"dataset_dir": str(phantoms), "reader": "datalist", "output_dir": str(tmp_path), **SMALL}
+    made = workflow(bundle, config, kind, ckpt_path=str(weights), **override)
+    if kind == "infer":
+        save_atomically(made.network_def.state_dict(), weights)
+    assert made.check_properties() == []
+    assert made.max_epochs > 0 if kind == "train" else made.evaluator is not None
+
+
+def test_network_takes_and_gives_what_the_metadata_says(bundle: Path) -> None:
+    configs = bundle / "configs"
+    verify_net_in_out(
+        "network_def", str(configs / "metadata.json"), str(configs / "inference.json"), device="cpu", any=20, **SMALL
+    )
+
+
+def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
+    network = workflow(bundle, "inference.json", "infer", **SMALL).network_def.eval()
+    save_atomically(network.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        use_trace=True,
+        input_shape=[1, 2, 32, 40, 33],
+        **SMALL,
+    )
+    image = torch.rand(1, 2, 32, 40, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-4, atol=1e-4)
+
+
+def test_load_returns_the_network_with_its_weights(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / bundle.name).symlink_to(bundle, target_is_directory=True)
+    network = workflow(bundle, "inference.json", "infer", **SMALL).network_def
+    weights = tmp_path / "weights.pt"
+    save_atomically(network.state_dict(), weights)
+    loaded = load(
+        bundle.name,
+        bundle_dir=str(tmp_path),
+        model_file=str(weights),
+        workflow_type="inference",
+        net_override={"start_channel": 2},
+        device="cpu",
+    )
+    assert isinstance(loaded, type(network))
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common.engine import PrepareRegistrationBatch, RegistrationInferer, registered
+
+
+class Recorder(nn.Module):
+    """Returns a field whose value tells which type the convolution inside computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 3, 1)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, image: Tensor, details: bool = False) -> Tensor | dict[str, Tensor]:
+        out = self.conv(image)
+        self.seen.append(out.dtype)
+        return {"ddf": out.float(), "velocity": out.float()} if details else out.float()
+
+
+def test_channel_0_is_moving_and_channel_1_is_fixed() -> None:
+    batch = {"moving": torch.zeros(2, 1, 3, 3, 3), "fixed": torch.ones(2, 1, 3, 3, 3), "moving_id": ["a", "b"]}
+    inputs, targets = PrepareRegistrationBatch()(batch, device="cpu")
+    assert inputs.shape == (2, 2, 3, 3, 3)
+    assert inputs[:, 0].eq(0).all() and inputs[:, 1].eq(1).all()
+    assert targets["moving_id"] == ["a", "b"]
+
+
+def test_registered_joins_targets_and_prediction() -> None:
+    output = [{"image": 0, "label": {"fixed": 1, "fixed_id": "f"}, "pred": {"ddf": 2}}]
+    assert registered(output) == [{"fixed": 1, "fixed_id": "f", "ddf": 2}]
+
+
+def test_details_are_asked_for_only_when_wanted() -> None:
+    image = torch.rand(1, 2, 4, 4, 4)
+    assert set(RegistrationInferer()(image, Recorder())) == {"ddf"}
+    assert set(RegistrationInferer(details=True)(image, Recorder())) == {"ddf", "velocity"}
+
+
+def test_amp_runs_convolutions_in_bfloat16_on_any_device() -> None:
+    network = Recorder()
+    outputs = RegistrationInferer(amp=True)(torch.rand(1, 2, 4, 4, 4), network)
+    RegistrationInferer()(torch.rand(1, 2, 4, 4, 4), network)
+    assert network.seen == [torch.bfloat16, torch.float32]
+    assert outputs["ddf"].dtype == torch.float32

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.checks import InputError
+from common.engine.checkpoints import BestModelHandler, load_checkpoint, load_weights, save_atomically
+
+
+def network(width: int = 3) -> nn.Module:
+    return nn.Linear(2, width)
+
+
+def test_saved_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    first, second = network(), network()
+    save_atomically(first.state_dict(), tmp_path / "deep" / "model.pt")
+    load_weights(second, tmp_path / "deep" / "model.pt")
+    assert torch.equal(first.weight, second.weight)
+    assert os.listdir(tmp_path / "deep") == ["model.pt"]
+
+
+def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    save_atomically({"a": torch.ones(1)}, path)
+    before = path.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="model.pt: the disk is full"):
+        save_atomically({"a": torch.zeros(1)}, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is a Linux device")
+def test_real_writes_to_a_full_device_fail_the_same_way() -> None:
+    with pytest.raises(InputError, match="Cannot write"):
+        save_atomically({"a": torch.zeros(10)}, Path("/dev/full/model.pt"))
+
+
+def test_missing_weights_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There are no weights at .*train first"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+def test_weights_of_another_width_are_listed(tmp_path: Path) -> None:
+    save_atomically(network(5).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"does not fit the network: weight is \(5, 2\) instead of \(3, 2\)"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
+    save_atomically({"other": torch.ones(1)}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="missing weight; missing bias; unknown other"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Malicious()))
+    torch.save(Malicious(), tmp_path / "zip.pt")
+    for name in ("model.pt", "zip.pt"):
+        with pytest.raises(InputError, match="no checkpoint of tensors"):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    save_atomically(network().state_dict(), tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    (tmp_path / "model.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="model.pt is no checkpoint"):
+        load_checkpoint(tmp_path / "model.pt")
+
+
+def test_existing_weights_are_not_replaced_unasked(tmp_path: Path) -> None:
+    save_atomically(network().state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="--overwrite True"):
+        BestModelHandler(tmp_path / "model.pt", network())
+    BestModelHandler(tmp_path / "model.pt", network(), overwrite=True)

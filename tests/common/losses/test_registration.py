@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weighted sum of terms over levels, against the same sum written out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.checks import InputError
+from common.losses import (
+    GradientLoss,
+    ImagePyramid,
+    RegistrationLoss,
+    SoftDiceLoss,
+    Term,
+    WarpedDiceLoss,
+    image_pyramid,
+    label_pyramid,
+)
+from common.networks import EOIR
+from common.spatial import warp
+
+CLASSES = 3
+SIZES = [(16, 12, 8), (8, 6, 4), (4, 3, 2)]
+
+
+class Mean(nn.Module):
+    """Something that needs nothing but one tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean of the tensor."""
+        return x.mean()
+
+
+def outputs_of(sizes: Sequence[tuple[int, ...]] = SIZES, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    pyramid, velocity = (
+        [torch.randn((2, 3, *size), generator=generator).requires_grad_() for size in sizes] for _ in range(2)
+    )
+    return {"ddf": pyramid[0], "pyramid": pyramid, "velocity": velocity}
+
+
+def targets_of(size: tuple[int, ...] = SIZES[0], seed: int = 1) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand((2, 2, 1, *size), generator=generator)
+    labels = torch.randint(0, CLASSES, (2, 2, 1, *size), generator=generator)
+    named = {"moving": images[0], "fixed": images[1], "moving_label": labels[0], "fixed_label": labels[1]}
+    return {**named, "moving_id": ["a", "b"], "affine": torch.eye(4)}
+
+
+def similarity(weight: float = 1.0) -> Term:
+    return Term(nn.MSELoss(), ["warped", "fixed"], weight)
+
+
+def overlap(weight: float = 1.0) -> Term:
+    return Term(WarpedDiceLoss(CLASSES), ["moving_label", "fixed_label", "ddf"], weight)
+
+
+def smoothness(weight: float = 1.0) -> Term:
+    return Term(GradientLoss(), ["velocity"], weight)
+
+
+def test_single_level_is_the_weighted_sum_of_its_terms() -> None:
+    outputs, targets = outputs_of(), targets_of()
+    loss = RegistrationLoss(
+        {"mse": similarity(2.0), "dice": overlap(0.5), "smooth": Term(GradientLoss("l1"), ["ddf"], 3.0)}
+    )
+    total = loss(outputs, targets)
+    ddf = outputs["ddf"]
+    mse = (warp(targets["moving"], ddf, padding_mode="zeros") - targets["fixed"]).square().mean()
+    dice = WarpedDiceLoss(CLASSES)(targets["moving_label"], targets["fixed_label"], ddf)
+    smooth = GradientLoss("l1")(ddf)
+    torch.testing.assert_close(total, 2.0 * mse + 0.5 * dice + 3.0 * smooth)
+    assert total.ndim == 0
+    assert loss.terms_of_last_call() == pytest.approx({"mse": mse.item(), "dice": dice.item(), "smooth": smooth.item()})
+
+
+def test_total_of_several_levels_is_the_doubly_weighted_sum_on_reduced_images() -> None:
+    outputs, targets, level_weights = outputs_of(), targets_of(), (1.0, 0.5, 0.25)
+    loss = RegistrationLoss(
+        {"mse": similarity(2.0), "smooth": smoothness(0.1), "dice": overlap(0.3)},
+        level_weights,
+        ImagePyramid("isotropic", num_classes=CLASSES),
+    )
+    total = loss(outputs, targets)
+    moving, fixed = (image_pyramid(targets[name], 3, "isotropic") for name in ("moving", "fixed"))
+    moving_label, fixed_label = (
+        [targets[name], *label_pyramid(targets[name], CLASSES, 3, "isotropic")]
+        for name in ("moving_label", "fixed_label")
+    )
+    terms = {name: torch.zeros(()) for name in ("mse", "smooth", "dice")}
+    for i, weight in enumerate(level_weights):
+        ddf = outputs["pyramid"][i]
+        terms["mse"] = terms["mse"] + weight * F.mse_loss(warp(moving[i], ddf, padding_mode="zeros"), fixed[i])
+        terms["smooth"] = terms["smooth"] + weight * GradientLoss()(outputs["velocity"][i])
+        terms["dice"] = terms["dice"] + weight * WarpedDiceLoss(CLASSES)(moving_label[i], fixed_label[i], ddf)
+    torch.testing.assert_close(total, 2.0 * terms["mse"] + 0.1 * terms["smooth"] + 0.3 * terms["dice"])
+    assert loss.terms_of_last_call() == pytest.approx({name: value.item() for name, value in terms.items()})
+    total.backward()
+    assert all(x.grad is not None and x.grad.any() for x in [*outputs["pyramid"], *outputs["velocity"]])
+
+
+def test_labels_of_several_levels_are_those_of_one_hot_maps() -> None:
+    outputs, targets = outputs_of(), targets_of()
+    loss = RegistrationLoss({"dice": overlap()}, (1.0, 1.0, 1.0), ImagePyramid("isotropic", num_classes=CLASSES))
+    one_hots = (F.one_hot(targets[n][:, 0], CLASSES).movedim(-1, 1).float() for n in ("moving_label", "fixed_label"))
+    levels = (image_pyramid(one_hot, 3, "isotropic") for one_hot in one_hots)
+    expected = sum(
+        SoftDiceLoss()(warp(moving, ddf, padding_mode="zeros"), fixed)
+        for moving, fixed, ddf in zip(*levels, outputs["pyramid"], strict=True)
+    )
+    torch.testing.assert_close(loss(outputs, targets), torch.as_tensor(expected))
+
+
+def test_each_level_has_the_loss_made_for_it() -> None:
+    class Constant(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_tensor(self.value)
+
+    term = Term([Constant(1.0), Constant(10.0), Constant(100.0)], ["ddf"])
+    loss = RegistrationLoss({"constant": term}, (1.0, 2.0, 3.0), ImagePyramid())
+    assert loss(outputs_of(), targets_of()).item() == 1 + 20 + 300
+
+
+def test_fewer_weights_than_levels_look_at_the_finest_ones() -> None:
+    outputs = outputs_of()
+    loss = RegistrationLoss({"mean": Term(Mean(), ["ddf"])}, (1.0, 1.0), ImagePyramid())
+    expected = outputs["pyramid"][0].mean() + outputs["pyramid"][1].mean()
+    torch.testing.assert_close(loss(outputs, targets_of()), expected)
+
+
+def test_term_of_weight_zero_is_left_out() -> None:
+    loss = RegistrationLoss({"mse": similarity(), "never": Term(Mean(), ["not there"], 0)})
+    loss(outputs_of(), targets_of())
+    assert list(loss.terms_of_last_call()) == ["mse"]
+
+
+def test_terms_are_reported_in_their_order_as_plain_numbers_of_the_last_call() -> None:
+    loss = RegistrationLoss({"b": similarity(), "a": smoothness(7.0)})
+    assert loss.terms_of_last_call() == {}
+    for seed in (0, 5):
+        outputs = outputs_of(seed=seed)
+        loss(outputs, targets_of())
+    values = loss.terms_of_last_call()
+    assert list(values) == ["b", "a"] and all(type(value) is float for value in values.values())
+    assert values["a"] == pytest.approx(GradientLoss()(outputs["velocity"][0]).item())
+
+
+def test_single_level_takes_one_velocity_as_well_as_a_list() -> None:
+    outputs = outputs_of()
+    loss = RegistrationLoss({"smooth": smoothness()})
+    expected = loss(outputs, targets_of())
+    torch.testing.assert_close(loss({**outputs, "velocity": outputs["velocity"][0]}, targets_of()), expected)
+
+
+def test_levels_of_a_network_without_velocity() -> None:
+    outputs = outputs_of()
+    del outputs["velocity"]
+    assert RegistrationLoss({"mse": similarity()}, (1.0, 1.0), ImagePyramid())(outputs, targets_of()).isfinite()
+    with pytest.raises(ValueError, match="needs velocity"):
+        RegistrationLoss({"smooth": smoothness()}, (1.0, 1.0), ImagePyramid())(outputs, targets_of())
+
+
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[:1]])
+def test_odd_sizes_equal_explicitly_padded_inputs(sizes: list[tuple[int, ...]]) -> None:
+    outputs, targets = outputs_of(sizes), targets_of((13, 12, 7))
+    names = ("moving", "fixed", "moving_label", "fixed_label")
+    padded = {name: F.pad(targets[name], (0, 1, 0, 0, 0, 3)) for name in names}
+    terms = {"mse": similarity(), "dice": overlap()}
+    loss = RegistrationLoss(terms, [1.0] * len(sizes), ImagePyramid("isotropic", num_classes=CLASSES))
+    torch.testing.assert_close(loss(outputs, targets), loss(outputs, padded), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_total_is_float32_under_autocast(dtype: torch.dtype) -> None:
+    outputs, targets = outputs_of(), targets_of()
+    terms = {"mse": similarity(), "smooth": smoothness(), "dice": overlap()}
+    loss = RegistrationLoss(terms, (1.0, 0.5), ImagePyramid(num_classes=CLASSES))
+    images = {name: targets[name].to(dtype) for name in ("moving", "fixed")}
+    expected = loss(outputs, {**targets, **{name: image.float() for name, image in images.items()}})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = loss(outputs, {**targets, **images})
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["plain", "oasis"])
+def test_network_of_odd_size_can_be_trained_on_all_levels(variant: Any) -> None:
+    torch.manual_seed(0)
+    net = EOIR(variant=variant, start_channel=2, int_steps=2)
+    targets = targets_of((33, 20, 18))
+    outputs = net(torch.cat([targets["moving"], targets["fixed"]], 1), details=True)
+    pyramid = ImagePyramid(num_classes=CLASSES)
+    loss = RegistrationLoss({"mse": similarity(), "smooth": smoothness(), "dice": overlap()}, [1.0] * 4, pyramid)
+    loss(outputs, targets).backward()
+    for level in range(4):
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.estimators[level].parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.encoder.parameters())
+
+
+def test_two_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ddf = torch.randn((1, 2, 9, 8), generator=generator)
+    images = torch.rand((2, 1, 1, 9, 8), generator=generator)
+    loss = RegistrationLoss({"mse": similarity()})
+    expected = F.mse_loss(warp(images[0], ddf, padding_mode="zeros"), images[1])
+    torch.testing.assert_close(loss({"ddf": ddf}, {"moving": images[0], "fixed": images[1]}), expected)
+
+
+def test_missing_label_is_named() -> None:
+    targets = targets_of()
+    del targets["moving_label"], targets["fixed_label"]
+    loss = RegistrationLoss({"mse": similarity(), "dice": overlap()})
+    with pytest.raises(InputError, match="needs moving_label, fixed_label, which neither the network nor the data"):
+        loss(outputs_of(), targets)
+
+
+def test_levels_without_a_pyramid_are_refused() -> None:
+    with pytest.raises(InputError, match="2 level weights need a pyramid"):
+        RegistrationLoss({"mse": similarity()}, (1.0, 0.5))
+
+
+def test_more_weights_than_levels_are_refused() -> None:
+    loss = RegistrationLoss({"mse": similarity()}, [1.0] * 4, ImagePyramid())
+    with pytest.raises(InputError, match="4 level weights do not fit a network with 3 levels"):
+        loss(outputs_of(), targets_of())
+
+
+@pytest.mark.parametrize("losses", [2, 4])
+def test_another_number_of_losses_than_of_levels_is_refused(losses: int) -> None:
+    term = Term([nn.MSELoss() for _ in range(losses)], ["warped", "fixed"])
+    with pytest.raises(InputError, match=f"Term 'mse' has {losses} losses for 3 level weights"):
+        RegistrationLoss({"mse": term}, (1.0, 0.5, 0.25), ImagePyramid())
+
+
+@pytest.mark.parametrize("terms", [{}, {"mse": similarity(0.0)}])
+def test_a_loss_without_terms_is_refused(terms: dict[str, Term]) -> None:
+    with pytest.raises(InputError, match="No term of the loss has a weight"):
+        RegistrationLoss(terms)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jacobian determinant against affine closed forms and numpy.gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.spatial import identity_grid, jacobian_determinant
+
+MATRICES = [
+    np.array([[0.1, -0.3], [0.2, -0.05]]),
+    np.array([[0.2, 0.1, -0.3], [0.0, -0.4, 0.25], [0.15, -0.2, 0.05]]),
+]
+SHAPES = [(5, 8), (4, 6, 5)]
+
+
+def random_field(batch: int, shape: Sequence[int]) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn((batch, len(shape), *shape), generator=generator, dtype=torch.float64)
+
+
+def linear_field(matrix: NDArray[np.float64], shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.tensordot(matrix, np.indices(shape), 1))[None]
+
+
+@pytest.mark.parametrize(("matrix", "shape"), list(zip(MATRICES, SHAPES, strict=True)))
+def test_affine_field_has_the_determinant_of_its_matrix_in_every_voxel(
+    matrix: NDArray[np.float64], shape: tuple[int, ...]
+) -> None:
+    expected = np.full((1, 1, *shape), np.linalg.det(np.eye(len(matrix)) + matrix))
+    np.testing.assert_allclose(jacobian_determinant(linear_field(matrix, shape) + 3).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 2, 3)])
+def test_determinant_equals_that_of_numpy_gradient(shape: tuple[int, ...]) -> None:
+    ddf = random_field(2, shape)
+    for field, determinant in zip(ddf.numpy(), jacobian_determinant(ddf).numpy(), strict=True):
+        jacobian = np.stack([np.stack(np.gradient(field[k] + np.indices(shape)[k]), -1) for k in range(len(shape))], -2)
+        np.testing.assert_allclose(determinant[0], np.linalg.det(jacobian), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reflection_along_one_axis_is_minus_one(shape: tuple[int, ...], axis: int) -> None:
+    ddf = torch.zeros(1, len(shape), *shape)
+    ddf[:, axis] = -2 * identity_grid(shape)[:, axis]
+    torch.testing.assert_close(jacobian_determinant(ddf), torch.full((1, 1, *shape), -1.0))
+
+
+def test_only_the_folded_place_is_negative() -> None:
+    ddf = torch.zeros(1, 2, 9, 9)
+    ddf[0, 0, 3, 4], ddf[0, 0, 5, 4] = 2.0, -2.0  # the neighbours of (4, 4) change places
+    folded = (jacobian_determinant(ddf) < 0).nonzero().tolist()
+    assert folded == [[0, 0, 4, 4]]
+
+
+def test_float32_stays_and_less_becomes_float32() -> None:
+    ddf = random_field(1, (4, 5, 3))
+    assert jacobian_determinant(ddf).dtype == torch.float64
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert jacobian_determinant(ddf.to(dtype)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 4)])
+def test_gradient_is_that_of_finite_differences(shape: tuple[int, ...]) -> None:
+    assert torch.autograd.gradcheck(jacobian_determinant, (random_field(2, shape).requires_grad_(),))
+
+
+def test_axis_of_one_voxel_is_refused() -> None:
+    with pytest.raises(ValueError, match="axis of one voxel"):
+        jacobian_determinant(torch.zeros(1, 3, 4, 1, 5))
+
+
+def test_a_tensor_without_one_channel_per_axis_is_no_field() -> None:
+    with pytest.raises(ValueError, match="expected"):
+        jacobian_determinant(torch.zeros(1, 2, 4, 4, 5))

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import common
+from common.checks import InputError
+from scripts import package
+
+NAME = "method_dataset"
+ARCHIVE = f"{NAME}_v1.2.3.zip"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle as a clone holds it after use: `common` is a link, runs have left outputs and caches behind."""
+    folder = tmp_path / "bundles" / NAME
+    files = {
+        "LICENSE": "licence",
+        "configs/metadata.json": json.dumps({"version": "1.2.3", "common_version": "9.9"}),
+        "configs/train.json": "{}",
+        "docs/README.md": "# Bundle",
+        "models/.gitkeep": "",
+        "models/model.pt": "weights",
+        "outputs/train/checkpoint.pt": "left over",
+        "data/scan.nii.gz": "private",
+        "eval/schema.json": "{}",
+        "../../common/__init__.py": '"""Shared."""\n\n__version__ = "9.9"\n',
+        "../../common/data/readers.py": "x = 1",
+        "../../common/data/__pycache__/readers.cpython-310.pyc": "cache",
+        "../../common/io/report.css": "body {}",
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (folder / "common").symlink_to("../../common")
+    monkeypatch.setattr(package, "BUNDLES", tmp_path / "bundles")
+    return folder
+
+
+def run(tmp_path: Path, *options: str) -> int:
+    return package.main([NAME, "--output_dir", str(tmp_path / "dist"), *options])
+
+
+def contents(tmp_path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(tmp_path / "dist" / ARCHIVE) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def test_zip_holds_common_as_real_files_and_nothing_that_runs_left_behind(bundle: Path, tmp_path: Path) -> None:
+    assert run(tmp_path) == 0
+    assert list(contents(tmp_path)) == [
+        f"{NAME}/{name}"
+        for name in (
+            "LICENSE",
+            "common/__init__.py",
+            "common/data/readers.py",
+            "common/io/report.css",
+            "configs/metadata.json",
+            "configs/train.json",
+            "docs/README.md",
+            "models/model.pt",
+        )
+    ]
+    assert contents(tmp_path)[f"{NAME}/common/data/readers.py"] == "x = 1"
+
+
+def test_zip_does_not_depend_on_when_the_files_were_written(bundle: Path, tmp_path: Path) -> None:
+    first = package.pack(bundle, tmp_path / "first").read_bytes()
+    os.utime(bundle / "LICENSE", (0, 1e9))
+    (bundle / "configs" / "train.json").chmod(0o600)
+    assert package.pack(bundle, tmp_path / "second").read_bytes() == first
+
+
+def test_weights_are_announced(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path)
+    assert "weights model.pt" in capsys.readouterr().out
+
+
+def test_weights_can_be_left_out(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "--without_weights")
+    assert f"{NAME}/models/model.pt" not in contents(tmp_path)
+    assert "no weights" in capsys.readouterr().out
+
+
+def test_existing_zip_is_kept_unless_overwrite_is_asked_for(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path)
+    (bundle / "LICENSE").write_text("other")
+    assert run(tmp_path) == 1
+    assert "exists" in capsys.readouterr().err
+    assert contents(tmp_path)[f"{NAME}/LICENSE"] == "licence"
+    assert run(tmp_path, "--overwrite") == 0
+    assert contents(tmp_path)[f"{NAME}/LICENSE"] == "other"
+
+
+def test_unknown_bundle_is_refused_with_those_that_exist(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert package.main(["method_datset"]) == 1
+    assert capsys.readouterr().err == f"There is no bundle 'method_datset'; these exist: {NAME}.\n"
+
+
+def test_metadata_of_another_common_are_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "configs" / "metadata.json").write_text('{"version": "1.2.3", "common_version": "9.8"}')
+    with pytest.raises(InputError, match="written for common 9.8, this is common 9.9"):
+        package.pack(bundle, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize("name", package.NEEDED)
+def test_incomplete_bundle_is_refused(name: str, bundle: Path, tmp_path: Path) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        package.pack(bundle, tmp_path / "dist")
+
+
+def test_metadata_without_a_version_are_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "configs" / "metadata.json").write_text('{"common_version": "9.9"}')
+    with pytest.raises(InputError, match="states no version"):
+        package.pack(bundle, tmp_path / "dist")
+
+
+def test_common_of_an_unpacked_bundle_is_imported_without_the_repository(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "common").unlink()
+    (bundle / "common").symlink_to(Path(common.__file__).parent)
+    metadata = {"version": "1.2.3", "common_version": common.__version__}
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    zipfile.ZipFile(package.pack(bundle, tmp_path / "dist")).extractall(tmp_path / "elsewhere")
+    unpacked = tmp_path / "elsewhere" / NAME
+    code = "import common.checks, common.data.splits as s; print(common.__file__, s.split_names() != [])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=unpacked, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == [str(unpacked / "common" / "__init__.py"), "True"]
