@@ -4,13 +4,14 @@
 
 # The version of an interpreter, e.g. 3.11.7, if the pinned requirements exist for it.
 _supported_python() {
-  "$1" -c 'import platform, sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14)) or print(platform.python_version())' \
+  "$1" -c 'import platform as p, sys; print(p.python_version()) if (3, 10) <= sys.version_info < (3, 14) else sys.exit(1)' \
     2>/dev/null
 }
 
 _choose_python() {
   local candidate
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+  if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11 python3.10; fi
+  for candidate in "$@"; do
     if _supported_python "$candidate" >/dev/null; then
       command -v "$candidate"
       return
@@ -61,7 +62,8 @@ _prepare_environment() {
 }
 
 _root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")/.." && pwd) || return 1
-_prepare_environment "$_root" || return 1
+# Two scripts started together on a new clone: one installs, the other waits, where there is flock.
+{ ! command -v flock >/dev/null || flock 9 && _prepare_environment "$_root"; } 9<"$_root" || return 1
 export PATH="$_root/.venv/bin:$PATH"
 unset _root
 unset -f _supported_python _choose_python _environment_is_usable _requirements_hash _prepare_environment

@@ -130,6 +130,6 @@ class FlowEstimator(nn.Module):
         else:
             fixed, moving = pair.chunk(2, dim=1)
             x = self.mix(torch.cat([fixed + moving, fixed - moving], dim=1))
-        x = rectify_and_convolve(x, self.reduce.weight, self.reduce.bias) if self.folded else self.reduce(x.relu_())
+        x = rectify_and_convolve(x, self.reduce.weight, self.reduce.bias) if self.folded else self.reduce(x)
         flow = rectify_and_convolve(x, self.flow.weight, self.flow.bias)
         return flow.float() if flow.dtype.itemsize < 4 else flow

@@ -51,6 +51,8 @@ def registration_request(
             raise InputError(f"The {name} image {path} does not exist.")
     names = [Path(path).name.split(".")[0] for path in (moving, fixed)]
     if names[0] == names[1]:
-        names = [f"{Path(path).resolve().parent.name}-{name}" for path, name in zip((moving, fixed), names, strict=True)]
+        names = [
+            f"{Path(path).resolve().parent.name}-{name}" for path, name in zip((moving, fixed), names, strict=True)
+        ]
     subjects = [{"id": name, "image": str(path)} for name, path in zip(names, (moving, fixed), strict=True)]
     return Request(subjects, [(0, 1)])

@@ -177,8 +177,11 @@ class ResumeHandler:
                 f"{engine.state.epoch_length}: resume with the data and batch size of the first run."
             )
         epoch, done = divmod(content["iteration"], content["epoch_length"])
-        if epoch > engine.state.max_epochs:
-            raise InputError(f"{self.path} is at epoch {epoch}, beyond --max_epochs {engine.state.max_epochs}.")
+        if epoch >= engine.state.max_epochs:
+            raise InputError(
+                f"{self.path} has {epoch} epochs behind it, and --max_epochs is {engine.state.max_epochs}: there is nothing "
+                "to resume; raise --max_epochs to train on."
+            )
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])

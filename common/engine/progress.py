@@ -106,10 +106,10 @@ class History:
         state = engine.state
         row: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration}
         row["seconds"] = round(time.monotonic() - self._started, 1)
-        row |= {name: round(value, 6) for name, value in self._means().items()}
+        row |= {name: float(f"{value:.8g}") for name, value in self._means().items()}
         if self.evaluator.state.epoch == state.epoch:
             metrics = {k: float(v) for k, v in self.evaluator.state.metrics.items() if isinstance(v, int | float)}
-            row |= {f"val_{name}": round(value, 6) for name, value in metrics.items()}
+            row |= {f"val_{name}": float(f"{value:.8g}") for name, value in metrics.items()}
             logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         self._sums, self._count = {}, 0
         self._replace([*self._read(), row])

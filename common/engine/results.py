@@ -21,6 +21,7 @@ from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb, provenance
 from common.io.nifti import write_ddf, write_image
 from common.io.panels import panel
+from common.io.report import write_report
 from common.io.tables import read_csv, write_csv, write_json
 from common.metrics.handlers import RegistrationMetrics
 from common.spatial import warp
@@ -93,8 +94,6 @@ class EvaluationWriter:
             self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
 
     def _write(self, engine: Engine) -> None:
-        from common.io.report import write_report
-
         cases = [
             {**{k: v for k, v in case.items() if not isinstance(v, Mapping)}, "seconds": seconds}
             for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)

@@ -28,11 +28,10 @@ def rename_keys(state_dict: Mapping[str, T], key_map: Mapping[str, str | None]) 
     """
     renamed: dict[str, T] = {}
     for key, value in state_dict.items():
-        for pattern, replacement in key_map.items():
-            if re.search(pattern, key):
-                break
-        else:
+        pattern = next((pattern for pattern in key_map if re.search(pattern, key)), None)
+        if pattern is None:
             raise InputError(f"The state dict holds {key!r}, which this network does not know.")
+        replacement = key_map[pattern]
         if replacement is None:
             continue
         name = re.sub(pattern, replacement, key)

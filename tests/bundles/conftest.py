@@ -13,8 +13,8 @@ from common.data.shapes3d import generate_shapes3d
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
-# Small enough for a step in a tenth of a second, and trained from the first step on.
-TINY = ["--network_def#start_channel", "2", "--learning_rate", "0.01"]
+# Small enough for a step in a tenth of a second.
+TINY = ["--network_def#start_channel", "2", "--learning_rate", "0.001"]
 
 
 @pytest.fixture(scope="session")
