@@ -27,5 +27,5 @@ check lint ruff check --quiet .
 check types mypy --no-error-summary
 check spelling codespell
 printf 'Checks\n%sTests\n' "$summary"
-pytest -q -n "$workers" "$@" || failed=1
+pytest -q -n "$workers" --dist worksteal "$@" || failed=1
 exit "$failed"

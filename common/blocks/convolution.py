@@ -7,30 +7,37 @@ A convolution needs its input for the gradient of its weights. When that input i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 from common.blocks.normalisation import EPS, instance_norm_prelu, normalise, normalise_again, normalise_backward
 
 # Fewer output channels than this leave the vector lanes of a convolution of the gradient empty.
 FEW_CHANNELS = 8
+# Voxels at a time when a convolution is a matrix product: what lies under the taps stays in the second-level cache.
+PIECE = 2**13
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolution of stride 1 that keeps the size, zeros outside.
 
     Args:
-        x: (B, C, *spatial), two or three spatial axes; decides the type of the computation.
+        x: (B, C, *spatial), two or three spatial axes; their type is that of the computation, but for autocast.
         weight: (C', C, *kernel), odd kernel sizes.
         bias: (C',).
 
     Returns:
-        (B, C', *spatial) of the type of ``x``.
+        (B, C', *spatial) of the type of the computation.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if _plain(x, weight):
         return _convolution(x, weight, bias)
@@ -56,12 +63,33 @@ def normalise_and_convolve(x: Tensor, slope: Tensor, weight: Tensor, bias: Tenso
     return result
 
 
+def convolved_again(x: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> saved_tensors_hooks:
+    """Context in which ``x = convolve(image, weight, bias)`` is not stored for the backward pass but computed again.
+
+    For a convolution that takes little time and makes much of little: the first of a network.
+    """
+    address, shape, dtype = x.data_ptr(), x.shape, x.dtype
+
+    def pack(saved: Tensor) -> Tensor | None:
+        return None if saved.data_ptr() == address and saved.shape == shape else saved
+
+    def unpack(packed: Tensor | None) -> Tensor:
+        if packed is not None:
+            return packed
+        with torch.no_grad():
+            return _convolution(image.to(dtype), weight.to(dtype), bias.to(dtype))
+
+    return saved_tensors_hooks(pack, unpack)
+
+
 def _plain(x: Tensor, weight: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return not recorded or torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None and _folds(x):
+        return _convolve_channel(x, weight, bias)
     convolution = F.conv2d if x.ndim == 4 else F.conv3d
     return convolution(x, weight, bias, padding=[n // 2 for n in weight.shape[2:]])
 
@@ -69,6 +97,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the convolution's input (None unless ``wanted``), weight and bias."""
     axes = list(range(2, x.ndim))
+    if not wanted and _folds(x):
+        return None, _channel_on_weight(grad, x, weight), grad.sum((0, *axes))
     by_convolution = wanted and x.device.type == "cpu" and weight.shape[0] >= FEW_CHANNELS
     on_x: Tensor | None
     on_x, on_weight, _ = torch.ops.aten.convolution_backward(
@@ -90,6 +120,46 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[T
         flipped = weight.flip(axes).transpose(0, 1)
         on_x = _convolution(grad, flipped.contiguous(memory_format=layout), None)
     return on_x, on_weight, grad.sum((0, *axes))
+
+
+def _folds(x: Tensor) -> bool:
+    # With one input channel a convolution fills one lane of sixteen; a matrix product over its taps fills them all.
+    return x.shape[1] == 1 and x.device.type == "cpu" and not torch.jit.is_tracing()
+
+
+def _taps(volume: Tensor, kernel: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """Range of voxels of (*spatial) and the values under each tap of the kernel there, (taps, voxels), slab by slab."""
+    padded = F.pad(volume[None, None], [n // 2 for n in reversed(kernel) for _ in (0, 1)])[0, 0]
+    windows = padded
+    for axis, n in enumerate(kernel):
+        windows = windows.unfold(axis, n, 1)
+    dims, plane = volume.ndim, math.prod(volume.shape[1:])
+    windows = windows.permute(*range(dims, 2 * dims), *range(dims))
+    depth = max(PIECE // plane, 1)
+    for start in range(0, volume.shape[0], depth):
+        stop = min(start + depth, volume.shape[0])
+        slab = windows.narrow(dims, start, stop - start)
+        yield start * plane, stop * plane, slab.reshape(math.prod(kernel), -1)
+
+
+def _convolve_channel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    out = x.new_empty((x.shape[0], *x.shape[2:], weight.shape[0]))
+    matrix = weight.reshape(weight.shape[0], -1).T
+    for volume, result in zip(x, out, strict=True):
+        rows = result.flatten(0, -2)
+        for start, stop, taps in _taps(volume[0], weight.shape[2:]):
+            torch.addmm(bias, taps.T, matrix, out=rows[start:stop])
+    return out.movedim(-1, 1)
+
+
+def _channel_on_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    total = torch.zeros((math.prod(weight.shape[2:]), weight.shape[0]), dtype=dtype)
+    for volume, sample in zip(x, grad.movedim(1, -1), strict=True):
+        rows = sample.flatten(0, -2)
+        for start, stop, taps in _taps(volume[0], weight.shape[2:]):
+            total += taps @ rows[start:stop]
+    return total.T.reshape(weight.shape).to(weight.dtype)
 
 
 class _Convolve(torch.autograd.Function):

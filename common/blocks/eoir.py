@@ -11,7 +11,7 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.convolution import convolve, convolved_again, normalise_and_convolve, rectify_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 
 
@@ -40,20 +40,30 @@ class PlainBlock(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """Blocks one after the other; the activation between two plain blocks is not stored for the backward pass."""
+    """Blocks one after the other, the first two plain, for an input without gradient.
 
-    def forward(self, x: Tensor) -> Tensor:
+    Neither the output of the first convolution nor the activation between two plain blocks is stored for the backward
+    pass: with one input channel the former is as cheap to compute again as the latter.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, C', *spatial)."""
-        slope: Tensor | None = None
-        for layer in self:
-            if not isinstance(layer, PlainBlock):
-                x = layer(x if slope is None else instance_norm_prelu([x], slope, overwrite=True))
-                slope = None
-                continue
-            conv = layer.conv
-            x = conv(x) if slope is None else normalise_and_convolve(x, slope, conv.weight, conv.bias)
-            slope = layer.activation.weight
+        first, *layers = self
+        conv = first.conv
+        x, slope = convolve(image, conv.weight, conv.bias), first.activation.weight
+        with convolved_again(x, image, conv.weight, conv.bias):
+            x, slope = self._step(layers[0], x, slope)
+        for layer in layers[1:]:
+            x, slope = self._step(layer, x, slope)
         return x if slope is None else instance_norm_prelu([x], slope, overwrite=True)
+
+    def _step(self, layer: nn.Module, x: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One more layer; ``slope``, in and out, is that of an activation of ``x`` that is still to be done."""
+        if not isinstance(layer, PlainBlock):
+            return layer(x if slope is None else instance_norm_prelu([x], slope, overwrite=True)), None
+        weight, bias = layer.conv.weight, layer.conv.bias
+        x = convolve(x, weight, bias) if slope is None else normalise_and_convolve(x, slope, weight, bias)
+        return x, layer.activation.weight
 
 
 class LargeKernelBlock(nn.Module):

@@ -20,7 +20,7 @@ class Term(nn.Module):
 
     Args:
         loss: takes the tensors named in ``on`` and returns a scalar; a sequence has one loss per level, finest first,
-            a single loss serves all levels.
+            the last of which serves all coarser levels.
         on: names out of the network's outputs of a level ("ddf", "velocity", "warped") and its targets ("moving",
             "fixed", "moving_label", "fixed_label"), in the order of the loss's arguments.
         weight: factor of the term in the total.
@@ -65,7 +65,7 @@ class RegistrationLoss(nn.Module):
         pyramid: reduces images and labels level by level, needed for more than one level.
 
     Raises:
-        InputError: when no term has a weight, a term has another number of losses than there are levels, or several
+        InputError: when no term has a weight, a term has more losses than there are levels, or several
             levels come without a pyramid.
     """
 
@@ -81,10 +81,10 @@ class RegistrationLoss(nn.Module):
                 f"{len(level_weights)} level weights need a pyramid of the images; give one, or one weight."
             )
         for name, term in terms.items():
-            if len(term.losses) not in (1, len(level_weights)):
+            if not 1 <= len(term.losses) <= len(level_weights):
                 raise InputError(
                     f"Term {name!r} has {len(term.losses)} losses for {len(level_weights)} level weights; "
-                    "give it one loss per level, or one for all."
+                    "give it at most one per level."
                 )
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if term.weight != 0})
         if not self.terms:

@@ -157,9 +157,10 @@ class EOIR(nn.Module):
             ddf = integrate(velocity, self.int_steps)
             if known is not None:
                 ddf = compose(known, ddf, padding_mode="zeros")
-            known = self._doubled(ddf)
+            if level or self.first_level:
+                known = self._doubled(ddf)
             velocities.insert(0, velocity)
-            displacements.insert(0, known if self.first_level else ddf)
+            displacements.insert(0, known if self.first_level and known is not None else ddf)
         return displacements, velocities
 
 

@@ -52,9 +52,15 @@ def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
 
     Returns:
         (B, d, *size); component k is multiplied by (size[k] - 1) / (spatial[k] - 1), the ratio of the voxel sizes.
-        An axis of one voxel keeps its values.
+        An axis of one voxel keeps its values. Float32 at least.
+
+    Raises:
+        ValueError: when ``ddf`` is no displacement field or ``size`` has another number of axes.
     """
     check_ddf(ddf)
+    if len(size) != ddf.shape[1]:
+        raise ValueError(f"ddf of shape {tuple(ddf.shape)} cannot be resized to {tuple(size)}.")
+    ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
     pairs = zip(ddf.shape[2:], size, strict=True)
     factors = [(new - 1) / (old - 1) if old > 1 and new > 1 else 1.0 for old, new in pairs]
     resized = resize_image(ddf, size)

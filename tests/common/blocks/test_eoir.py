@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.blocks.eoir import FlowEstimator, LargeKernelBlock, PlainBlock, block
+from common.blocks.eoir import Encoder, FlowEstimator, LargeKernelBlock, PlainBlock, block
 
 Weights = Mapping[str, Tensor]
 SHAPES = {2: (7, 6), 3: (5, 6, 4)}
@@ -49,7 +49,8 @@ def textbook_block(x: Tensor, weights: Weights, prefix: str = "") -> Tensor:
     return F.prelu(torch.as_tensor(total), weights[f"{prefix}activation.weight"])
 
 
-def textbook_estimator(moving: Tensor, fixed: Tensor, weights: Weights) -> Tensor:
+def textbook_estimator(pair: Tensor, weights: Weights) -> Tensor:
+    fixed, moving = pair.chunk(2, dim=1)
     x = torch.cat([fixed + moving, fixed - moving], dim=1)
     x = F.relu(convolve(x, weights, "mix")) if "mix.weight" in weights else textbook_block(x, weights, "mix.")
     return convolve(F.relu(convolve(x, weights, "reduce")), weights, "flow")
@@ -90,6 +91,26 @@ def test_even_or_tiny_kernel_is_refused(kernel_size: int) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("middle", [None, 3, 5])
+def test_encoder_equals_its_blocks_one_after_the_other(dims: int, middle: int | None) -> None:
+    layers: list[nn.Module] = [PlainBlock(dims, 1, 3), PlainBlock(dims, 3, 4)]
+    layers += [] if middle is None else [block(dims, 4, 4, middle)]
+    module = randomised(Encoder(*layers, PlainBlock(dims, 4, 2)))
+    weights = dict(module.named_parameters())
+    x = features(1, dims).requires_grad_()
+    expected: Tensor = x
+    for index in range(len(layers) + 1):
+        expected = textbook_block(expected, weights, f"{index}.")
+    out = module(x)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-11)
+    inputs = [x, *weights.values()]
+    gradients = (torch.autograd.grad(y, inputs, features(2, dims, seed=4)) for y in (out, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kernel_size", [None, 3, 5])
 @pytest.mark.parametrize("search_radius", [1, 2])
 def test_estimator_equals_its_layers_on_sum_and_difference(
@@ -98,39 +119,57 @@ def test_estimator_equals_its_layers_on_sum_and_difference(
     module = randomised(FlowEstimator(dims, 3, search_radius, kernel_size))
     weights = dict(module.named_parameters())
     assert weights["flow.weight"].shape[:2] == (dims, (2 * search_radius + 1) ** 3)
-    moving, fixed = features(3, dims).requires_grad_(), features(3, dims, seed=2).requires_grad_()
-    out, expected = module(moving, fixed), textbook_estimator(moving, fixed, weights)
+    pair = features(6, dims).requires_grad_()
+    out, expected = module(pair), textbook_estimator(pair, weights)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-11)
-    inputs = [moving, fixed, *weights.values()]
+    inputs = [pair, *weights.values()]
     gradients = (torch.autograd.grad(y, inputs, features(dims, dims, seed=4)) for y in (out, expected))
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("kernel_size", [None, 5])
-def test_value_without_gradient_is_the_value_with(kernel_size: int | None) -> None:
+@pytest.mark.parametrize("frozen", ["weight", "bias", "mix", "reduce", "flow", "pair"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_right_one(kernel_size: int | None, frozen: str) -> None:
     module = randomised(FlowEstimator(3, 3, kernel_size=kernel_size))
-    moving, fixed = features(3, 3), features(3, 3, seed=2)
-    with torch.no_grad():
-        without = module(moving, fixed)
-    torch.testing.assert_close(without, module(moving, fixed), rtol=1e-12, atol=1e-12)
+    named: dict[str, Tensor] = {"pair": features(6, 3).requires_grad_(), **dict(module.named_parameters())}
+    for name, tensor in named.items():
+        tensor.requires_grad_(frozen not in name)
+    results = []
+    for out in (module(named["pair"]), textbook_estimator(named["pair"], dict(module.named_parameters()))):
+        out.square().sum().backward()
+        results.append({name: tensor.grad for name, tensor in named.items()})
+        for name, tensor in named.items():
+            assert (tensor.grad is None) == (frozen in name)
+            tensor.grad = None
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("kernel_size", [None, 3, 5])
+def test_value_without_gradient_is_the_value_with(kernel_size: int | None) -> None:
+    module, pair = randomised(FlowEstimator(3, 3, kernel_size=kernel_size)), features(6, 3)
+    with torch.no_grad():
+        without = module(pair)
+    torch.testing.assert_close(without, module(pair), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("grad", [False, True])
-def test_inputs_are_left_as_they_were(kernel_size: int | None, grad: bool) -> None:
-    module = randomised(FlowEstimator(3, 3, kernel_size=kernel_size))
-    moving, fixed = features(3, 3), features(3, 3, seed=2)
-    before = moving.clone(), fixed.clone()
+@pytest.mark.parametrize(
+    "make", [lambda: FlowEstimator(3, 3), lambda: FlowEstimator(3, 3, 1, 5), lambda: block(3, 6, 6, 5)]
+)
+def test_inputs_are_left_as_they_were(make: Callable[[], nn.Module], grad: bool) -> None:
+    module, pair = randomised(make()), features(6, 3)
+    before = pair.clone()
     with torch.set_grad_enabled(grad):
-        module(moving, fixed)
-    assert torch.equal(moving, before[0]) and torch.equal(fixed, before[1])
+        module(pair)
+    assert torch.equal(pair, before)
 
 
 @pytest.mark.parametrize("kernel_size", [None, 5])
-def test_velocity_is_float32_under_autocast(kernel_size: int | None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_velocity_is_float32_under_autocast(kernel_size: int | None, dtype: torch.dtype) -> None:
     module = FlowEstimator(3, 3, kernel_size=kernel_size)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        velocity = module(features(3, 3).bfloat16(), features(3, 3, seed=2).bfloat16())
+        velocity = module(features(6, 3).to(dtype))
     assert velocity.dtype == torch.float32
     velocity.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())

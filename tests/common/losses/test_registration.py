@@ -235,11 +235,28 @@ def test_more_weights_than_levels_are_refused() -> None:
         loss(outputs_of(), targets_of())
 
 
-@pytest.mark.parametrize("losses", [2, 4])
-def test_another_number_of_losses_than_of_levels_is_refused(losses: int) -> None:
-    term = Term([nn.MSELoss() for _ in range(losses)], ["warped", "fixed"])
-    with pytest.raises(InputError, match=f"Term 'mse' has {losses} losses for 3 level weights"):
-        RegistrationLoss({"mse": term}, (1.0, 0.5, 0.25), ImagePyramid())
+def test_more_losses_than_levels_are_refused() -> None:
+    with pytest.raises(InputError, match="Term 'mse' has 4 losses for 3 level weights"):
+        RegistrationLoss({"mse": Term([nn.MSELoss()] * 4, ["warped", "fixed"])}, (1, 1, 1), ImagePyramid())
+
+
+def test_last_loss_of_a_term_serves_the_coarser_levels() -> None:
+    calls: list[str] = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, ddf: Tensor) -> Tensor:
+            calls.append(self.name)
+            return ddf.mean()
+
+    loss = RegistrationLoss({"mean": Term([Named("fine"), Named("coarse")], ["ddf"])}, (1, 1, 1), ImagePyramid())
+    image = torch.rand(1, 1, 8, 8, 8)
+    fields = [torch.zeros(1, 3, n, n, n) for n in (8, 4, 2)]
+    loss({"ddf": fields[0], "pyramid": fields, "velocity": fields}, {"moving": image, "fixed": image})
+    assert calls == ["fine", "coarse", "coarse"]
 
 
 @pytest.mark.parametrize("terms", [{}, {"mse": similarity(0.0)}])

@@ -103,8 +103,10 @@ def test_gradient_is_that_of_finite_differences(shape: tuple[int, ...], padding_
     assert torch.autograd.gradcheck(lambda v: integrate(v, 3, padding_mode), (velocity,))
 
 
-def test_half_precision_velocity_is_integrated_in_float32() -> None:
-    velocity = waves((8, 9, 7), amplitude=3, dtype=torch.float32).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("amplitude", [3, 1e-3])
+def test_half_precision_velocity_is_integrated_in_float32(dtype: torch.dtype, amplitude: float) -> None:
+    velocity = waves((8, 9, 7), amplitude, dtype=torch.float32).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ddf = integrate(velocity)
     assert ddf.dtype == torch.float32

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
+
+from common.engine import History, ProgressBar, TensorBoardHandler
+
+
+class Loss:
+    """Stands for a registration loss whose term is the number of its calls."""
+
+    calls = 0
+
+    def terms_of_last_call(self) -> dict[str, float]:
+        return {"lncc": float(self.calls)}
+
+
+class Evaluator(Engine):
+    def __init__(self) -> None:
+        super().__init__(lambda engine, batch: None)
+        self.state.metrics = {"dice": 0.5}
+        self.state.epoch = -1
+
+
+def trainer(loss: Loss, evaluator: Evaluator) -> Engine:
+    def step(engine: Engine, batch: Any) -> None:
+        loss.calls += 1
+        evaluator.state.epoch = engine.state.epoch if engine.state.epoch % 2 == 0 else -1
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+
+    engine = Engine(step)
+    engine.register_events(*IterationEvents)
+    return engine
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+def test_history_has_a_row_per_epoch_with_means_and_validation(tmp_path: Path) -> None:
+    loss, evaluator = Loss(), Evaluator()
+    engine = trainer(loss, evaluator)
+    History(tmp_path / "history.csv", loss, evaluator).attach(engine)  # type: ignore[arg-type]
+    engine.run(range(2), max_epochs=3)
+    history = rows(tmp_path / "history.csv")
+    assert [float(row["lncc"]) for row in history] == [1.5, 3.5, 5.5]
+    assert [row["val_dice"] for row in history] == ["", "0.5", ""]
+    assert [row["iteration"] for row in history] == ["2", "4", "6"]
+
+
+def test_resumed_history_repeats_no_row(tmp_path: Path) -> None:
+    loss, evaluator = Loss(), Evaluator()
+    engine = trainer(loss, evaluator)
+    History(tmp_path / "history.csv", loss, evaluator).attach(engine)  # type: ignore[arg-type]
+    engine.run(range(2), max_epochs=3)
+    resumed = trainer(loss, evaluator)
+    History(tmp_path / "history.csv", loss, evaluator).attach(resumed)  # type: ignore[arg-type]
+    resumed.load_state_dict({"iteration": 4, "epoch_length": 2, "max_epochs": 3})
+    resumed.run(range(2), max_epochs=3)
+    history = rows(tmp_path / "history.csv")
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    assert float(history[2]["lncc"]) == 7.5
+
+
+def test_bar_counts_the_whole_run_and_shows_terms(capfd: pytest.CaptureFixture[str]) -> None:
+    loss, evaluator = Loss(), Evaluator()
+    engine = trainer(loss, evaluator)
+    ProgressBar("training", loss).attach(engine)  # type: ignore[arg-type]
+    engine.run(range(2), max_epochs=3)
+    shown = capfd.readouterr().err
+    assert "6/6" in shown and "training" in shown
+
+
+def test_bar_does_not_swallow_errors() -> None:
+    def fail(engine: Engine, batch: Any) -> None:
+        raise KeyError("broken")
+
+    engine = Engine(fail)
+    ProgressBar("training").attach(engine)
+    with pytest.raises(KeyError, match="broken"):
+        engine.run(range(2))
+
+
+def test_tensorboard_gets_terms_and_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loss, evaluator = Loss(), Evaluator()
+    engine = trainer(loss, evaluator)
+    TensorBoardHandler(tmp_path, loss, evaluator).attach(engine)  # type: ignore[arg-type]
+    engine.run(range(2), max_epochs=2)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [scalar.value for scalar in events.Scalars("loss/lncc")] == [1, 2, 3, 4]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers on real engines with a network that returns a known field."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.checks import InputError
+from common.data import CheckSubjectd, LoadSubjectd, PairDataset, PairSampler
+from common.engine import (
+    EvaluationWriter,
+    PrepareRegistrationBatch,
+    RegistrationInferer,
+    RegistrationWriter,
+    registered,
+)
+from common.engine.results import summary_table
+from common.metrics.handlers import RegistrationMetrics
+
+AFFINE = np.array([[0, -2, 0, 5], [1, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]], float)
+
+
+class Shift(nn.Module):
+    """A field that fetches every voxel from one voxel further along axis 0."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        ddf = torch.zeros(image.shape[0], 3, *image.shape[2:])
+        ddf[:, 0] = 1
+        return ddf
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> DataLoader:
+    subjects = []
+    for number in range(3):
+        labels = np.zeros((10, 9, 8), np.uint8)
+        labels[3 + number : 6 + number, 3:6, 2:6] = 1
+        paths = {name: tmp_path / f"{name}{number}.nii.gz" for name in ("image", "label")}
+        nibabel.save(nibabel.Nifti1Image(labels.astype(np.float32) * 0.5, AFFINE), paths["image"])
+        nibabel.save(nibabel.Nifti1Image(labels, AFFINE), paths["label"])
+        subjects.append({"id": f"s{number}", **{name: str(path) for name, path in paths.items()}})
+    transform = Compose([LoadSubjectd(("image", "label")), CheckSubjectd(("image", "label"))])
+    dataset = PairDataset(subjects, transform, progress=False)
+    sampler = PairSampler(dataset, "listed", pairs=[(1, 0), (2, 1), (2, 0)], drop_last=False)
+    return DataLoader(dataset, batch_size=1, sampler=sampler)
+
+
+def evaluator(loader: DataLoader, handlers: list[Any], metrics: RegistrationMetrics | None = None) -> SupervisedEvaluator:
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=loader,
+        network=Shift(),
+        inferer=RegistrationInferer(),
+        prepare_batch=PrepareRegistrationBatch(),
+        key_val_metric=None if metrics is None else {"dice": metrics},
+        val_handlers=handlers,
+    )
+
+
+def test_evaluation_leaves_tables_summary_and_page(loader: DataLoader, tmp_path: Path) -> None:
+    metrics = RegistrationMetrics(labels=[1], output_transform=registered, hd95="voxels")
+    out = tmp_path / "out"
+    evaluator(loader, [EvaluationWriter(out, metrics, "A title")], metrics).run()
+    cases = list(csv.DictReader((out / "cases.csv").open()))
+    # The subjects are shifted by one voxel against their neighbours: the field is right for two pairs, short for one.
+    assert [float(case["dice"]) for case in cases] == pytest.approx([1, 1, 2 / 3], abs=1e-5)
+    assert [float(case["dice_before"]) for case in cases] == pytest.approx([2 / 3, 2 / 3, 1 / 3], abs=1e-5)
+    assert [(case["moving_id"], case["fixed_id"]) for case in cases] == [("s1", "s0"), ("s2", "s1"), ("s2", "s0")]
+    assert all(float(case["seconds"]) > 0 for case in cases)
+    labels = list(csv.DictReader((out / "labels.csv").open()))
+    assert len(labels) == 3 and float(labels[2]["dice"]) == pytest.approx(2 / 3, abs=1e-5)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["metrics"]["dice"]["mean"] == pytest.approx(8 / 9)
+    assert summary["metrics"]["dice"]["before"] == pytest.approx(5 / 9)
+    assert summary["metrics"]["fold_fraction"]["mean"] == 0
+    assert summary["metrics"]["peak_memory_gb"]["mean"] > 0
+    assert {"versions", "machine", "command", "git", "time"} <= set(summary["provenance"])
+    page = (out / "report.html").read_text()
+    assert "A title" in page and "s2 to s0" in page and "data:image/png;base64," in page
+
+
+def test_evaluation_is_not_replaced_unasked(tmp_path: Path) -> None:
+    metrics = RegistrationMetrics(labels=[1])
+    (tmp_path / "cases.csv").write_text("")
+    with pytest.raises(InputError, match="holds an evaluation already"):
+        EvaluationWriter(tmp_path, metrics, "")
+    EvaluationWriter(tmp_path, metrics, "", overwrite=True)
+
+
+def test_many_pairs_keep_the_worst_and_the_best(tmp_path: Path) -> None:
+    writer = EvaluationWriter(tmp_path, RegistrationMetrics(labels=[1]), "")
+
+    class State:
+        output = [{"label": {"moving_id": "m", "fixed_id": "f"}, "pred": {}}]
+
+    class Fake:
+        state = State()
+
+    scores = np.random.default_rng(0).permutation(101) / 100
+    for score in scores:
+        writer.metrics.cases = [{"dice": float(score)}]
+        writer._keep(Fake())  # type: ignore[arg-type]
+    kept = sorted(score for score, _ in writer._pairs)
+    assert len(kept) <= 16 and kept[0] == 0 and kept[-1] == 1
+    assert abs(kept[len(kept) // 2] - 0.5) < 0.25
+
+
+def test_registration_writes_on_the_fixed_grid(loader: DataLoader, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluator(loader, [RegistrationWriter(out)]).run()
+    assert sorted(path.name for path in out.iterdir())[:2] == ["provenance.json", "s1_to_s0_ddf.nii.gz"]
+    warped: Any = nibabel.load(out / "s1_to_s0_warped.nii.gz")
+    ddf: Any = nibabel.load(out / "s1_to_s0_ddf.nii.gz")
+    np.testing.assert_allclose(warped.affine, AFFINE)
+    np.testing.assert_allclose(warped.get_fdata(), nibabel.load(loader.dataset.data[0]["image"]).get_fdata())  # type: ignore[attr-defined]
+    assert ddf.shape == (10, 9, 8, 3) and (ddf.get_fdata()[..., 0] == 1).all() and (ddf.get_fdata()[..., 1:] == 0).all()
+
+
+def test_registration_refuses_before_it_computes(loader: DataLoader, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "s2_to_s0_ddf.nii.gz").write_text("")
+    with pytest.raises(InputError, match="s2_to_s0_ddf.nii.gz"):
+        evaluator(loader, [RegistrationWriter(out)]).run()
+    assert [path.name for path in out.iterdir()] == ["s2_to_s0_ddf.nii.gz"]
+
+
+def test_table_for_the_terminal_shows_before_and_after() -> None:
+    text = summary_table({"dice": {"mean": 0.8, "std": 0.01, "before": 0.6}, "seconds": {"mean": 1.5}}, 3)
+    assert text.splitlines()[1].split() == ["dice", "0.6000", "0.8000", "±", "0.0100"]
+    assert "3 pairs" in text and "before" in text
