@@ -45,4 +45,3 @@ def registered(output: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         Per pair: ``ddf`` (d, *spatial) and the targets of :class:`PrepareRegistrationBatch` without batch axis.
     """
     return [{**item["label"], **item["pred"]} for item in output]
-

@@ -127,7 +127,7 @@ class ResumeHandler:
         every_seconds: float = 300.0,
     ) -> None:
         self.path = Path(path)
-        self.parts = {"network": network, "optimizer": optimizer}
+        self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
         if lr_scheduler is not None:
             self.parts["lr_scheduler"] = lr_scheduler
         self.evaluator = evaluator
@@ -179,8 +179,8 @@ class ResumeHandler:
         epoch, done = divmod(content["iteration"], content["epoch_length"])
         if epoch >= engine.state.max_epochs:
             raise InputError(
-                f"{self.path} has {epoch} epochs behind it, and --max_epochs is {engine.state.max_epochs}: there is nothing "
-                "to resume; raise --max_epochs to train on."
+                f"{self.path} has {epoch} epochs behind it, and --max_epochs is {engine.state.max_epochs}: there is "
+                "nothing to resume; raise --max_epochs to train on."
             )
         try:
             for name, part in self.parts.items():
@@ -223,7 +223,8 @@ class BestModelHandler:
         self.path = Path(path)
         if self.path.exists() and not overwrite:
             raise InputError(
-                f"There are weights at {path} already: choose another --ckpt_path, or replace them with --overwrite True."
+                f"There are weights at {path} already: choose another --ckpt_path, or replace them with "
+                "--overwrite True."
             )
         self.network = network
 

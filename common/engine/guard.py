@@ -56,8 +56,8 @@ def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = F
         distributed: whether to join the other processes that ``torchrun`` started (NCCL on GPUs, else Gloo).
 
     Raises:
-        InputError: for an unknown option, a switch given as the text "true" or "false", a bundle_root that is no bundle,
-            a foreign ``common``, or an output folder that cannot be written to.
+        InputError: for an unknown option, a switch given as the text "true" or "false", a bundle_root that is no
+            bundle, a foreign ``common``, or an output folder that cannot be written to.
     """
     if _is_command_line():
         sys.excepthook = report_error
@@ -94,7 +94,9 @@ def check_options(arguments: Sequence[str]) -> None:
             raise InputError(f"There is no option --{name}.{_closest(name, known)}")
         _check_nested(config.get(top), nested, name)
         if str(value).lower() in ("true", "false") and value not in ("True", "False"):
-            raise InputError(f"--{name} {value} is a text to MONAI, and every text counts as true: write {value.title()}.")
+            raise InputError(
+                f"--{name} {value} is a text to MONAI, and every text counts as true: write {value.title()}."
+            )
 
 
 def check_bundle(bundle_root: str | Path) -> None:
@@ -130,12 +132,12 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:
-        raise InputError(f"Cannot write to the folder {folder}: {error.strerror}; choose another --output_dir.") from error
+        raise InputError(
+            f"Cannot write to the folder {folder}: {error.strerror}; choose another --output_dir."
+        ) from error
 
 
-def report_error(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
+def report_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """``sys.excepthook``: one line when the cause is the user's to mend, the usual traceback otherwise."""
     for cause in _causes(error):
         if isinstance(cause, InputError):

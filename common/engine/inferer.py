@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.inferers.inferer import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class RegistrationInferer(Inferer):
@@ -26,7 +27,7 @@ class RegistrationInferer(Inferer):
         self.details = details
         self.amp = amp
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial)."""
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             outputs: dict[str, Any] = network(inputs, details=True) if self.details else {"ddf": network(inputs)}

@@ -117,7 +117,7 @@ class History:
     def _means(self) -> dict[str, float]:
         """Mean of each term over the iterations of the epoch and over all processes."""
         sums = torch.tensor([*self._sums.values(), self._count], dtype=torch.float64, device=idist.device())
-        *totals, count = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
+        *totals, count = idist.all_reduce(sums).tolist()
         return dict(zip(self._sums, (total / count for total in totals), strict=True))
 
     def _read(self) -> list[dict[str, Any]]:

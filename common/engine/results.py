@@ -62,8 +62,8 @@ class EvaluationWriter:
         existing = [name for name in EVALUATION_FILES if (self.output_dir / name).exists()]
         if existing and not overwrite:
             raise InputError(
-                f"{self.output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, or "
-                "replace it with --overwrite True."
+                f"{self.output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, "
+                "or replace it with --overwrite True."
             )
         self._seconds: list[float] = []
         self._pairs: list[tuple[float, dict[str, Any]]] = []
@@ -86,7 +86,9 @@ class EvaluationWriter:
     def _keep(self, engine: Engine) -> None:
         """Keep the worst, the median and the best pair so far, by Dice (by order where there are no labels)."""
         score = float(self.metrics.cases[-1].get("dice", len(self._pairs)))
-        pair = {name: value for name, value in registered(engine.state.output)[0].items() if not name.endswith("_label")}
+        pair = {
+            name: value for name, value in registered(engine.state.output)[0].items() if not name.endswith("_label")
+        }
         self._pairs.append((score, {name: _on_cpu(value) for name, value in pair.items()}))
         if len(self._pairs) > 16:
             # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
@@ -101,7 +103,12 @@ class EvaluationWriter:
         labels = _rows_per_label(self.metrics.cases)
         summary = _summary(cases)
         summary["peak_memory_gb"] = {"mean": round(peak_memory_gb(engine.state.device), 3)}
-        content = {"title": self.title, "pairs": len(cases), "metrics": summary, "provenance": provenance()}
+        content: dict[str, Any] = {
+            "title": self.title,
+            "pairs": len(cases),
+            "metrics": summary,
+            "provenance": provenance(),
+        }
         write_csv(self.output_dir / "cases.csv", cases)
         write_csv(self.output_dir / "labels.csv", labels)
         write_json(self.output_dir / "summary.json", content)
@@ -161,12 +168,14 @@ class RegistrationWriter:
     def _check(self, engine: Any) -> None:
         loader = engine.data_loader
         ids = [subject["id"] for subject in loader.dataset.data]
-        planned = [path for moving, fixed in loader.sampler.epoch_pairs() for path in self._paths(ids[moving], ids[fixed])]
+        planned = [
+            path for moving, fixed in loader.sampler.epoch_pairs() for path in self._paths(ids[moving], ids[fixed])
+        ]
         existing = [path for path in planned if path.exists()]
         if existing and not self.overwrite:
             raise InputError(
-                f"{len(existing)} file(s) of this registration exist already, the first is {existing[0]}: choose another "
-                "--output_dir, or replace them with --overwrite True."
+                f"{len(existing)} file(s) of this registration exist already, the first is {existing[0]}: choose "
+                "another --output_dir, or replace them with --overwrite True."
             )
 
     def _write(self, engine: Engine) -> None:

@@ -50,7 +50,8 @@ class RegistrationMetrics(Metric):
 
     Attributes:
         cases: one dictionary per pair of the last epoch: ``fixed_id``, ``moving_id``, every figure above as float, and
-            ``dice_per_label``, ``dice_before_per_label`` and the same of ``hd95`` as {label: float}. For a table on disk.
+            ``dice_per_label``, ``dice_before_per_label`` and the same of ``hd95`` as {label: float}. For a table on
+            disk.
     """
 
     def __init__(

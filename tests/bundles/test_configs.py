@@ -18,7 +18,7 @@ from common.engine import save_atomically
 from .conftest import BUNDLES
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-SMALL = {"network_def#start_channel": 2}
+SMALL: dict[str, Any] = {"network_def#start_channel": 2}
 
 
 def workflow(bundle: Path, config: str, kind: str, **override: Any) -> ConfigWorkflow:

@@ -60,7 +60,9 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path, comm
     files = ["--fixed", str(fixed), "--moving", str(moving), "--ckpt_path", str(model)]
     result = command_line(*infer, *files, *width, "--output_dir", str(output["infer"]), cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
-    warped_file, ddf_file = (output["infer"] / f"SHAPES_0002_0000_to_SHAPES_0001_0000_{n}.nii.gz" for n in ("warped", "ddf"))
+    warped_file, ddf_file = (
+        output["infer"] / f"SHAPES_0002_0000_to_SHAPES_0001_0000_{n}.nii.gz" for n in ("warped", "ddf")
+    )
     warped, ddf = nibabel.load(warped_file), nibabel.load(ddf_file)
     assert np.allclose(warped.affine, nibabel.load(fixed).affine) and ddf.shape == (*warped.shape, 3)
     source = torch.from_numpy(nibabel.load(moving).get_fdata(dtype=np.float32))[None, None]
@@ -75,7 +77,18 @@ def test_two_processes_train_as_one_with_twice_the_batch(phantoms: Path, tmp_pat
     def options(name: str) -> list[str]:
         return [*common_options, "--output_dir", str(tmp_path / name), "--ckpt_path", str(tmp_path / name / "model.pt")]
 
-    one = ["python", "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/train.json", "--batch_size", "2"]
+    one = [
+        "python",
+        "-W",
+        "ignore",
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        "configs/train.json",
+        "--batch_size",
+        "2",
+    ]
     two = ["torchrun", "--nproc_per_node=2", "--master_port=29531", "-m", "monai.bundle", "run"]
     two += ["--config_file", "['configs/train.json','configs/multi_gpu_train.json']"]
     path = {"PATH": f"{Path(torch.__file__).parents[4] / 'bin'}{os.pathsep}{os.environ['PATH']}"}

@@ -29,7 +29,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def fill(entries: list[list[Any]], seed: int = 0, scale: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
-    """Weights by rule: normal numbers drawn from a seed that the entry's name gives, scaled by what kind of entry it is.
+    """Weights by rule: normal numbers from a seed that the entry's name gives, scaled by what kind of entry it is.
 
     Args:
         entries: [official name, shape, type] of each entry of the state dict.
@@ -76,7 +76,10 @@ def difference(computed: np.ndarray, stored: np.ndarray, kind: str) -> float:
     if computed.shape != stored.shape:
         return float("inf")
     finite = np.isfinite(stored)
-    if not np.array_equal(computed[~finite], stored[~finite], equal_nan=True) or not np.isfinite(computed[finite]).all():
+    if (
+        not np.array_equal(computed[~finite], stored[~finite], equal_nan=True)
+        or not np.isfinite(computed[finite]).all()
+    ):
         return float("inf")
     if not finite.any():
         return 0.0

@@ -15,7 +15,7 @@ from common.checks import InputError
 from common.engine.checkpoints import BestModelHandler, load_checkpoint, load_weights, save_atomically
 
 
-def network(width: int = 3) -> nn.Module:
+def network(width: int = 3) -> nn.Linear:
     return nn.Linear(2, width)
 
 

@@ -57,7 +57,9 @@ def loader(tmp_path: Path) -> DataLoader:
     return DataLoader(dataset, batch_size=1, sampler=sampler)
 
 
-def evaluator(loader: DataLoader, handlers: list[Any], metrics: RegistrationMetrics | None = None) -> SupervisedEvaluator:
+def evaluator(
+    loader: DataLoader, handlers: list[Any], metrics: RegistrationMetrics | None = None
+) -> SupervisedEvaluator:
     return SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=loader,
@@ -111,20 +113,20 @@ def test_many_pairs_keep_the_worst_and_the_best(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).permutation(101) / 100
     for score in scores:
         writer.metrics.cases = [{"dice": float(score)}]
-        writer._keep(Fake())  # type: ignore[arg-type]
+        writer._keep(Fake())
     kept = sorted(score for score, _ in writer._pairs)
     assert len(kept) <= 16 and kept[0] == 0 and kept[-1] == 1
     assert abs(kept[len(kept) // 2] - 0.5) < 0.25
 
 
-def test_registration_writes_on_the_fixed_grid(loader: DataLoader, tmp_path: Path) -> None:
+def test_registration_writes_on_the_fixed_grid(loader: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluator(loader, [RegistrationWriter(out)]).run()
     assert sorted(path.name for path in out.iterdir())[:2] == ["provenance.json", "s1_to_s0_ddf.nii.gz"]
     warped: Any = nibabel.load(out / "s1_to_s0_warped.nii.gz")
     ddf: Any = nibabel.load(out / "s1_to_s0_ddf.nii.gz")
     np.testing.assert_allclose(warped.affine, AFFINE)
-    np.testing.assert_allclose(warped.get_fdata(), nibabel.load(loader.dataset.data[0]["image"]).get_fdata())  # type: ignore[attr-defined]
+    np.testing.assert_allclose(warped.get_fdata(), nibabel.load(loader.dataset.data[0]["image"]).get_fdata())
     assert ddf.shape == (10, 9, 8, 3) and (ddf.get_fdata()[..., 0] == 1).all() and (ddf.get_fdata()[..., 1:] == 0).all()
 
 

@@ -50,9 +50,9 @@ def test_figures_are_means_of_the_plain_functions_over_pairs(shape: tuple[int, .
         statistics = jacobian_statistics(ddf, mask)
         columns["dice"].append(float(mean_over_labels(dice_l2r(fixed, warped, [1, 2], moving))))
         columns["dice_before"].append(float(mean_over_labels(dice_l2r(fixed, moving, [1, 2], moving))))
-        columns["hd95"].append(
-            float(mean_over_labels(hd95_l2r(fixed, warped, [1, 2], moving, one["spacing"].tolist())))
-        )
+        for name, candidate in (("hd95", warped), ("hd95_before", moving)):
+            values = hd95_l2r(fixed, candidate, [1, 2], moving, one["spacing"].tolist())
+            columns[name].append(float(mean_over_labels(values)))
         columns["fold_fraction"].append(100 * float(statistics.fold_fraction))
         for name in ("sdlogj", "sdlogj_l2r", "sdlogj_l2r_masked"):
             columns[name].append(float(getattr(statistics, name)))

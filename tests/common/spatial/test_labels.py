@@ -34,7 +34,9 @@ def scipy_warp(label: torch.Tensor, ddf: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("slab", [1, 50, 1 << 18])
-def test_warped_labels_equal_scipys_map_coordinates_whatever_the_slab(shape, slab, monkeypatch) -> None:
+def test_warped_labels_equal_scipys_map_coordinates_whatever_the_slab(
+    shape: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(labels_module, "_SLAB_VOXELS", slab)
     label, ddf = case(shape)
     np.testing.assert_array_equal(warp_labels(label, ddf).numpy(), scipy_warp(label, ddf))
@@ -64,7 +66,7 @@ def test_half_voxels_round_up_and_the_slightest_step_outside_is_background() -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_zero_displacement_is_the_identity_and_keeps_the_dtype(dtype) -> None:
+def test_zero_displacement_is_the_identity_and_keeps_the_dtype(dtype: torch.dtype) -> None:
     label = case((5, 6, 7))[0].to(dtype)
     for function in (warp_labels, warp_labels_linear):
         warped = function(label, torch.zeros(2, 3, 5, 6, 7))
@@ -72,7 +74,7 @@ def test_zero_displacement_is_the_identity_and_keeps_the_dtype(dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_linear_vote_equals_the_argmax_of_the_warped_one_hot_map(shape) -> None:
+def test_linear_vote_equals_the_argmax_of_the_warped_one_hot_map(shape: tuple[int, ...]) -> None:
     label, ddf = case(shape, scale=1.5)
     one_hot = torch.stack([(label[:, 0] == k) for k in range(6)], dim=1).double()
     votes = warp(one_hot, ddf.double(), padding_mode="zeros")

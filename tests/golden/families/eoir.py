@@ -20,7 +20,7 @@ from common.io.learn2reg import to_half_resolution
 from common.io.state_dicts import rename_keys
 from common.losses.pyramid import PUBLISHED_SIGMAS, blur_taps
 from common.networks.eoir import EOIR, KEY_MAP, OASIS_KEY_MAP
-from common.spatial import compose, integrate, jacobian_determinant, resize_image, warp
+from common.spatial import compose, integrate, jacobian_determinant, warp
 
 Arrays = dict[str, np.ndarray]
 VARIANTS = {"EOIR": "plain", "EOIR_ACDC": "acdc", "EOIR_OASIS": "oasis"}
@@ -64,7 +64,7 @@ def _build(meta: dict[str, Any]) -> tuple[EOIR, list[tuple[str, str | None]]]:
     )
     official = layout.fill(meta["state_dict"], **meta["fill"])
     network.load_state_dict(rename_keys({name: _tensor(values) for name, values in official.items()}, key_map))
-    ours = {official_name: None for official_name in official}
+    ours: dict[str, str | None] = {official_name: None for official_name in official}
     for official_name in official:
         ours[official_name] = next(iter(rename_keys({official_name: None}, key_map)), None)
     return network, list(ours.items())
@@ -92,7 +92,7 @@ def _network(meta: dict[str, Any], arrays: Arrays) -> Arrays:
         available |= {f"pos_flow_{i}": d for i, d in enumerate(outputs["pyramid"])}
         available["warped"] = warp(moving, outputs["pyramid"][0], padding_mode="zeros")
         available["features"] = torch.cat([network.encoder(moving), network.encoder(fixed)])
-    results = {}
+    results: Arrays = {}
     for name in arrays:
         kind, _, rest = name.partition("/")
         value = available.get(re.sub(r"_s\d+$", "", rest))
@@ -117,7 +117,7 @@ def _recipe(meta: dict[str, Any], levels: int) -> losses.RegistrationLoss:
     if recipe["weights"][2]:
         dice = losses.WarpedDiceLoss(meta["num_classes"])
         terms["dsc"] = losses.Term(dice, ["moving_label", "fixed_label", "ddf"], recipe["weights"][2])
-    in_plane = {"kernel": "isotropic", "axes": (0, 1)} if name[1] == "acdc" else {}
+    in_plane: dict[str, Any] = {"kernel": "isotropic", "axes": (0, 1)} if name[1] == "acdc" else {}
     pyramid = losses.ImagePyramid(num_classes=meta["num_classes"] or None, **in_plane)
     return losses.RegistrationLoss(terms, [0.5**i for i in range(levels)], pyramid)
 
@@ -173,7 +173,7 @@ def _trajectories(meta: dict[str, Any], targets: dict[str, Tensor]) -> Arrays:
         "traj/loss_adam": lambda parameters: torch.optim.Adam(parameters, lr=rates[1], amsgrad=True),
     }
     pair = {name: value.detach() for name, value in targets.items()}
-    results = {}
+    results: Arrays = {}
     for name, make in optimisers.items():
         network, _ = _build(meta)
         loss, optimiser = _recipe(meta, len(network.estimators)), make(network.parameters())
@@ -189,7 +189,7 @@ def _trajectories(meta: dict[str, Any], targets: dict[str, Tensor]) -> Arrays:
 
 
 def _blocks(meta: dict[str, Any], arrays: Arrays) -> Arrays:
-    results = {}
+    results: Arrays = {}
     for name, arguments in meta["constructor"].items():
         module = block(3, arguments["in_cs"], arguments["out_cs"], arguments["kernel_size"])
         official = layout.fill(meta["state_dict"][name], **meta["fill"])
@@ -336,9 +336,7 @@ def _metrics(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 def _lumir_labels() -> list[int]:
     """The 133 label values of the LUMIR evaluation, background included."""
-    text = (
-        "0,4,11,23,30-32,35-41,44,45,47-52,55-62,71-73,75,76,100-109,112-125,128,129,132-157,160-187,190-207"
-    )
+    text = "0,4,11,23,30-32,35-41,44,45,47-52,55-62,71-73,75,76,100-109,112-125,128,129,132-157,160-187,190-207"
     bounds = [[int(n) for n in part.split("-")] for part in text.split(",")]
     return [value for first, *last in bounds for value in range(first, (last or [first])[0] + 1)]
 
