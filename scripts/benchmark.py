@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of the building blocks and of a training step, beside plain forms of the same, as Markdown tables.
+
+    python scripts/benchmark.py ops     # losses, warps, pyramid, normalisation: about two minutes
+    python scripts/benchmark.py eoir    # forward and training step of EOIR: about five minutes
+
+The variants of a comparison take turns, so that other load on the machine meets all of them alike; compare the ratios.
+Peak memory comes from a fresh process for each variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+PUBLISHED = "published form, re-enacted"
+VARIANTS = (PUBLISHED, "ours, float32", "ours, bfloat16 autocast")
+# CPU seconds and GB of one training step of the published code on one thread of another machine (Zen 5), torch 2.13.
+REFERENCE_SECONDS, REFERENCE_GB = 20.4, 3.3
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ops", "eoir", "worker"), help="worker is for internal use")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1); more only on idle cores")
+    parser.add_argument("--repeats", type=int, help="timed repeats of each variant (default: 7 for ops, 2 for eoir)")
+    parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 96), help="image of eoir (default 64 96 96)")
+    parser.add_argument("--channels", type=int, default=32, help="start_channel of eoir (default 32)")
+    parser.add_argument("--only", nargs="*", help="eoir: the variants to run, by number from 0; ops: words in the name")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    {"ops": run_ops, "eoir": run_eoir, "worker": run_worker}[arguments.what](arguments)
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table."""
+    print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+class Worker:
+    """A process of its own that runs one task each time it is asked."""
+
+    def __init__(self, arguments: argparse.Namespace, task: dict[str, Any]) -> None:
+        size = [str(n) for n in arguments.size]
+        command = [sys.executable, __file__, "worker", "--threads", str(arguments.threads), "--size", *size]
+        command += ["--channels", str(arguments.channels), "--task", json.dumps(task)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self) -> dict[str, float]:
+        """One run: CPU seconds, and peak memory of the process so far."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print("run", file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("A worker of the benchmark ended early; its own message is above.")
+        result: dict[str, float] = json.loads(line)
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def run_worker(arguments: argparse.Namespace) -> None:
+    """Run the task once per line of the standard input."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    task = json.loads(arguments.task)
+    call = _operation(task) if "operation" in task else _network(arguments, task)
+    for _ in sys.stdin:
+        before = _resident("VmRSS")
+        _forget_peak()
+        cpu = time.process_time()
+        call()
+        cpu = time.process_time() - cpu
+        peak = _resident("VmHWM")
+        print(json.dumps({"cpu": cpu, "peak": peak, "growth": peak - before}), flush=True)
+
+
+def _resident(field: str) -> float:
+    """Bytes of resident memory now (VmRSS) or at the peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _operation(task: dict[str, Any]) -> Callable[[], object]:
+    from operations import operations
+
+    return operations()[task["operation"]].forms[task["form"]]
+
+
+def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[], object]:
+    import torch
+
+    torch.manual_seed(0)
+    size = tuple(arguments.size)
+    network, loss = _published(size, arguments.channels) if task["variant"] == PUBLISHED else _ours(task["variant"], arguments.channels)
+    # The same intensities for all; what they show has no influence on the time.
+    moving, fixed = torch.rand((2, 1, 1, *size))
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-4, amsgrad=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(moving, fixed).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def forward() -> None:
+        network_forward(moving, fixed)
+
+    network_forward = loss.network  # type: ignore[attr-defined]
+    return step if task["what"] == "training step" else forward
+
+
+def _published(size: tuple[int, ...], channels: int) -> tuple[Any, Any]:
+    from textbook import TextbookEOIR, TextbookLoss
+
+    network, criterion = TextbookEOIR(size, channels), TextbookLoss(size)
+
+    def loss(moving: Any, fixed: Any) -> Any:
+        return criterion(moving, fixed, *network(moving, fixed))
+
+    loss.network = network  # type: ignore[attr-defined]
+    return network, loss
+
+
+def _ours(variant: str, channels: int) -> tuple[Any, Any]:
+    import torch
+
+    from common.engine.memory import keep_freed_memory
+    from common.losses import GradientLoss, ImagePyramid, LNCCLoss, RegistrationLoss, Term
+    from common.networks.eoir import EOIR
+
+    keep_freed_memory()
+    network = EOIR(start_channel=channels)
+    terms = {"lncc": Term(LNCCLoss(), ["warped", "fixed"]), "smooth": Term(GradientLoss(), ["velocity"], 5)}
+    criterion = RegistrationLoss(terms, [0.5**level for level in range(5)], ImagePyramid())
+
+    def run(moving: Any, fixed: Any, details: bool = False) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in variant):
+            return network(torch.cat([moving, fixed], dim=1), details)
+
+    def loss(moving: Any, fixed: Any) -> Any:
+        return criterion(run(moving, fixed, True), {"moving": moving, "fixed": fixed})
+
+    loss.network = run  # type: ignore[attr-defined]
+    return network, loss
+
+
+def run_eoir(arguments: argparse.Namespace) -> None:
+    """Forward pass and training step of the variants, in turns."""
+    chosen = [VARIANTS[int(n)] for n in arguments.only] if arguments.only else list(VARIANTS)
+    size = "x".join(map(str, arguments.size))
+    print(f"EOIR, start_channel {arguments.channels}, {size}, batch 1, LUMIR loss, Adam with amsgrad, "
+          f"{arguments.threads} thread(s); median of {arguments.repeats or 2} runs in turns after one to warm up\n")
+    for what in ("forward without gradient", "training step"):
+        workers = {name: Worker(arguments, {"variant": name, "what": what}) for name in chosen}
+        runs = [{name: worker.run() for name, worker in workers.items()} for _ in range(1 + (arguments.repeats or 2))]
+        for worker in workers.values():
+            worker.close()
+        seconds = {name: statistics.median(run[name]["cpu"] for run in runs[1:]) for name in chosen}
+        peaks = {name: max(run[name]["peak"] for run in runs) / 1e9 for name in chosen}
+        table(
+            [what, "CPU s", "ratio", "peak GB", "ratio"],
+            [
+                [name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds[chosen[0]]:.2f}"]
+                + [f"{peaks[name]:.2f}", f"{peaks[name] / peaks[chosen[0]]:.2f}"]
+                for name in chosen
+            ],
+        )
+    print(f"Published code itself, training step at 64x96x96, one Zen 5 thread: {REFERENCE_SECONDS} s, {REFERENCE_GB} GB.")
+
+
+def run_ops(arguments: argparse.Namespace) -> None:
+    """Every operation in both forms, in turns, then the peak memory of each."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    from operations import SIZE, labels, operations
+
+    bandwidth = _copy_bandwidth()
+    volume = 4 * SIZE[0] * SIZE[1] * SIZE[2] / 1e6
+    print(f"{'x'.join(map(str, SIZE))}, float32, {arguments.threads} thread(s), {labels()[0]}; medians; "
+          f"copy {bandwidth / 1e9:.1f} GB/s, of which the floor follows\n")
+    rows = []
+    for name, operation in operations().items():
+        if arguments.only and not any(word in name for word in arguments.only):
+            continue
+        times = _in_turns(operation.forms, arguments.repeats or 7)
+        reference = next(iter(times))
+        moved = operation.volumes * volume
+        floor = moved * 1e9 / bandwidth
+        for form, milliseconds in times.items():
+            peak = _peak(arguments, name, form) if operation.memory else None
+            rows.append(
+                [name if form == reference else "", form, f"{milliseconds:.1f}", f"{times[reference] / milliseconds:.2f}"]
+                + ["" if peak is None else f"{peak / 1e6:.0f}", f"{moved:.1f}", f"{floor:.1f}", f"{milliseconds / floor:.0f}"]
+            )
+    table(["operation", "form", "ms", "times faster", "peak MB", "MB moved", "floor ms", "ms / floor"], rows)
+
+
+def _in_turns(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median wall milliseconds of each form."""
+    times: dict[str, list[float]] = {form: [] for form in forms}
+    for repeat in range(repeats + 1):
+        for form, call in forms.items():
+            start = time.perf_counter()
+            call()
+            if repeat:
+                times[form].append(1e3 * (time.perf_counter() - start))
+    return {form: statistics.median(values) for form, values in times.items()}
+
+
+def _peak(arguments: argparse.Namespace, name: str, form: str) -> float:
+    """Growth of the resident memory by the first call in a fresh process, in bytes."""
+    worker = Worker(arguments, {"operation": name, "form": form})
+    growth = worker.run()["growth"]
+    worker.close()
+    return growth
+
+
+def _copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a copy beyond the caches."""
+    import torch
+
+    source = torch.rand(2**26)
+    target = torch.empty_like(source).copy_(source)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    return 8 * source.numel() / statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

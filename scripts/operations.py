@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations that ``benchmark.py ops`` compares: inputs, both forms of each, and what must move in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.losses import BendingEnergyLoss, DiffusionLoss, LocalNormalizedCrossCorrelationLoss
+from monai.networks.blocks import DVF2DDF, Warp
+from textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
+from torch import Tensor, nn
+
+from common.blocks.normalisation import instance_norm_prelu
+from common.losses import BendingLoss, GradientLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
+from common.spatial import integrate, warp
+
+SIZE = (80, 112, 96)
+CLASSES = 36
+CHANNELS = 32
+BRAINS = Path(__file__).resolve().parents[2] / "shared" / "data" / "brain"
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Operation:
+    """Two forms of one operation; the first is the one compared with.
+
+    Args:
+        forms: what to call, by name.
+        volumes: how many one-channel float32 volumes must move: inputs, outputs and saved tensors once each.
+        memory: whether the peak memory is of interest.
+    """
+
+    forms: dict[str, Call]
+    volumes: float
+    memory: bool = False
+
+
+def _brain_labels() -> tuple[Tensor, Tensor] | None:
+    files = sorted((BRAINS / "aligned_2mm" / "labelsTr").glob("*.nii.gz"))[:2]
+    groups = BRAINS / "label_groups.json"
+    if len(files) < 2 or not groups.is_file():
+        return None
+    import nibabel
+
+    table = json.loads(groups.read_text())["lookup_table"]
+    if isinstance(table, dict):
+        table = [table.get(str(i), 0) for i in range(max(map(int, table)) + 1)]
+    lookup = np.asarray(table, np.int64)
+    lookup[lookup >= CLASSES] = 0
+    labels = []
+    for file in files:
+        array = lookup[np.asarray(nibabel.load(file).dataobj).astype(int)].astype(np.uint8)
+        # Centre crop, zeros where the image is smaller.
+        missing = [max(wanted - n, 0) for wanted, n in zip(SIZE, array.shape, strict=True)]
+        array = np.pad(array, [(m // 2, m - m // 2) for m in missing])
+        start = [(n - wanted) // 2 for wanted, n in zip(SIZE, array.shape, strict=True)]
+        labels.append(array[tuple(slice(s, s + n) for s, n in zip(start, SIZE, strict=True))])
+    moving, fixed = (torch.from_numpy(np.ascontiguousarray(label))[None, None] for label in labels)
+    return moving, fixed
+
+
+def labels() -> tuple[str, Tensor, Tensor]:
+    """Where two label maps (1, 1, *SIZE) come from, and the maps."""
+    brains = _brain_labels()
+    if brains is not None:
+        return "labels of two brains, 2 mm", *brains
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn((2, CLASSES, 10, 14, 12), generator=generator)
+    maps = F.interpolate(noise, size=SIZE, mode="trilinear").argmax(1, keepdim=True).to(torch.uint8)
+    return "synthetic blobs", maps[:1], maps[1:]
+
+
+def _gradient_of(function: Callable[[Tensor], Tensor | list[Tensor]], tensor: Tensor) -> Call:
+    """A call of ``function`` with a backward pass to ``tensor``."""
+
+    def call() -> Tensor | None:
+        leaf = tensor.detach().requires_grad_()
+        results = function(leaf)
+        for result in [results] if isinstance(results, Tensor) else results:
+            result.sum().backward(retain_graph=not isinstance(results, Tensor))
+        return leaf.grad
+
+    return call
+
+
+def operations() -> dict[str, Operation]:
+    """All comparisons, by name."""
+    generator = torch.Generator().manual_seed(0)
+    moving, fixed = torch.rand((2, 1, 1, *SIZE), generator=generator)
+    coarse = 2 * torch.randn((1, 3, 10, 14, 12), generator=generator)
+    ddf = F.interpolate(coarse, size=SIZE, mode="trilinear", align_corners=True)
+    moving_label, fixed_label = labels()[1:]
+    monai_lncc, lncc = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=9), LNCCLoss()
+    monai_warp, monai_exp = Warp("bilinear", "border"), DVF2DDF(num_steps=7, mode="bilinear", padding_mode="zeros")
+    sampler, dice = StoredGridWarp(SIZE), WarpedDiceLoss(CLASSES)
+    found = {
+        "LNCC 9, gradient of the warped image": Operation(
+            {
+                "MONAI LocalNormalizedCrossCorrelationLoss": _gradient_of(lambda x: monai_lncc(x, fixed), moving),
+                "LNCCLoss": _gradient_of(lambda x: lncc(x, fixed), moving),
+            },
+            11,
+            True,
+        ),
+        f"Dice loss, {CLASSES - 1} labels and background, gradient of the field": Operation(
+            {
+                "one-hot": _gradient_of(lambda u: one_hot_dice(moving_label, fixed_label, u, CLASSES, sampler), ddf),
+                "WarpedDiceLoss": _gradient_of(lambda u: dice(moving_label, fixed_label, u), ddf),
+            },
+            6.5,
+            True,
+        ),
+        "warp, forward": Operation(
+            {"MONAI Warp": lambda: monai_warp(moving, ddf), "warp": lambda: warp(moving, ddf)}, 5
+        ),
+        "warp, forward and backward to the field": Operation(
+            {
+                "MONAI Warp": _gradient_of(lambda u: monai_warp(moving, u), ddf),
+                "warp": _gradient_of(lambda u: warp(moving, u), ddf),
+            },
+            13,
+            True,
+        ),
+        "diffusion regulariser": Operation(
+            {
+                "MONAI DiffusionLoss": _gradient_of(DiffusionLoss(), ddf),
+                "GradientLoss": _gradient_of(GradientLoss(), ddf),
+            },
+            6,
+            True,
+        ),
+        "bending energy": Operation(
+            {
+                "MONAI BendingEnergyLoss": _gradient_of(BendingEnergyLoss(), ddf),
+                "BendingLoss": _gradient_of(BendingLoss(), ddf),
+            },
+            6,
+            True,
+        ),
+        "scaling and squaring, 7 steps, forward": Operation(
+            {"MONAI DVF2DDF": lambda: monai_exp(ddf), "integrate": lambda: integrate(ddf)}, 42
+        ),
+        "scaling and squaring, forward and backward": Operation(
+            {"MONAI DVF2DDF": _gradient_of(monai_exp, ddf), "integrate": _gradient_of(integrate, ddf)}, 98, True
+        ),
+        "image pyramid, 5 levels, forward": Operation(
+            {"dense blur": lambda: blurred_pyramid(moving), "image_pyramid": lambda: image_pyramid(moving, 5)}, 1.3
+        ),
+    }
+    return {**found, **_of_features(ddf, generator)}
+
+
+def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation]:
+    features = torch.randn((1, CHANNELS, *SIZE), generator=generator)
+    last = features.contiguous(memory_format=torch.channels_last_3d)
+    modules, slope = nn.Sequential(nn.InstanceNorm3d(CHANNELS), nn.PReLU()), torch.full((1,), 0.25, requires_grad=True)
+    sampler = StoredGridWarp(SIZE)
+    return {
+        f"instance norm and PReLU, {CHANNELS} channels, forward and backward": Operation(
+            {
+                "torch modules": _gradient_of(modules, features),
+                "instance_norm_prelu": _gradient_of(lambda x: instance_norm_prelu([x], slope), last),
+            },
+            5 * CHANNELS,
+            True,
+        ),
+        f"warp of {CHANNELS} channels, forward and backward to both": Operation(
+            {
+                "grid_sample, stored grid": _both(sampler, features, ddf),
+                "warp": _both(lambda x, u: warp(x, u, padding_mode="zeros"), last, ddf),
+            },
+            5 * CHANNELS + 6,
+            True,
+        ),
+    }
+
+
+def _both(function: Callable[[Tensor, Tensor], Tensor], image: Tensor, ddf: Tensor) -> Call:
+    def call() -> None:
+        leaves = image.detach().requires_grad_(), ddf.detach().requires_grad_()
+        function(*leaves).sum().backward()
+
+    return call
