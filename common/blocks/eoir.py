@@ -8,7 +8,6 @@ disagree, these follow the weights.
 from __future__ import annotations
 
 import torch
-from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from common.blocks.convolution import convolve, convolved_again, normalise_and_convolve, rectify_and_convolve
@@ -17,7 +16,8 @@ from common.blocks.normalisation import instance_norm_prelu
 
 def convolution(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
     """Convolution of stride 1 with zero padding that keeps the size."""
-    return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    kind = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+    return kind(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
 
 class PlainBlock(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-5
-# Elements per piece on the CPU: the handful of temporaries of one piece stay in the second-level cache.
-PIECE = 2**17
+# Elements per piece on the CPU: the handful of temporaries of one piece stay in the cache.
+PIECE = 2**18
 
 
 def instance_norm_prelu(
@@ -149,7 +149,15 @@ def _activate(
     less = slope.detach().to(scales[0].dtype) - 1
     for *pieces, target in _pieces(axis, *rows):
         total = _total(pieces, scales, shifts, less.dtype)
-        target.copy_(torch.addcmul(total, total.clamp(max=0), less))
+        _addcmul(target, total, total.clamp(max=0), less)
+
+
+def _addcmul(target: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """``target`` becomes ``a + b * c`` in its own type."""
+    if target.dtype == a.dtype:
+        torch.addcmul(a, b, c, out=target)
+    else:
+        target.copy_(torch.addcmul(a, b, c))
 
 
 class _InstanceNormPReLU(torch.autograd.Function):
@@ -230,11 +238,10 @@ class _SampleBackward:
         for pieces in _pieces(axis, *self.rows):
             inputs, incoming, targets = pieces[: self.count], pieces[self.count], pieces[self.count + 1 :]
             _, _, at_sum = self._at_sum(inputs, incoming)
-            for i, target in enumerate(targets):
-                # The residual, behind the branches, receives the gradient as it is.
-                target.copy_(
-                    torch.addcmul(constant[i], at_sum, scales[i]).addcmul_(inputs[i].to(at_sum.dtype), on_branch[i])
-                    if i < branches
-                    else at_sum
-                )
+            for i, target in enumerate(targets[:branches]):
+                linear = torch.addcmul(constant[i], at_sum, scales[i])
+                _addcmul(target, linear, inputs[i].to(at_sum.dtype), on_branch[i])
+            for target in targets[branches:]:
+                # The residual receives the gradient as it is.
+                target.copy_(at_sum)
         return on_slope

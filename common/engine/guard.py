@@ -7,7 +7,6 @@ error in others. :func:`guard` is the first item of each workflow's ``run`` list
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import inspect
 import json
@@ -28,6 +27,7 @@ from monai.bundle.config_parser import ConfigParser
 
 import common
 from common.checks import InputError
+from common.engine.memory import keep_freed_memory
 
 # Options of `monai.bundle run` itself, which no config has to define.
 RUN_OPTIONS = {
@@ -64,7 +64,7 @@ def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = F
         logging.getLogger().addFilter(_not_announced)
         for handler in logging.getLogger().handlers:
             handler.addFilter(_not_announced)
-        _keep_freed_memory()
+        keep_freed_memory()
         check_options(sys.argv[1:])
     check_bundle(bundle_root)
     check_writable(output_dir)
@@ -218,20 +218,3 @@ def _join_processes() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed volumes for the next ones.
-
-    By default each volume is mapped afresh and its pages are cleared by the kernel one by one, which costs several
-    times what filling them does. Elsewhere than under glibc this does nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 2**30)
-    mallopt(trim_threshold, 2**31 - 1)
