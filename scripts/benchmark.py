@@ -17,12 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path.insert(0, str(HERE.parent))
 
 PUBLISHED = "published form, re-enacted"
 VARIANTS = (PUBLISHED, "ours, float32", "ours, bfloat16 autocast")
@@ -60,6 +61,7 @@ class Worker:
         size = [str(n) for n in arguments.size]
         command = [sys.executable, __file__, "worker", "--threads", str(arguments.threads), "--size", *size]
         command += ["--channels", str(arguments.channels), "--task", json.dumps(task)]
+        command[1:1] = ["-W", "ignore"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self) -> dict[str, float]:
@@ -105,7 +107,7 @@ def _forget_peak() -> None:
 
 
 def _operation(task: dict[str, Any]) -> Callable[[], object]:
-    from operations import operations
+    from scripts.operations import operations
 
     return operations()[task["operation"]].forms[task["form"]]
 
@@ -115,7 +117,8 @@ def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[]
 
     torch.manual_seed(0)
     size = tuple(arguments.size)
-    network, loss = _published(size, arguments.channels) if task["variant"] == PUBLISHED else _ours(task["variant"], arguments.channels)
+    published = task["variant"] == PUBLISHED
+    network, loss = _published(size, arguments.channels) if published else _ours(task["variant"], arguments.channels)
     # The same intensities for all; what they show has no influence on the time.
     moving, fixed = torch.rand((2, 1, 1, *size))
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-4, amsgrad=True)
@@ -134,7 +137,7 @@ def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[]
 
 
 def _published(size: tuple[int, ...], channels: int) -> tuple[Any, Any]:
-    from textbook import TextbookEOIR, TextbookLoss
+    from scripts.textbook import TextbookEOIR, TextbookLoss
 
     network, criterion = TextbookEOIR(size, channels), TextbookLoss(size)
 
@@ -172,8 +175,10 @@ def run_eoir(arguments: argparse.Namespace) -> None:
     """Forward pass and training step of the variants, in turns."""
     chosen = [VARIANTS[int(n)] for n in arguments.only] if arguments.only else list(VARIANTS)
     size = "x".join(map(str, arguments.size))
-    print(f"EOIR, start_channel {arguments.channels}, {size}, batch 1, LUMIR loss, Adam with amsgrad, "
-          f"{arguments.threads} thread(s); median of {arguments.repeats or 2} runs in turns after one to warm up\n")
+    print(
+        f"EOIR, start_channel {arguments.channels}, {size}, batch 1, LUMIR loss, Adam with amsgrad, "
+        f"{arguments.threads} thread(s); median of {arguments.repeats or 2} runs in turns after one to warm up\n"
+    )
     for what in ("forward without gradient", "training step"):
         workers = {name: Worker(arguments, {"variant": name, "what": what}) for name in chosen}
         runs = [{name: worker.run() for name, worker in workers.items()} for _ in range(1 + (arguments.repeats or 2))]
@@ -189,7 +194,8 @@ def run_eoir(arguments: argparse.Namespace) -> None:
                 for name in chosen
             ],
         )
-    print(f"Published code itself, training step at 64x96x96, one Zen 5 thread: {REFERENCE_SECONDS} s, {REFERENCE_GB} GB.")
+    reference = f"{REFERENCE_SECONDS} CPU s, {REFERENCE_GB} GB"
+    print(f"The published code itself, training step, 64x96x96, on one thread of a Zen 5 machine: {reference}")
 
 
 def run_ops(arguments: argparse.Namespace) -> None:
@@ -197,12 +203,15 @@ def run_ops(arguments: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from operations import SIZE, labels, operations
+    warnings.simplefilter("ignore")
+    from scripts.operations import SIZE, labels, operations
 
     bandwidth = _copy_bandwidth()
     volume = 4 * SIZE[0] * SIZE[1] * SIZE[2] / 1e6
-    print(f"{'x'.join(map(str, SIZE))}, float32, {arguments.threads} thread(s), {labels()[0]}; medians; "
-          f"copy {bandwidth / 1e9:.1f} GB/s, of which the floor follows\n")
+    print(
+        f"{'x'.join(map(str, SIZE))}, float32, {arguments.threads} thread(s), {labels()[0]}; medians; "
+        f"copy {bandwidth / 1e9:.1f} GB/s, of which the floor follows\n"
+    )
     rows = []
     for name, operation in operations().items():
         if arguments.only and not any(word in name for word in arguments.only):
@@ -212,11 +221,10 @@ def run_ops(arguments: argparse.Namespace) -> None:
         moved = operation.volumes * volume
         floor = moved * 1e9 / bandwidth
         for form, milliseconds in times.items():
-            peak = _peak(arguments, name, form) if operation.memory else None
-            rows.append(
-                [name if form == reference else "", form, f"{milliseconds:.1f}", f"{times[reference] / milliseconds:.2f}"]
-                + ["" if peak is None else f"{peak / 1e6:.0f}", f"{moved:.1f}", f"{floor:.1f}", f"{milliseconds / floor:.0f}"]
-            )
+            peak = f"{_peak(arguments, name, form) / 1e6:.0f}" if operation.memory else ""
+            faster = times[reference] / milliseconds
+            numbers = [f"{milliseconds:.1f}", f"{faster:.2f}", peak, f"{moved:.1f}", f"{floor:.1f}"]
+            rows.append([name if form == reference else "", form, *numbers, f"{milliseconds / floor:.0f}"])
     table(["operation", "form", "ms", "times faster", "peak MB", "MB moved", "floor ms", "ms / floor"], rows)
 
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from monai.losses import BendingEnergyLoss, DiffusionLoss, LocalNormalizedCrossCorrelationLoss
 from monai.networks.blocks import DVF2DDF, Warp
-from textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
 from torch import Tensor, nn
 
 from common.blocks.normalisation import instance_norm_prelu
 from common.losses import BendingLoss, GradientLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
 from common.spatial import integrate, warp
+from scripts.textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
 
 SIZE = (80, 112, 96)
 CLASSES = 36

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks compare with: plain textbook forms, written from the descriptions of the published methods.
 
-These are re-enactments and not the published code: ordinary torch modules, one after the other, as a paper's reader would
-write them. They import nothing from ``common`` so that they stay a reference for it.
+These are re-enactments and not the published code: ordinary torch modules, one after the other, as a paper's reader
+would write them. They import nothing from ``common`` so that they stay a reference for it.
 """
 
 from __future__ import annotations

@@ -14,10 +14,15 @@ from common.blocks.convolution import convolve, convolved_again, normalise_and_c
 from common.blocks.normalisation import instance_norm_prelu
 
 
-def convolution(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
+def convolution(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d | nn.Conv3d:
     """Convolution of stride 1 with zero padding that keeps the size."""
-    kind = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+    kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
     return kind(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+
+def _parameters(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
+    assert conv.bias is not None
+    return conv.weight, conv.bias
 
 
 class PlainBlock(nn.Module):
@@ -49,9 +54,8 @@ class Encoder(nn.Sequential):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, C', *spatial)."""
         first, *layers = self
-        conv = first.conv
-        x, slope = convolve(image, conv.weight, conv.bias), first.activation.weight
-        with convolved_again(x, image, conv.weight, conv.bias):
+        x, slope = convolve(image, *_parameters(first.conv)), first.activation.weight
+        with convolved_again(x, image, *_parameters(first.conv)):
             x, slope = self._step(layers[0], x, slope)
         for layer in layers[1:]:
             x, slope = self._step(layer, x, slope)
@@ -61,7 +65,7 @@ class Encoder(nn.Sequential):
         """One more layer; ``slope``, in and out, is that of an activation of ``x`` that is still to be done."""
         if not isinstance(layer, PlainBlock):
             return layer(x if slope is None else instance_norm_prelu([x], slope, overwrite=True)), None
-        weight, bias = layer.conv.weight, layer.conv.bias
+        weight, bias = _parameters(layer.conv)
         x = convolve(x, weight, bias) if slope is None else normalise_and_convolve(x, slope, weight, bias)
         return x, layer.activation.weight
 
@@ -119,7 +123,9 @@ class FlowEstimator(nn.Module):
         kernel_size: of the mixing block; None for a convolution with ReLU and without normalisation.
     """
 
-    def __init__(self, spatial_dims: int, channels: int, search_radius: int = 1, kernel_size: int | None = None) -> None:
+    def __init__(
+        self, spatial_dims: int, channels: int, search_radius: int = 1, kernel_size: int | None = None
+    ) -> None:
         super().__init__()
         hidden = (2 * search_radius + 1) ** 3
         self.mix: nn.Module
@@ -127,19 +133,18 @@ class FlowEstimator(nn.Module):
             self.mix = convolution(spatial_dims, 2 * channels, 2 * channels)
         else:
             self.mix = block(spatial_dims, 2 * channels, 2 * channels, kernel_size)
-        self.folded = kernel_size is None
         self.reduce = convolution(spatial_dims, 2 * channels, hidden)
         self.flow = convolution(spatial_dims, hidden, spatial_dims)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Features (B, 2 N, *spatial), of the fixed image, then of the moving one, already warped, to (B, d, *spatial)."""
-        if self.folded:
-            on_sum, on_difference = self.mix.weight.chunk(2, dim=1)
-            weight = torch.cat([on_sum + on_difference, on_sum - on_difference], dim=1)
-            x = convolve(pair, weight, self.mix.bias)
+        """Features (B, 2 N, *spatial), of the fixed image and of the warped moving one, to (B, d, *spatial)."""
+        if isinstance(self.mix, (nn.Conv2d, nn.Conv3d)):
+            weight, bias = _parameters(self.mix)
+            on_sum, on_difference = weight.chunk(2, dim=1)
+            x = convolve(pair, torch.cat([on_sum + on_difference, on_sum - on_difference], dim=1), bias)
+            x = rectify_and_convolve(x, *_parameters(self.reduce))
         else:
             fixed, moving = pair.chunk(2, dim=1)
-            x = self.mix(torch.cat([fixed + moving, fixed - moving], dim=1))
-        x = rectify_and_convolve(x, self.reduce.weight, self.reduce.bias) if self.folded else self.reduce(x)
-        flow = rectify_and_convolve(x, self.flow.weight, self.flow.bias)
+            x = self.reduce(self.mix(torch.cat([fixed + moving, fixed - moving], dim=1)))
+        flow = rectify_and_convolve(x, *_parameters(self.flow))
         return flow.float() if flow.dtype.itemsize < 4 else flow

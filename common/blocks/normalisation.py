@@ -107,7 +107,7 @@ def _total(
 def normalise(
     branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, without autograd, and factors and summands of the normalisation, (B, branches, C) each but for axes of 1.
+    """The result without autograd, and factors and summands of the normalisation, (B, branches, C, 1) or (..., 1, C).
 
     Args:
         branches: see :func:`instance_norm_prelu`.
@@ -116,7 +116,6 @@ def normalise(
         eps: see there.
         out: where the result goes; may be one of the branches.
     """
-    dtype = _statistics_type(branches[0])
     inputs = (*branches,) if residual is None else (*branches, residual)
     out = torch.empty_like(branches[0]) if out is None else out
     scales: list[Tensor] = []
@@ -131,9 +130,7 @@ def normalise(
     return out, torch.stack(scales), torch.stack(shifts)
 
 
-def normalise_again(
-    inputs: Sequence[Tensor], slope: Tensor, scales: Tensor, shifts: Tensor
-) -> Tensor:
+def normalise_again(inputs: Sequence[Tensor], slope: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
     """The result of :func:`normalise` once more, from the branches (and residual) and what that returned beside it."""
     out = torch.empty_like(inputs[0])
     for b, samples in enumerate(zip(*inputs, out, strict=True)):
@@ -143,7 +140,11 @@ def normalise_again(
 
 
 def _activate(
-    rows: Sequence[Tensor], axis: int, scales: Sequence[Tensor] | Tensor, shifts: Sequence[Tensor] | Tensor, slope: Tensor
+    rows: Sequence[Tensor],
+    axis: int,
+    scales: Sequence[Tensor] | Tensor,
+    shifts: Sequence[Tensor] | Tensor,
+    slope: Tensor,
 ) -> None:
     """Fill the last of ``rows``, the result, from the others."""
     less = slope.detach().to(scales[0].dtype) - 1

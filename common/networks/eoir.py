@@ -121,7 +121,8 @@ class EOIR(nn.Module):
         """
         if image.ndim != self.spatial_dims + 2 or image.shape[1] != 2:
             shape = tuple(image.shape)
-            raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {self.spatial_dims} spatial axes.")
+            axes = self.spatial_dims
+            raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {axes} spatial axes.")
         size = image.shape[2:]
         image = F.pad(image, _padding(size, self.resampled_axes))
         # One image after the other: the same numbers as a joint batch, at half the transient memory.
@@ -179,4 +180,6 @@ def _padding(size: Sequence[int], resampled_axes: int) -> list[int]:
 
 
 def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    return x[(..., *(slice(n) for n in size))]
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, 0, n)
+    return x

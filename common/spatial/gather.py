@@ -161,7 +161,8 @@ def _scatter(rows: Tensor, indices: Tensor, weights: Tensor, size: int) -> Tenso
     """Sum of ``weights[v, c] * rows[v]`` over all (v, c) that share a target ``indices[v, c]``, (size, C)."""
     corners = indices.shape[1]
     targets, order = indices.flatten().sort(stable=True)
-    ends = torch.searchsorted(targets, torch.arange(size, dtype=torch.int32))
+    starts = torch.searchsorted(targets, torch.arange(size, dtype=torch.int32))
     del targets
     weight = weights.flatten()[order]
-    return F.embedding_bag(order.div_(corners, rounding_mode="floor"), rows, ends, mode="sum", per_sample_weights=weight)
+    voxels = order.div_(corners, rounding_mode="floor")
+    return F.embedding_bag(voxels, rows, starts, mode="sum", per_sample_weights=weight)

@@ -22,8 +22,8 @@ MANY_CHANNELS = 8
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
     """Sample ``image`` at ``x + ddf(x)`` for every voxel ``x`` of the displacement field's grid.
 
-    The convention is MONAI's ``Warp``: voxels, channel k along array axis k, ``align_corners=True``. Computed in float32
-    (float64 for float64 input) whatever autocast says. For the backward pass only the two inputs are kept: the
+    The convention is MONAI's ``Warp``: voxels, channel k along array axis k, ``align_corners=True``. Computed in
+    float32 (float64 for float64 input) whatever autocast says. For the backward pass only the two inputs are kept: the
     sampling grid is made again, which costs less than storing it.
 
     Args:

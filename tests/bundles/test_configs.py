@@ -110,3 +110,19 @@ def test_load_returns_the_network_with_its_weights(
     assert isinstance(loaded, type(network))
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
+    configs = [
+        json.loads((bundle / "configs" / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
+    ]
+    assert configs[0]["network_def"] == configs[1]["network_def"] == configs[2]["network_def"]
+
+
+def test_one_key_chooses_between_labels_and_images_alone(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(phantoms), "reader": "datalist", "ckpt_path": str(tmp_path / "model.pt"), **SMALL}
+    for supervised in (True, False):
+        made = workflow(bundle, "train.json", "train", supervised=supervised, output_dir=str(tmp_path), **options)
+        loss = made.parser.get_parsed_content("loss")
+        assert set(loss.terms) == ({"lncc", "smoothness", "dice"} if supervised else {"lncc", "smoothness"})
+        assert len(loss.level_weights) == len(made.network_def.estimators)
