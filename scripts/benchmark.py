@@ -132,7 +132,7 @@ def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[]
     def forward() -> None:
         network_forward(moving, fixed)
 
-    network_forward = loss.network  # type: ignore[attr-defined]
+    network_forward = loss.network
     return step if task["what"] == "training step" else forward
 
 

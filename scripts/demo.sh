@@ -12,7 +12,7 @@ options=(--dataset_dir "$output/data" --ckpt_path "$output/model.pt" --overwrite
 mkdir -p "$output"
 export PYTHONWARNINGS=ignore
 # More threads than two would not change what is learned, only how fast.
-run() { python -m monai.bundle run "$1" --config_file "configs/$2.json" "${options[@]}" --output_dir "$output/$1" "${@:3}" --logging_file "$output/quiet.conf"; }
+run() { python -m monai.bundle run "$1" --config_file "configs/$2.json" "${options[@]}" --output_dir "$output/$1" "${@:3}" --logging_file "$output/quiet.conf" | sed "/ - INFO - /d; /^$/d"; }
 sed 's/^level=INFO/level=WARNING/' bundles/eoir_shapes3d/configs/logging.conf > "$output/quiet.conf"
 
 cd bundles/eoir_shapes3d

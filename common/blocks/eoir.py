@@ -54,6 +54,7 @@ class Encoder(nn.Sequential):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, C', *spatial)."""
         first, *layers = self
+        assert isinstance(first, PlainBlock)
         x, slope = convolve(image, *_parameters(first.conv)), first.activation.weight
         with convolved_again(x, image, *_parameters(first.conv)):
             x, slope = self._step(layers[0], x, slope)
