@@ -55,7 +55,8 @@ class Encoder(nn.Sequential):
         """(B, C, *spatial) to (B, C', *spatial)."""
         first, *layers = self
         assert isinstance(first, PlainBlock)
-        x, slope = convolve(image, *_parameters(first.conv)), first.activation.weight
+        x = convolve(image, *_parameters(first.conv))
+        slope: Tensor | None = first.activation.weight
         with convolved_again(x, image, *_parameters(first.conv)):
             x, slope = self._step(layers[0], x, slope)
         for layer in layers[1:]:

@@ -126,3 +126,16 @@ def test_one_key_chooses_between_labels_and_images_alone(bundle: Path, phantoms:
         loss = made.parser.get_parsed_content("loss")
         assert set(loss.terms) == ({"lncc", "smoothness", "dice"} if supervised else {"lncc", "smoothness"})
         assert len(loss.level_weights) == len(made.network_def.estimators)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference", "multi_gpu_train"])
+def test_a_config_reads_like_those_of_the_other_bundles(bundle: Path, name: str) -> None:
+    # What a data set needs: groups of its fine labels, recipes for labels or none, data made on first use.
+    own = {"label_groups", "grouping", "supervised", "phantoms"}
+
+    def keys(folder: Path) -> dict[str, list[str]]:
+        config = json.loads((folder / "configs" / f"{name}.json").read_text())
+        sections = {"": config, **{key: config[key] for key in ("train", "validate", "infer") if key in config}}
+        return {section: [key for key in content if key not in own] for section, content in sections.items()}
+
+    assert keys(bundle) == keys(BUNDLES[0])
