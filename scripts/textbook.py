@@ -19,6 +19,8 @@ LEVELS = 5
 class StoredGridWarp(nn.Module):
     """``grid_sample`` of an identity grid, kept as a buffer, plus a displacement in voxels; zeros outside."""
 
+    grid: Tensor
+
     def __init__(self, size: tuple[int, ...]) -> None:
         super().__init__()
         axes = [torch.arange(n, dtype=torch.float32) for n in size]
@@ -86,6 +88,8 @@ class TextbookEOIR(nn.Module):
 
 class DenseLNCC(nn.Module):
     """One minus the local squared correlation, five dense box convolutions, the gradient left to autograd."""
+
+    ones: Tensor
 
     def __init__(self, window: int = 9) -> None:
         super().__init__()

@@ -92,7 +92,8 @@ class EOIR(nn.Module):
             FlowEstimator(spatial_dims, n, search_radius, large) for _ in range(LEVELS - self.first_level)
         )
         # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
-        self.to(memory_format=torch.channels_last_3d if spatial_dims == 3 else torch.channels_last)
+        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        self.to(memory_format=layout)  # type: ignore[call-overload]
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...

@@ -41,7 +41,8 @@ def check_ddf(ddf: Tensor, image: Tensor | None = None) -> None:
         raise ValueError(f"ddf has shape {tuple(ddf.shape)}; expected (B, 2, H, W) or (B, 3, D, H, W).")
     if image is not None and (image.ndim != ddf.ndim or image.shape[0] != ddf.shape[0]):
         raise ValueError(
-            f"image of shape {tuple(image.shape)} and ddf of shape {tuple(ddf.shape)} differ in batch size or dimension."
+            f"image of shape {tuple(image.shape)} and ddf of shape {tuple(ddf.shape)} "
+            "differ in batch size or dimension."
         )
 
 
