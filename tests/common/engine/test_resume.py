@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resuming inside one process; real processes are killed in tests/bundles/test_resume.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, ValidationHandler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from common.checks import InputError
+from common.data import PairSampler
+from common.engine import ResumeHandler
+
+
+class Pairs(Dataset):
+    """Five numbers; a pair is the difference and the sum of two."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, pair: Any) -> dict[str, Tensor]:
+        moving, fixed = pair
+        return {"image": torch.tensor([float(moving - fixed)]), "label": torch.tensor([float(moving + fixed)])}
+
+
+class Killed(Exception):
+    pass
+
+
+def run(path: Path, epochs: int = 4, resume: bool = False, kill_at: int | None = None) -> tuple[Any, Any, Any]:
+    """Train; returns network, scheduler, evaluator. ``kill_at`` raises after that iteration."""
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1, amsgrad=True)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    data = Pairs()
+    evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data, sampler=PairSampler(data)), network)
+
+    class Kill:
+        def attach(self, engine: Any) -> None:
+            from ignite.engine import Events
+
+            @engine.on(Events.ITERATION_COMPLETED)
+            def maybe(engine: Any) -> None:
+                if engine.state.iteration == kill_at:
+                    raise Killed
+
+    handler = ResumeHandler(path, network, optimizer, scheduler, evaluator, resume=resume, every_seconds=0.0)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=DataLoader(data, sampler=PairSampler(data)),
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(),
+        train_handlers=[LrScheduleHandler(scheduler, print_lr=False), ValidationHandler(1, evaluator), handler, Kill()],
+    )
+    trainer.run()
+    return network, scheduler, evaluator
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 5, 8, 10, 19])
+def test_network_and_scheduler_go_on_where_they_were(kill_at: int, tmp_path: Path) -> None:
+    whole, whole_scheduler, _ = run(tmp_path / "whole.pt")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed.pt", kill_at=kill_at)
+    resumed, scheduler, _ = run(tmp_path / "killed.pt", resume=True)
+    assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
+    assert scheduler.get_last_lr() == whole_scheduler.get_last_lr() == [0.1 * 0.5**4]
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    whole, _, _ = run(tmp_path / "a.pt")
+    again, _, _ = run(tmp_path / "b.pt", resume=True)
+    assert torch.equal(whole.weight, again.weight)
+
+
+def test_more_epochs_can_follow(tmp_path: Path) -> None:
+    whole, _, _ = run(tmp_path / "a.pt", epochs=4)
+    run(tmp_path / "b.pt", epochs=2)
+    longer, _, _ = run(tmp_path / "b.pt", epochs=4, resume=True)
+    assert torch.equal(whole.weight, longer.weight)
+
+
+def test_best_metric_survives(tmp_path: Path) -> None:
+    run(tmp_path / "a.pt", epochs=1)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save({**content, "best_metric": 0.7, "best_metric_epoch": 1}, tmp_path / "a.pt")
+    _, _, evaluator = run(tmp_path / "a.pt", epochs=2, resume=True)
+    assert evaluator.state.best_metric == 0.7 and evaluator.state.best_metric_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda content: {**content, "epoch_length": 7}, "7 iterations per epoch, now there are 5"),
+        (lambda content: {**content, "iteration": 50}, "nothing to resume"),
+        (lambda content: {**content, "network": {"weight": torch.ones(2, 2)}}, "does not fit"),
+        (lambda content: {"network": content["network"]}, "no checkpoint to resume from"),
+    ],
+)
+def test_checkpoint_of_another_run_is_refused(spoil: Any, message: str, tmp_path: Path) -> None:
+    run(tmp_path / "a.pt", epochs=1)
+    torch.save(spoil(torch.load(tmp_path / "a.pt", weights_only=True)), tmp_path / "a.pt")
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "a.pt", epochs=2, resume=True)
+
+
+def test_checkpoint_of_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path / "a.pt", epochs=1)
+    with pytest.raises(InputError, match="--resume True"):
+        run(tmp_path / "a.pt", epochs=1)
