@@ -38,7 +38,7 @@ def run(path: Path, epochs: int = 4, resume: bool = False, kill_at: int | None =
     torch.manual_seed(0)
     network = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1, amsgrad=True)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
     data = Pairs()
     evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data, sampler=PairSampler(data)), network)
 
