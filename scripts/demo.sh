@@ -11,7 +11,7 @@ output=$PWD/demo
 options=(--dataset_dir "$output/data" --ckpt_path "$output/model.pt" --overwrite True)
 mkdir -p "$output"
 export PYTHONWARNINGS=ignore
-# More threads than two would not change what is learned, only how fast.
+# Shows the bars and the results, not what MONAI says about its options.
 run() { python -m monai.bundle run "$1" --config_file "configs/$2.json" "${options[@]}" --output_dir "$output/$1" "${@:3}" --logging_file "$output/quiet.conf" | sed "/ - INFO - /d; /^$/d"; }
 sed 's/^level=INFO/level=WARNING/' bundles/eoir_shapes3d/configs/logging.conf > "$output/quiet.conf"
 
