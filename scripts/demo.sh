@@ -12,7 +12,12 @@ options=(--dataset_dir "$output/data" --ckpt_path "$output/model.pt" --overwrite
 mkdir -p "$output"
 export PYTHONWARNINGS=ignore
 # Shows the bars and the results, not what MONAI says about its options.
-run() { python -m monai.bundle run "$1" --config_file "configs/$2.json" "${options[@]}" --output_dir "$output/$1" "${@:3}" --logging_file "$output/quiet.conf" | sed "/ - INFO - /d; /^$/d"; }
+run() {
+  local task=$1 config=$2
+  shift 2
+  python -m monai.bundle run "$task" --config_file "configs/$config.json" --logging_file "$output/quiet.conf" \
+    --output_dir "$output/$task" "${options[@]}" "$@" | sed '/ - INFO - /d; /^$/d'
+}
 sed 's/^level=INFO/level=WARNING/' bundles/eoir_shapes3d/configs/logging.conf > "$output/quiet.conf"
 
 cd bundles/eoir_shapes3d
