@@ -118,7 +118,8 @@ def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[]
     torch.manual_seed(0)
     size = tuple(arguments.size)
     published = task["variant"] == PUBLISHED
-    network, loss = _published(size, arguments.channels) if published else _ours(task["variant"], arguments.channels)
+    made = _published(size, arguments.channels) if published else _ours(task["variant"], arguments.channels)
+    network, loss, network_forward = made
     # The same intensities for all; what they show has no influence on the time.
     moving, fixed = torch.rand((2, 1, 1, *size))
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-4, amsgrad=True)
@@ -132,11 +133,10 @@ def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[]
     def forward() -> None:
         network_forward(moving, fixed)
 
-    network_forward = loss.network
     return step if task["what"] == "training step" else forward
 
 
-def _published(size: tuple[int, ...], channels: int) -> tuple[Any, Any]:
+def _published(size: tuple[int, ...], channels: int) -> tuple[Any, Any, Any]:
     from scripts.textbook import TextbookEOIR, TextbookLoss
 
     network, criterion = TextbookEOIR(size, channels), TextbookLoss(size)
@@ -144,11 +144,10 @@ def _published(size: tuple[int, ...], channels: int) -> tuple[Any, Any]:
     def loss(moving: Any, fixed: Any) -> Any:
         return criterion(moving, fixed, *network(moving, fixed))
 
-    loss.network = network  # type: ignore[attr-defined]
-    return network, loss
+    return network, loss, network
 
 
-def _ours(variant: str, channels: int) -> tuple[Any, Any]:
+def _ours(variant: str, channels: int) -> tuple[Any, Any, Any]:
     import torch
 
     from common.engine.memory import keep_freed_memory
@@ -167,8 +166,7 @@ def _ours(variant: str, channels: int) -> tuple[Any, Any]:
     def loss(moving: Any, fixed: Any) -> Any:
         return criterion(run(moving, fixed, True), {"moving": moving, "fixed": fixed})
 
-    loss.network = run  # type: ignore[attr-defined]
-    return network, loss
+    return network, loss, run
 
 
 def run_eoir(arguments: argparse.Namespace) -> None:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,32 +18,20 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from common.checks import InputError
+from common.io.tables import write_bytes
 
 logger = logging.getLogger(__name__)
 
 
-def save_atomically(content: Any, path: Path) -> None:
-    """``torch.save`` to a temporary name in the same folder, flushed to disk, then moved: never half a file.
+def save_atomically(content: Any, path: str | Path) -> None:
+    """``torch.save`` through a temporary file that is moved when it is complete: never half a file.
 
     Raises:
         InputError: when the folder cannot be written to or the disk is full.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full or isinstance(error, RuntimeError) else str(error)
-        raise InputError(f"Cannot write {path}: {reason}.") from error
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path) -> Any:

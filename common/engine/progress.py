@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from tqdm.auto import tqdm
 
+from common.io.tables import read_csv, write_csv
 from common.losses import RegistrationLoss
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class History:
 
     def _start(self, engine: Engine) -> None:
         self._started = time.monotonic()
-        rows = [row for row in self._read() if int(row["epoch"]) <= engine.state.epoch]
+        rows = [row for row in read_csv(self.path) if int(row["epoch"]) <= engine.state.epoch]
         self._started -= float(rows[-1]["seconds"]) if rows else 0.0
         self._replace(rows)
 
@@ -112,7 +111,7 @@ class History:
             row |= {f"val_{name}": float(f"{value:.8g}") for name, value in metrics.items()}
             logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         self._sums, self._count = {}, 0
-        self._replace([*self._read(), row])
+        self._replace([*read_csv(self.path), row])
 
     def _means(self) -> dict[str, float]:
         """Mean of each term over the iterations of the epoch and over all processes."""
@@ -120,22 +119,10 @@ class History:
         *totals, count = idist.all_reduce(sums).tolist()
         return dict(zip(self._sums, (total / count for total in totals), strict=True))
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        with open(self.path, newline="") as file:
-            return list(csv.DictReader(file))
-
     def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if idist.get_rank() != 0:
             return
         if not rows:
             self.path.unlink(missing_ok=True)
             return
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        write_csv(self.path, [{name: str(value) for name, value in row.items()} for row in rows])

@@ -18,7 +18,7 @@ from common.checks import InputError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then move.
+    """Write to a temporary name in the same folder, flush to disk, then move: never half a file.
 
     Raises:
         InputError: when the folder cannot be written to or the disk is full.
@@ -30,6 +30,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:

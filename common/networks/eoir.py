@@ -93,6 +93,7 @@ class EOIR(nn.Module):
         )
         # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
         layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        # torch documents this form of `to`, its annotations lack it.
         self.to(memory_format=layout)  # type: ignore[call-overload]
 
     @overload

@@ -67,6 +67,7 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path, comm
     assert np.allclose(warped.affine, nibabel.load(fixed).affine) and ddf.shape == (*warped.shape, 3)
     source = torch.from_numpy(nibabel.load(moving).get_fdata(dtype=np.float32))[None, None]
     again = warp(source, torch.from_numpy(ddf.get_fdata(dtype=np.float32)).movedim(-1, 0)[None])[0, 0]
+    # Values in [0, 1], sampled twice in float32.
     np.testing.assert_allclose(again.numpy(), warped.get_fdata(dtype=np.float32), atol=1e-5)
 
 

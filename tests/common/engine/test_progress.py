@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ignite.engine import Engine
+import torch
+from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
 from common.engine import History, ProgressBar, TensorBoardHandler
@@ -28,7 +29,7 @@ class Evaluator(Engine):
         self.state.epoch = -1
 
 
-def trainer(loss: Loss, evaluator: Evaluator) -> Engine:
+def trainer(loss: Any, evaluator: Any) -> Engine:
     def step(engine: Engine, batch: Any) -> None:
         loss.calls += 1
         evaluator.state.epoch = engine.state.epoch if engine.state.epoch % 2 == 0 else -1
@@ -44,9 +45,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_history_has_a_row_per_epoch_with_means_and_validation(tmp_path: Path) -> None:
-    loss, evaluator = Loss(), Evaluator()
+    loss: Any = Loss()
+    evaluator: Any = Evaluator()
     engine = trainer(loss, evaluator)
-    History(tmp_path / "history.csv", loss, evaluator).attach(engine)  # type: ignore[arg-type]
+    History(tmp_path / "history.csv", loss, evaluator).attach(engine)
     engine.run(range(2), max_epochs=3)
     history = rows(tmp_path / "history.csv")
     assert [float(row["lncc"]) for row in history] == [1.5, 3.5, 5.5]
@@ -55,12 +57,13 @@ def test_history_has_a_row_per_epoch_with_means_and_validation(tmp_path: Path) -
 
 
 def test_resumed_history_repeats_no_row(tmp_path: Path) -> None:
-    loss, evaluator = Loss(), Evaluator()
+    loss: Any = Loss()
+    evaluator: Any = Evaluator()
     engine = trainer(loss, evaluator)
-    History(tmp_path / "history.csv", loss, evaluator).attach(engine)  # type: ignore[arg-type]
+    History(tmp_path / "history.csv", loss, evaluator).attach(engine)
     engine.run(range(2), max_epochs=3)
     resumed = trainer(loss, evaluator)
-    History(tmp_path / "history.csv", loss, evaluator).attach(resumed)  # type: ignore[arg-type]
+    History(tmp_path / "history.csv", loss, evaluator).attach(resumed)
     resumed.load_state_dict({"iteration": 4, "epoch_length": 2, "max_epochs": 3})
     resumed.run(range(2), max_epochs=3)
     history = rows(tmp_path / "history.csv")
@@ -69,9 +72,10 @@ def test_resumed_history_repeats_no_row(tmp_path: Path) -> None:
 
 
 def test_bar_counts_the_whole_run_and_shows_terms(capfd: pytest.CaptureFixture[str]) -> None:
-    loss, evaluator = Loss(), Evaluator()
+    loss: Any = Loss()
+    evaluator: Any = Evaluator()
     engine = trainer(loss, evaluator)
-    ProgressBar("training", loss).attach(engine)  # type: ignore[arg-type]
+    ProgressBar("training", loss).attach(engine)
     engine.run(range(2), max_epochs=3)
     shown = capfd.readouterr().err
     assert "6/6" in shown and "training" in shown
@@ -87,12 +91,19 @@ def test_bar_does_not_swallow_errors() -> None:
         engine.run(range(2))
 
 
-def test_tensorboard_gets_terms_and_metrics(tmp_path: Path) -> None:
+def test_tensorboard_gets_terms_metrics_and_a_picture(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    loss, evaluator = Loss(), Evaluator()
-    engine = trainer(loss, evaluator)
-    TensorBoardHandler(tmp_path, loss, evaluator).attach(engine)  # type: ignore[arg-type]
+    image = torch.rand(1, 9, 8, 7)
+    pair = {"moving": image, "fixed": image, "moving_id": "m", "fixed_id": "f"}
+    evaluator: Any = Engine(lambda engine, batch: [{"label": pair, "pred": {"ddf": torch.zeros(3, 9, 8, 7)}}])
+    evaluator.add_event_handler(Events.EPOCH_STARTED, lambda engine: engine.state.metrics.update(dice=0.5))
+    loss: Any = Loss()
+    engine = trainer(loss, Evaluator())
+    TensorBoardHandler(tmp_path, loss, evaluator).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: evaluator.run([0]))
     engine.run(range(2), max_epochs=2)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [scalar.value for scalar in events.Scalars("loss/lncc")] == [1, 2, 3, 4]
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("validation/dice")] == [(2, 0.5), (4, 0.5)]
+    assert [picture.step for picture in events.Images("validation pair")] == [2, 4]

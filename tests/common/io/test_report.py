@@ -152,7 +152,8 @@ def test_numbers_are_written_for_readers(value: Any, text: str) -> None:
 
 def polylines(chart: str) -> list[list[tuple[float, float]]]:
     parts = chart.split('points="')[1:]
-    return [[tuple(map(float, p.split(","))) for p in part.split('"')[0].split()] for part in parts]  # type: ignore[misc]
+    points = [[point.split(",") for point in part.split('"')[0].split()] for part in parts]
+    return [[(float(x), float(y)) for x, y in line] for line in points]
 
 
 def test_curve_rises_with_its_values_and_breaks_where_there_are_none() -> None:
