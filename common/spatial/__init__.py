@@ -9,20 +9,36 @@ from __future__ import annotations
 
 from common.spatial.grid import identity_grid
 from common.spatial.integrate import integrate
+from common.spatial.invert import invert
 from common.spatial.jacobian import determinant, jacobian_determinant
 from common.spatial.labels import warp_labels, warp_labels_linear
 from common.spatial.resize import resize_ddf, resize_image
 from common.spatial.warp import compose, warp
+from common.spatial.world import (
+    Grid,
+    displacement_to_moving,
+    resample,
+    resample_ddf,
+    warp_within,
+    working_grid,
+)
 
 __all__ = [
+    "Grid",
     "compose",
     "determinant",
+    "displacement_to_moving",
     "identity_grid",
     "integrate",
+    "invert",
     "jacobian_determinant",
+    "resample",
+    "resample_ddf",
     "resize_ddf",
     "resize_image",
     "warp",
     "warp_labels",
     "warp_labels_linear",
+    "warp_within",
+    "working_grid",
 ]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all command-line tools share: errors as one line, switches that understand plain words."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from common.checks import InputError
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool's ``main`` and leave the process: what a user can mend ends as one line and exit code 1.
+
+    An ``InputError`` anywhere in the chain of causes, or an ``OSError`` that names a file, is reported as
+    ``ERROR: sentence`` on standard error; an interruption by the keyboard exits with 130. All else keeps its traceback.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        print(f"ERROR: {sentence}", file=sys.stderr)
+        sys.exit(1)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What to tell the user, found in an error or its causes; None where the fault is the program's."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, InputError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"{cause.filename}: {cause.strerror}."
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def switch(text: str) -> bool:
+    """``type`` of an argparse option that takes true or false, in any case.
+
+    With ``nargs="?"`` and ``const=True`` both ``--overwrite`` and ``--overwrite true`` work.
+    """
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"

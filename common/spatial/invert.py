@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inverse of a displacement field."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.spatial.grid import check_ddf
+from common.spatial.points import linear_at
+from common.spatial.warp import warp
+
+_SLAB_POINTS = 1 << 17
+_FIXED_POINT_STEPS = 6
+"""Cheap steps before those of Newton, which take three times as long: most voxels need no other."""
+_SMALLEST_DETERMINANT = 1e-2
+
+
+def invert(ddf: Tensor, iterations: int = 30, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Displacement ``v`` of the inverse of ``x + ddf(x)``: ``v(y) + ddf(y + v(y)) = 0`` for every voxel ``y``.
+
+    ``ddf`` is continued outside by its border values. Each voxel is an equation of its own. A few fixed-point steps
+    (Chen et al., Med. Phys. 35(1), 2008) solve the easy ones; the others get damped Newton steps with the exact
+    derivative of the interpolated field, which also converge where neighbours move apart by more than a voxel and the
+    fixed-point iteration does not. Not differentiable.
+
+    Args:
+        ddf: (B, d, *spatial), 2D or 3D, in voxels.
+        iterations: at most so many Newton steps per voxel.
+        tolerance: length of ``v(y) + ddf(y + v(y))`` in voxels at which a voxel is solved.
+
+    Returns:
+        The inverse, (B, d, *spatial), and what is left of each equation, (B, 1, *spatial), in voxels, both of the dtype
+        of ``ddf`` (float32 at least). Where a residual exceeds the tolerance, no point was found that maps to the
+        voxel: the field folds nearby; the value there is the best one met.
+
+    Raises:
+        ValueError: when ``ddf`` is no displacement field.
+    """
+    check_ddf(ddf)
+    ddf = ddf.detach().to(torch.promote_types(ddf.dtype, torch.float32))
+    inverse = torch.empty_like(ddf)
+    residual = torch.empty_like(ddf[:, :1])
+    shape = ddf.shape[2:]
+    planes = max(1, _SLAB_POINTS * shape[0] // max(1, ddf[0, 0].numel()))
+    for batch, field in enumerate(ddf.split(1)):
+        rows = field[0].flatten(1).T.contiguous()
+        for start in range(0, shape[0], planes):
+            part = slice(start, start + planes)
+            found, left = (values.flatten(1) for values in _fixed_point(field, start, part))
+            hard = (left[0] > tolerance).nonzero()[:, 0]
+            if hard.numel():
+                targets = _voxels(hard + start * shape[1:].numel(), shape).to(ddf.dtype)
+                points, left[0, hard] = solve(rows, shape, targets, targets + found[:, hard].T, iterations, tolerance)
+                found[:, hard] = (points - targets).T
+            inverse[batch, :, part] = found.view_as(inverse[batch, :, part])
+            residual[batch, :, part] = left.view_as(residual[batch, :, part])
+    return inverse, residual
+
+
+def _voxels(index: Tensor, shape: torch.Size) -> Tensor:
+    """(N, d) coordinates of the voxels at these places of the flattened image."""
+    return torch.stack(torch.unravel_index(index, shape), dim=1)
+
+
+def _fixed_point(field: Tensor, start: int, part: slice) -> tuple[Tensor, Tensor]:
+    """The best of a few fixed-point steps ``v <- -ddf(y + v)``, on the planes ``part`` of a field (1, d, *spatial).
+
+    Returns:
+        (d, *planes), the displacement; and (1, *planes), the length of what is left.
+    """
+    guess = -field[:, :, part]
+    best, shortest = guess, torch.full_like(guess[:, :1], torch.inf)
+    # The planes are sampled as an image of their own, which begins at the voxel `start`.
+    begin = torch.zeros(1, field.shape[1], *[1] * (field.ndim - 2), dtype=field.dtype, device=field.device)
+    begin[:, 0] = start
+    for _ in range(_FIXED_POINT_STEPS):
+        error = guess + warp(field, guess + begin)
+        length = error.norm(dim=1, keepdim=True)
+        better = length < shortest
+        best, shortest = torch.where(better, guess, best), torch.where(better, length, shortest)
+        guess = guess - error
+    return best[0], shortest[0]
+
+
+def solve(
+    rows: Tensor, shape: torch.Size, targets: Tensor, start: Tensor, iterations: int = 30, tolerance: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Points ``x`` with ``x + ddf(x) = y``, by Newton's method with a step that is halved until the residual falls.
+
+    Args:
+        rows: (voxels, d), the field with its components last and its spatial axes flattened.
+        shape: spatial shape of the field.
+        targets: (N, d), the points ``y`` in voxels.
+        start: (N, d), where to begin.
+        iterations: at most so many evaluations of the field per point.
+        tolerance: length of ``x + ddf(x) - y`` at which a point is solved.
+
+    Returns:
+        (N, d), the points; and (N,), that length.
+    """
+    points, left = start.clone(), targets.new_full(targets.shape[:1], torch.inf)
+    active = torch.arange(targets.shape[0], device=targets.device)
+    # Of the active ones: where they are, the step wanted from the best point so far, and the part of it that was taken.
+    trial, step, part = start, torch.zeros_like(start), torch.ones_like(left)
+    for _ in range(iterations):
+        value, derivative = linear_at(rows, shape, trial, derivative=True)
+        assert derivative is not None
+        error = trial + value - targets[active]
+        length = error.norm(dim=1)
+        better = length < left[active]
+        accepted = active[better]
+        points[accepted], left[accepted] = trial[better], length[better]
+        step[better] = _newton_step(derivative[better], error[better])
+        part = torch.where(better, torch.ones_like(part), part / 2)
+        keep = left[active] > tolerance
+        active, step, part = active[keep], step[keep], part[keep]
+        if not active.numel():
+            break
+        trial = points[active] + part[:, None] * step
+    return points, left
+
+
+def _newton_step(derivative: Tensor, error: Tensor) -> Tensor:
+    """-(I + derivative)^-1 error, or the fixed-point step where that matrix is nearly singular."""
+    jacobian = derivative + torch.eye(derivative.shape[1], dtype=derivative.dtype, device=derivative.device)
+    adjugate, determinant = _adjugate(jacobian)
+    safe = determinant.abs() > _SMALLEST_DETERMINANT
+    divisor = torch.where(safe, determinant, torch.ones_like(determinant))
+    step = (adjugate @ error[:, :, None])[:, :, 0] / divisor[:, None]
+    return -torch.where(safe[:, None], step, error)
+
+
+def _adjugate(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Adjugate (N, d, d) and determinant (N,) of small matrices; a batched solver takes many times as long."""
+    if matrix.shape[1] == 2:
+        (a, b), (c, d) = matrix.unbind(1)[0].unbind(1), matrix.unbind(1)[1].unbind(1)
+        return torch.stack((d, -b, -c, a), dim=1).view(-1, 2, 2), a * d - b * c
+    first, second, third = matrix.unbind(2)
+    crossed = torch.stack(
+        (torch.linalg.cross(second, third), torch.linalg.cross(third, first), torch.linalg.cross(first, second)), dim=1
+    )
+    return crossed, (first * crossed[:, 0]).sum(1)

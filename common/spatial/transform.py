@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains of affine maps and displacement fields between the worlds of two scans.
+
+World coordinates are those of NIfTI, RAS+ millimetres. A transform maps points of the fixed scan to the moving scan, as
+resampling the moving scan on the fixed grid needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.spatial.invert import invert, solve
+from common.spatial.points import linear_at
+from common.spatial.world import Grid, displacement_to_moving, warp_within
+
+_LOGGER = logging.getLogger(__name__)
+_UNSOLVED = 0.05
+"""Voxels; where the inverse of a field comes back less near, the field folds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """An affine map of the world.
+
+    Attributes:
+        matrix: (4, 4) float64, RAS+ millimetres.
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", torch.as_tensor(self.matrix).detach().to("cpu", torch.float64))
+
+    def points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) go."""
+        return points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) come from."""
+        return self.inverse().points(points)
+
+    def inverse(self) -> Affine:
+        """The inverse map."""
+        return Affine(torch.linalg.inv(self.matrix))
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """A displacement field with its place in the world; by ITK's rule, points outside its grid stay where they are.
+
+    Attributes:
+        grid: of the field.
+        ddf: (1, 3, *grid.shape), voxels of the grid.
+    """
+
+    grid: Grid
+    ddf: Tensor
+
+    def __post_init__(self) -> None:
+        if self.ddf.shape != (1, 3, *self.grid.shape):
+            raise ValueError(f"A field on a grid of {self.grid.shape} has no shape {tuple(self.ddf.shape)}.")
+
+    def points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) go."""
+        voxels = self._voxels(points)
+        moved = voxels + linear_at(self._rows(), self.grid.shape, voxels)[0]
+        return self._world(torch.where(self._inside(voxels), moved, voxels))
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) come from: each is solved for, without an inverse field."""
+        voxels = self._voxels(points)
+        found = solve(self._rows(), torch.Size(self.grid.shape), voxels, voxels, tolerance=1e-6)[0]
+        return self._world(torch.where(self._inside(voxels), found, voxels))
+
+    def inverse(self) -> Field:
+        """The inverse field on the same grid; a field that folds has none everywhere, of which a warning is logged."""
+        inverse, residual = invert(self.ddf)
+        unsolved = int((residual > _UNSOLVED).sum())
+        if unsolved:
+            _LOGGER.warning(
+                "The field folds: its inverse is not exact at %d voxels, off by up to %.1f voxels.",
+                unsolved,
+                float(residual.max()),
+            )
+        return Field(self.grid, inverse)
+
+    def _rows(self) -> Tensor:
+        return self.ddf[0].flatten(1).T.contiguous().cpu()
+
+    def _voxels(self, points: Tensor) -> Tensor:
+        return Affine(torch.linalg.inv(self.grid.affine)).points(points.to("cpu", torch.float64))
+
+    def _world(self, voxels: Tensor) -> Tensor:
+        return Affine(self.grid.affine).points(voxels)
+
+    def _inside(self, voxels: Tensor) -> Tensor:
+        last = torch.tensor(self.grid.shape, dtype=voxels.dtype) - 0.5
+        return ((voxels >= -0.5) & (voxels < last)).all(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """Fixed world to moving world.
+
+    Attributes:
+        stages: in the order in which a point of the fixed scan goes through them.
+    """
+
+    stages: tuple[Affine | Field, ...]
+
+    def points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) of the fixed scan lie in the moving scan, RAS+ millimetres, float64."""
+        points = points.to("cpu", torch.float64)
+        for stage in self.stages:
+            points = stage.points(points)
+        return points
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) of the moving scan lie in the fixed scan, RAS+ millimetres, float64."""
+        points = points.to("cpu", torch.float64)
+        for stage in reversed(self.stages):
+            points = stage.inverse_points(points)
+        return points
+
+    def inverse(self) -> Transform:
+        """Moving world to fixed world."""
+        return Transform(tuple(stage.inverse() for stage in reversed(self.stages)))
+
+    def then(self, other: Transform) -> Transform:
+        """The chain of this transform and, after it, another."""
+        return Transform((*self.stages, *other.stages))
+
+    def ddf(self, fixed: Grid) -> Tensor:
+        """The whole chain as one field of displacements on a grid.
+
+        Args:
+            fixed: grid of the field.
+
+        Returns:
+            (1, 3, *fixed.shape), float32, voxels of ``fixed``: voxel x corresponds to the point of the moving world at
+            ``fixed.affine`` (x + ddf(x)).
+        """
+        total: Tensor | None = None
+        pending: Tensor | None = None
+        for stage in self.stages:
+            if isinstance(stage, Affine):
+                pending = stage.matrix if pending is None else stage.matrix @ pending
+            elif total is None and pending is None and stage.grid.same_as(fixed, tolerance=1e-9):
+                total = stage.ddf.float()
+            else:
+                place = displacement_to_moving(fixed, stage.grid, total, pending)
+                place += warp_within(stage.ddf.float(), place)
+                # The same positions, from voxels of the stage's grid back to those of the fixed grid.
+                total = displacement_to_moving(Grid(fixed.shape, stage.grid.affine), fixed, place)
+                pending = None
+        if pending is not None:
+            total = displacement_to_moving(fixed, fixed, total, pending)
+        return torch.zeros(1, 3, *fixed.shape) if total is None else total

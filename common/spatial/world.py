@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids in the world of a scanner: images and fields carried from one grid to another by their headers.
+
+World coordinates are those of NIfTI, RAS+ millimetres. Everything here is three-dimensional, as the headers are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.checks import InputError
+from common.spatial.grid import check_ddf
+from common.spatial.warp import warp
+
+_SMALLEST_SPACING = 1e-6
+"""Millimetres; below it a header's affine is taken for singular."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of an image lie.
+
+    Attributes:
+        shape: number of voxels per array axis.
+        affine: (4, 4), voxel indices to millimetres RAS+; kept in float64 on the CPU.
+
+    Raises:
+        InputError: when the shape is not three-dimensional or the affine cannot be inverted.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        affine = torch.as_tensor(self.affine).detach().to("cpu", torch.float64)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"A grid in world coordinates has three axes, but the shape is {shape}.")
+        if affine.shape != (4, 4) or not bool(torch.isfinite(affine).all()) or not self._is_invertible(affine):
+            raise InputError(f"The affine {affine.tolist()} cannot be inverted: the image's header is damaged.")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @staticmethod
+    def _is_invertible(affine: Tensor) -> bool:
+        return bool(torch.linalg.svdvals(affine[:3, :3]).min() > _SMALLEST_SPACING)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres per voxel, per array axis."""
+        i, j, k = self.affine[:3, :3].norm(dim=0).tolist()
+        return i, j, k
+
+    def cropped(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
+        """The part of the grid from voxel ``start`` up to, not including, ``stop``."""
+        affine = self.affine.clone()
+        affine[:3, 3] += affine[:3, :3] @ torch.tensor(list(start), dtype=torch.float64)
+        i, j, k = (last - first for first, last in zip(start, stop, strict=True))
+        return Grid((i, j, k), affine)
+
+    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Whether two grids have one shape and, to ``tolerance`` millimetres per entry, one affine."""
+        return self.shape == other.shape and bool((self.affine - other.affine).abs().max() <= tolerance)
+
+
+def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Grid:
+    """The grid that a network trained on RAS+ arrays wants for an image.
+
+    The axes of the image are reordered and flipped to be nearest to RAS+ (its obliqueness stays), and the voxels get
+    the network's size; the volume covered is that of the image, up to part of a voxel.
+
+    Args:
+        image: grid of the scan.
+        spacing: millimetres per voxel along right, anterior, superior; None keeps the scan's own.
+
+    Returns:
+        The grid.
+    """
+    linear = image.affine[:3, :3]
+    order = _closest_axes(linear / linear.norm(dim=0))
+    directions = torch.stack([linear[:, axis] * linear[row, axis].sign() for row, axis in enumerate(order)], dim=1)
+    own = directions.norm(dim=0)
+    wanted = own if spacing is None else torch.tensor(spacing, dtype=torch.float64)
+    extent = torch.tensor([image.shape[axis] for axis in order], dtype=torch.float64) * own
+    size = (extent / wanted - 1e-6).ceil().clamp(min=1)
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = directions / own * wanted
+    # Both grids have one centre.
+    centre = image.affine[:3, :3] @ ((torch.tensor(image.shape, dtype=torch.float64) - 1) / 2) + image.affine[:3, 3]
+    affine[:3, 3] = centre - affine[:3, :3] @ ((size - 1) / 2)
+    i, j, k = (int(n) for n in size)
+    return Grid((i, j, k), affine)
+
+
+def displacement_to_moving(
+    fixed: Grid, moving: Grid, ddf: Tensor | None = None, alignment: Tensor | None = None
+) -> Tensor:
+    """What :func:`common.spatial.warp` needs to sample an array on the moving grid for every fixed voxel.
+
+    Args:
+        fixed: grid of the result.
+        moving: grid of the array that is going to be sampled.
+        ddf: (1, 3, *fixed.shape), displacement in voxels of the fixed grid, applied first.
+        alignment: (4, 4), fixed world to moving world in millimetres RAS+, applied after it.
+
+    Returns:
+        (1, 3, *fixed.shape), float32: position in voxels of the moving grid minus the index of the fixed voxel.
+    """
+    between = torch.linalg.inv(moving.affine) @ (fixed.affine if alignment is None else alignment.cpu() @ fixed.affine)
+    device = torch.device("cpu") if ddf is None else ddf.device
+    difference = between - torch.eye(4, dtype=torch.float64)
+    result = torch.empty(1, 3, *fixed.shape, device=device)
+    for row in range(3):
+        # One axis after the other in double precision: a full grid of coordinates is never made.
+        lines = [
+            difference[row, axis].to(device) * torch.arange(n, dtype=torch.float64, device=device)
+            for axis, n in enumerate(fixed.shape)
+        ]
+        lines[0] += difference[row, 3].to(device)
+        plane = (lines[1][:, None] + lines[2]).float()
+        torch.add(lines[0].float()[:, None, None], plane, out=result[0, row])
+    if ddf is not None:
+        result += _turned(ddf.float(), between[:3, :3])
+    return result
+
+
+def resample_ddf(ddf: Tensor, source: Grid, target: Grid, padding_mode: str = "border") -> Tensor:
+    """The same displacements on another grid of the same world, in voxels of that grid.
+
+    Args:
+        ddf: (1, 3, *source.shape), in voxels of ``source``.
+        source: grid of the field.
+        target: grid of the result.
+        padding_mode: displacement outside the source grid: that of the nearest voxel ("border") or none ("zeros").
+
+    Returns:
+        (1, 3, *target.shape), float32.
+    """
+    to_source = displacement_to_moving(target, source).to(ddf.device)
+    sampled = warp(ddf.float(), to_source, padding_mode=padding_mode)
+    return _turned(sampled, torch.linalg.inv(target.affine[:3, :3]) @ source.affine[:3, :3])
+
+
+def resample(
+    image: Tensor,
+    source: Grid,
+    target: Grid,
+    alignment: Tensor | None = None,
+    mode: str = "bilinear",
+    outside: float | None = None,
+) -> Tensor:
+    """An image on another grid.
+
+    Linear sampling onto coarser voxels is preceded by the blur that makes each of them the mean of what it covers.
+
+    Args:
+        image: (1, C, *source.shape).
+        source: grid of the image.
+        target: grid of the result.
+        alignment: (4, 4), target world to source world; None where both are one.
+        mode: "bilinear" or "nearest".
+        outside: value outside the image; None takes its smallest.
+
+    Returns:
+        (1, C, *target.shape), float32.
+    """
+    displacement = displacement_to_moving(target, source, alignment=alignment).to(image.device)
+    if mode == "bilinear":
+        coarser = torch.linalg.inv(source.affine[:3, :3]) @ target.affine[:3, :3]
+        image = _blurred(image.float(), coarser.norm(dim=1).tolist())
+    return warp_within(image.float(), displacement, mode, float(image.min()) if outside is None else outside)
+
+
+def warp_within(image: Tensor, ddf: Tensor, mode: str = "bilinear", outside: float = 0.0) -> Tensor:
+    """:func:`common.spatial.warp` with a value for what lies outside the image, by the rule of ITK.
+
+    A point is inside up to half a voxel beyond the centres of the outermost voxels, whose value it then gets.
+
+    Args:
+        image: (B, C, *spatial').
+        ddf: (B, d, *spatial), in voxels of ``image``.
+        mode: as in :func:`common.spatial.warp`.
+        outside: the value.
+
+    Returns:
+        (B, C, *spatial), float32 or float64.
+    """
+    warped = warp(image, ddf, mode=mode)
+    check_ddf(ddf)
+    for axis, size in enumerate(image.shape[2:]):
+        steps = torch.arange(ddf.shape[2 + axis], dtype=ddf.dtype, device=ddf.device)
+        position = ddf[:, axis] + steps.view([-1 if k == axis else 1 for k in range(ddf.shape[1])])
+        warped.masked_fill_(((position < -0.5) | (position > size - 0.5))[:, None], outside)
+    return warped
+
+
+def _turned(ddf: Tensor, linear: Tensor) -> Tensor:
+    """Every displacement multiplied by a matrix (3, 3)."""
+    return torch.einsum("rc,bcijk->brijk", linear.to(ddf.device, ddf.dtype), ddf)
+
+
+def _closest_axes(directions: Tensor) -> tuple[int, int, int]:
+    """Array axis that runs most nearly along right-left, posterior-anterior and inferior-superior."""
+    return max(permutations(range(3)), key=lambda order: sum(abs(float(directions[r, a])) for r, a in enumerate(order)))
+
+
+def _blurred(image: Tensor, factors: list[float]) -> Tensor:
+    """Gaussian blur of the variance that a box of ``factor`` voxels has beyond one voxel, per axis."""
+    for axis, factor in enumerate(factors):
+        sigma = math.sqrt(max(factor * factor - 1, 0) / 12)
+        if sigma < 0.2:
+            continue
+        radius = math.ceil(3 * sigma)
+        weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=image.dtype) / sigma) ** 2)
+        kernel = (weights / weights.sum()).to(image.device)
+        lines = image.movedim(2 + axis, -1)
+        padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (radius, radius), mode="replicate")
+        image = F.conv1d(padded, kernel.view(1, 1, -1)).view(lines.shape).movedim(-1, 2 + axis)
+    return image
