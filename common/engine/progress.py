@@ -16,6 +16,8 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from tqdm.auto import tqdm
 
+from common.engine.provenance import provenance
+from common.io.report import write_training_report
 from common.io.tables import read_csv, write_csv
 from common.losses import RegistrationLoss
 
@@ -67,19 +69,23 @@ class ProgressBar:
 class History:
     """A CSV with one row per epoch: the mean of every loss term, and the validation metrics where there are any.
 
-    Rows that a resumed run will repeat are dropped when it starts.
+    Rows that a resumed run will repeat are dropped when it starts. Its curves stand in ``report.html`` beside it, which
+    is written after each validation and at the end.
 
     Args:
         path: the CSV.
         loss: whose terms are averaged.
         evaluator: whose metrics are written with the epoch in which they were computed. Of several processes the first
             one writes, what all have seen.
+        title: of the page.
     """
 
-    def __init__(self, path: str | Path, loss: RegistrationLoss, evaluator: Evaluator) -> None:
+    def __init__(self, path: str | Path, loss: RegistrationLoss, evaluator: Evaluator, title: str = "Training") -> None:
         self.path = Path(path)
         self.loss = loss
         self.evaluator = evaluator
+        self.title = title
+        self._provenance: dict[str, Any] = {}
         self._sums: dict[str, float] = {}
         self._count = 0
         self._started = 0.0
@@ -89,9 +95,11 @@ class History:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_row)
+        engine.add_event_handler(Events.COMPLETED, self._write_page)
 
     def _start(self, engine: Engine) -> None:
         self._started = time.monotonic()
+        self._provenance = provenance()
         rows = [row for row in read_csv(self.path) if int(row["epoch"]) <= engine.state.epoch]
         self._started -= float(rows[-1]["seconds"]) if rows else 0.0
         self._replace(rows)
@@ -112,6 +120,13 @@ class History:
             logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         self._sums, self._count = {}, 0
         self._replace([*read_csv(self.path), row])
+        if self.evaluator.state.epoch == state.epoch:
+            self._write_page(engine)
+
+    def _write_page(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            page = self.path.with_name("report.html")
+            write_training_report(page, self.title, read_csv(self.path), self._provenance)
 
     def _means(self) -> dict[str, float]:
         """Mean of each term over the iterations of the epoch and over all processes."""

@@ -1,100 +1,179 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of a registered pair: fixed, moving, warped, difference before and after, warped grid."""
+"""One picture of a registered pair: fixed, moving, warped, difference before and after, warped grid, Jacobian."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.spatial import identity_grid
+from common.spatial import identity_grid, jacobian_determinant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ("fixed", "moving", "warped", "moving - fixed", "warped - fixed", "warped grid")
+COLUMNS = ("fixed", "moving", "warped", "moving - fixed", "warped - fixed", "warped grid", "Jacobian determinant")
 GRID_LINES = 32
 """Grid lines along the longest axis, about: more of them run together."""
 COLUMN_WIDTH = 2.4
+FOLDED = "#ff1493"
+"""Colour of voxels whose Jacobian determinant is not positive; in no other colour map of the picture."""
+DETERMINANTS = (0.25, 4.0)
+"""Ends of the colours for shrinking and growing; what lies beyond is drawn as the end."""
 
 
-def panel(fixed: Tensor, moving: Tensor, warped: Tensor, ddf: Tensor, title: str = "") -> Figure:
+def panel(
+    fixed: Tensor,
+    moving: Tensor,
+    warped: Tensor,
+    ddf: Tensor,
+    title: str = "",
+    spacing: Sequence[float] | None = None,
+) -> Figure:
     """Draw the middle slice across each axis (the image itself in 2D).
 
     Slices are shown with the first remaining array axis to the right and the second upwards, which for RAS+ volumes is
-    the usual view: anterior or superior up.
+    the usual view: anterior or superior up. The fixed image has its own grey scale, moving and warped image share
+    theirs; differences are of images that are stretched by these scales to [0, 1], so that scanners may differ.
 
     Args:
         fixed: (1, *spatial).
         moving: (1, *spatial).
         warped: (1, *spatial), the moving image on the fixed grid.
-        ddf: (d, *spatial) in voxels.
+        ddf: (d, *spatial) in voxels; every axis has at least two voxels.
         title: line above the picture.
+        spacing: (d,) size of a voxel along each axis, in any unit; None for cubes.
 
     Returns:
-        A matplotlib figure that belongs to no window; rows are planes, columns as in ``COLUMNS``.
+        A matplotlib figure that belongs to no window; rows are planes, columns as in ``COLUMNS``, then the axis of the
+        colour bar.
     """
     from matplotlib.figure import Figure
 
     images = [x[0].detach().float().cpu().numpy() for x in (fixed, moving, warped)]
-    positions = (identity_grid(ddf.shape[1:])[0] + ddf.detach().float().cpu()).numpy()
+    field = ddf.detach().float().cpu()
+    sizes = [1.0] * images[0].ndim if spacing is None else [float(size) for size in spacing]
     planes = [None] if images[0].ndim == 2 else [2, 1, 0]
+    aspects = [sizes[up] / sizes[across] for across, up in map(_shown_axes, planes)]
+    shapes = [_slice(images[0], plane).shape for plane in planes]
     # A row is as high as its pictures, unless they are very slim.
-    heights = [COLUMN_WIDTH * min(up / across, 2) for across, up in (_slice(images[0], p).shape for p in planes)]
-    figure = Figure(figsize=(COLUMN_WIDTH * len(COLUMNS), sum(heights) + 0.6), layout="constrained")
-    axes = figure.subplots(len(planes), len(COLUMNS), squeeze=False, height_ratios=heights)
-    bottom, top = _range(images[0], images[1])
-    half = (top - bottom) / 2
-    for row, plane in zip(axes, planes, strict=True):
+    heights = [COLUMN_WIDTH * min(a * up / across, 2) for (across, up), a in zip(shapes, aspects, strict=True)]
+    figure = Figure(figsize=(COLUMN_WIDTH * len(COLUMNS) + 0.7, sum(heights) + 0.6), layout="constrained")
+    # Given at once: every tick that is made and taken away again costs time.
+    blank: dict[str, Any] = {"xticks": [], "yticks": []}
+    axes = figure.subplots(len(planes), len(COLUMNS), squeeze=False, height_ratios=heights, subplot_kw=blank)
+    ranges = [_range(images[0]), _range(images[1])]
+    for row, plane, aspect in zip(axes, planes, aspects, strict=True):
         slices = [_slice(image, plane) for image in images]
-        pictures = [*slices, slices[1] - slices[0], slices[2] - slices[0]]
-        for column, picture in enumerate(pictures):
-            signed = column > 2
-            row[column].imshow(
-                picture.T, origin="lower", cmap="RdBu_r" if signed else "gray", vmin=-half if signed else bottom,
-                vmax=half if signed else top, interpolation="nearest",
-            )  # fmt: skip
-        _draw_grid(row[-1], positions, plane)
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
+        _draw_images(row, slices, ranges, aspect)
+        _draw_grid(row[5], field, plane, aspect)
+        mapped = _draw_determinant(row[6], field, plane, aspect)
     for axis, name in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(name, fontsize=10)
+    _draw_bar(figure, mapped, axes)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _shown_axes(plane: int | None) -> tuple[int, int]:
+    """Array axes to the right and upwards."""
+    across, up = [k for k in range(3) if k != plane] if plane is not None else (0, 1)
+    return across, up
 
 
 def _slice(volume: np.ndarray, plane: int | None) -> np.ndarray:
     return volume if plane is None else volume.take(volume.shape[plane] // 2, axis=plane)
 
 
-def _range(*images: np.ndarray) -> tuple[float, float]:
+def _range(image: np.ndarray) -> tuple[float, float]:
     """Darkest and brightest value shown; the few voxels beyond would take the contrast from the rest."""
-    bounds = np.array([np.quantile(image, (0.001, 0.999)) for image in images])
-    bottom, top = float(bounds[:, 0].min()), float(bounds[:, 1].max())
+    bottom, top = map(float, np.quantile(image, (0.001, 0.999)))
     return bottom, max(top, bottom + 1e-6)
 
 
-def _draw_grid(axis: Axes, positions: np.ndarray, plane: int | None) -> None:
+def _draw_images(
+    row: Sequence[Axes], slices: Sequence[np.ndarray], ranges: Sequence[tuple[float, float]], aspect: float
+) -> None:
+    """Grey images and differences of stretched ones."""
+    scales = [ranges[0], ranges[1], ranges[1]]
+    options: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "aspect": aspect}
+    for axis, picture, (bottom, top) in zip(row, slices, scales, strict=False):
+        axis.imshow(picture.T, cmap="gray", vmin=bottom, vmax=top, **options)
+    stretched = [(picture - low) / (high - low) for picture, (low, high) in zip(slices, scales, strict=True)]
+    for axis, picture in zip(row[3:5], stretched[1:], strict=True):
+        axis.imshow((picture - stretched[0]).T, cmap="RdBu_r", vmin=-0.5, vmax=0.5, **options)
+
+
+def _draw_grid(axis: Axes, field: Tensor, plane: int | None, aspect: float) -> None:
     """Where a regular grid of the fixed image comes from, within the plane."""
-    shown = [k for k in range(positions.shape[0]) if k != plane]
-    across, up = (_slice(positions[k], plane) for k in shown)
-    step = max(1, round(max(across.shape) / GRID_LINES))
-    axis.plot(across[::step].T, up[::step].T, color="black", linewidth=0.4)
-    axis.plot(across[:, ::step], up[:, ::step], color="black", linewidth=0.4)
-    axis.set_aspect("equal")
+    positions = (identity_grid(field.shape[1:])[0] + field).numpy()
+    across, up = (_slice(positions[k], plane) for k in _shown_axes(plane))
+    # Meshes are square in millimetres where the voxels allow it.
+    mesh = max(across.shape[0], across.shape[1] * aspect) / GRID_LINES
+    right, high = max(1, round(mesh)), max(1, round(mesh / aspect))
+    axis.plot(across[::right].T, up[::right].T, color="black", linewidth=0.4)
+    axis.plot(across[:, ::high], up[:, ::high], color="black", linewidth=0.4)
+    axis.set_aspect(aspect)
     axis.set_xlim(-0.5, across.shape[0] - 0.5)
     axis.set_ylim(-0.5, across.shape[1] - 0.5)
 
 
-def as_rgb(figure: Figure) -> Tensor:
+def _draw_determinant(axis: Axes, field: Tensor, plane: int | None, aspect: float) -> Any:
+    """Shrinking and growing on a logarithmic scale, folding in a colour of its own."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+
+    determinant = _determinant(field, plane).numpy()
+    low, high = DETERMINANTS
+    # Folds take the colour below the scale; shrinking beyond its end, also by a rounding of its logarithm, must not.
+    shown = np.where(determinant <= 0, low / 2, np.clip(determinant, 1.001 * low, high))
+    colours = colormaps["BrBG"].with_extremes(under=FOLDED)
+    return axis.imshow(
+        shown.T, origin="lower", interpolation="nearest", aspect=aspect, cmap=colours, norm=LogNorm(low, high)
+    )
+
+
+def _determinant(field: Tensor, plane: int | None) -> Tensor:
+    """Determinants of the slice; of the volume only the neighbouring slices are looked at."""
+    if plane is None:
+        return jacobian_determinant(field[None])[0, 0]
+    size = field.shape[1 + plane]
+    start = min(max(size // 2 - 1, 0), max(size - 3, 0))
+    slab = field.narrow(1 + plane, start, min(3, size))
+    return jacobian_determinant(slab[None])[0, 0].select(plane, size // 2 - start)
+
+
+def _draw_bar(figure: Figure, mapped: Any, axes: Any) -> None:
+    low, high = DETERMINANTS
+    marks = [low, 0.5, 1, 2, high]
+    bar = figure.colorbar(mapped, ax=axes[:, -1], extend="min", ticks=marks, aspect=14 * len(axes), pad=0.03)
+    bar.ax.minorticks_off()
+    bar.ax.set_yticklabels([f"{mark:g}" for mark in marks], fontsize=8)
+    bar.set_label("pink: folding (≤ 0)", fontsize=8)
+
+
+def as_rgb(figure: Figure, dpi: float | None = None) -> Tensor:
     """A figure as a picture tensor (3, height, width), uint8, for TensorBoard."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    if dpi is not None:
+        figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).movedim(-1, 0)
+
+
+def as_png(figure: Figure, dpi: float = 90) -> bytes:
+    """A figure as PNG of at most 256 colours, a third of the size and alike to the eye; for a page or a file."""
+    from PIL import Image
+
+    picture = Image.fromarray(as_rgb(figure, dpi).movedim(0, -1).contiguous().numpy())
+    file = io.BytesIO()
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    return file.getvalue()

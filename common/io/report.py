@@ -1,43 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation as one HTML page that needs nothing else: no network, no script, pictures inside."""
+"""An evaluation or a training run as one HTML page that needs nothing else: no network, everything inside."""
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from common.io.box_plots import NOTE, Row, Series, box_rows
+from common.io.page import VARIANTS, cases_table, document, figure, foot, headline, scrolled
 from common.io.report_charts import label_bars, line_chart, number
 from common.io.tables import write_bytes
+from common.io.viewer import PARTS, ViewedPair, viewer_section
 
-
-class Figure(NamedTuple):
-    """How a figure of merit is shown."""
-
-    title: str
-    unit: str
-    meaning: str
-
-
-# In the order of the page; what is not listed follows under its own name.
-FIGURES = {
-    "dice": Figure("Dice", "", "overlap of labels, mean over labels and pairs"),
-    "hd95": Figure("HD95", "", "95th percentile of the distance between label surfaces"),
-    "fold_fraction": Figure("Folding", "%", "voxels with Jacobian determinant ≤ 0"),
-    "ndv": Figure("NDV", "%", "non-diffeomorphic volume"),
-    "sdlogj": Figure("SDlogJ", "", "spread of the logarithm of the Jacobian determinant"),
-    "seconds": Figure("Time per pair", "s", "network only"),
-    "peak_memory_gb": Figure("Peak memory", "GB", "of the whole process"),
-}
-# Variants of a figure above: in the table of pairs, but not among the headline numbers and curves.
-VARIANTS = {
-    "sdlogj_l2r": Figure("SDlogJ (L2R)", "", "as Learn2Reg computes it"),
-    "sdlogj_l2r_masked": Figure("SDlogJ (L2R, foreground)", "", "the same inside the foreground"),
-}
 PROGRESS = ("epoch", "iteration", "seconds")
 
 
@@ -50,6 +28,8 @@ def write_report(
     history: Sequence[Mapping[str, Any]],
     panels: Sequence[tuple[str, bytes]],
     provenance: Mapping[str, Any] | None = None,
+    viewer: Sequence[ViewedPair] = (),
+    label_names: Mapping[int, str] | None = None,
 ) -> None:
     """Write the page, replacing one that is there.
 
@@ -59,39 +39,115 @@ def write_report(
         summary: figure name to ``mean`` and, where known, ``std`` over pairs and ``before`` (mean before registration).
             Fractions of folding and NDV in percent.
         cases: one row per pair; entries that are neither text nor number are left out.
-        labels: one row per label with ``label``, ``dice`` and, where known, ``dice_before``; rows without Dice are left
-            out.
+        labels: one row per pair and label, as ``labels.csv`` has it, or one row per label with means: ``label``,
+            ``dice`` and, where known, ``dice_before``, as numbers or text; rows without Dice are left out. Several
+            rows of one label become box plots, single ones bars.
         history: one row per epoch as ``history.csv`` has it, values as numbers or text: ``epoch``, loss terms, and
             validation metrics as ``val_...``.
         panels: (caption, PNG) of some pairs.
         provenance: what the result was made with, shown at the foot.
+        viewer: pairs whose slices can be looked at.
+        label_names: names of structures, shown behind the numbers.
 
     Raises:
         InputError: when the file cannot be written.
     """
     sections = [
         _header(title, summary, len(cases)),
-        _labels_section(labels),
+        labels_section(labels, label_names or {}),
         _panels_section(panels),
+        viewer_section(viewer),
         _history_section(history),
-        _cases_section(cases),
-        _footer(provenance or {}),
+        cases_table(cases),
+        foot(provenance or {}),
     ]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    write_bytes(path, page.encode())
+    write_bytes(path, document(title, sections, *(PARTS if viewer else ())))
+
+
+def write_training_report(
+    path: str | Path, title: str, history: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Write the page of a training run: where it stands, and its curves.
+
+    Args:
+        path: the HTML file, replaced if it is there.
+        title: heading of the page.
+        history: rows of ``history.csv``; see ``write_report``.
+        provenance: what the run was made with.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    last = history[-1] if history else {}
+    done = f"{last.get('epoch', 0)} epochs, {last.get('iteration', 0)} iterations"
+    seconds = number_of(last.get("seconds"))
+    if math.isfinite(seconds):
+        done += f", {_duration(seconds)}"
+    header = f'<header><h1>{escape(title)}</h1><p class="note">{escape(done)}.</p></header>{_best_tiles(history)}'
+    sections = [header, _history_section(history), foot(provenance or {})]
+    write_bytes(path, document(title, sections))
+
+
+def labels_section(labels: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+    """Dice per label, before and after, as box plots or, where only means are known, as bars."""
+    rows = [row for row in labels if math.isfinite(number_of(row.get("dice")))]
+    if not rows:
+        return ""
+    has_before = any(math.isfinite(number_of(row.get("dice_before"))) for row in rows)
+    keys = '<span class="key after"></span>after registration'
+    if has_before:
+        keys = '<span class="key before"></span>before <span class="key after"></span>after registration'
+    if len({str(row["label"]) for row in rows}) == len(rows):
+        chart = label_bars([_mean_row(row, names) for row in rows])
+        keys += "; mean over pairs, 0 to 1."
+    else:
+        chart = box_rows(_label_rows(rows, names, has_before), (0.0, 1.0))
+        keys += f"; over pairs, 0 to 1, numbers are means. {NOTE}"
+    return f'<section><h2>Dice per label</h2><p class="note">{keys}</p>{chart}</section>'
+
+
+def label_title(label: Any, names: Mapping[int, str]) -> str:
+    """A label as the page shows it: its number and, where known, its name."""
+    text = str(label)
+    name = names.get(int(text)) if text.isdigit() else None
+    return f"{text} {name}" if name else text
+
+
+def number_of(value: Any) -> float:
+    """A cell of a table as a number; NaN where it is empty or no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Mean of what is not NaN; NaN when nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _mean_row(row: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    means = {name: number_of(row[name]) for name in ("dice_before", "dice") if row.get(name) not in (None, "")}
+    return {"label": label_title(row["label"], names), **means}
+
+
+def _label_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str], has_before: bool) -> list[Row]:
+    listed = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        after, before = ([number_of(row.get(name)) for row in own] for name in ("dice", "dice_before"))
+        series = [Series("after", "after", after)]
+        text = number(mean_of(after))
+        if has_before:
+            series.insert(0, Series("before", "before", before))
+            text = f"{number(mean_of(before))} → {text}"
+        listed.append(Row(label_title(label, names), series, text))
+    return listed
 
 
 def _header(title: str, summary: Mapping[str, Mapping[str, float]], pairs: int) -> str:
-    names = [name for name in FIGURES if name in summary]
-    names += [name for name in summary if name not in FIGURES and name not in VARIANTS]
-    tiles = "".join(_tile(name, summary[name]) for name in names)
+    tiles = "".join(_tile(name, summary[name]) for name in headline(summary))
     counted = f"{pairs} pair" + ("" if pairs == 1 else "s")
     return (
         f'<header><h1>{escape(title)}</h1><p class="note">{counted}; mean ± standard deviation over pairs.</p></header>'
@@ -100,7 +156,7 @@ def _header(title: str, summary: Mapping[str, Mapping[str, float]], pairs: int) 
 
 
 def _tile(name: str, entry: Mapping[str, float]) -> str:
-    title, unit, meaning = _figure(name)
+    title, unit, meaning, _ = figure(name)
     value, kind = number(entry["mean"]), "tile"
     spread = f"± {number(entry['std'])}" if "std" in entry else ""
     if name == "dice" and "before" in entry:
@@ -114,25 +170,37 @@ def _tile(name: str, entry: Mapping[str, float]) -> str:
     )
 
 
-def _labels_section(labels: Sequence[Mapping[str, Any]]) -> str:
-    rows = [row for row in labels if row.get("dice") is not None]
-    if not rows:
-        return ""
-    keys = '<span class="key after"></span>after registration'
-    if any("dice_before" in row for row in rows):
-        keys = '<span class="key before"></span>before <span class="key after"></span>after registration'
-    note = f'<p class="note">{keys}; mean over pairs, 0 to 1.</p>'
-    return f"<section><h2>Dice per label</h2>{note}{label_bars(rows)}</section>"
+def _best_tiles(history: Sequence[Mapping[str, Any]]) -> str:
+    """Best validated value of each figure that has a better direction, and the epoch it was reached in."""
+    tiles = []
+    for name in headline({key.removeprefix("val_") for row in history for key in row if key.startswith("val_")}):
+        measured = [(number_of(row.get(f"val_{name}")), row) for row in history]
+        measured = [item for item in measured if math.isfinite(item[0])]
+        best = figure(name).best
+        if best is None or not measured:
+            continue
+        value, row = best(measured, key=lambda item: item[0])
+        entry = {"mean": value}
+        before = number_of(row.get(f"val_{name}_before"))
+        if math.isfinite(before):
+            entry["before"] = before
+        tile = _tile(name, entry)
+        more = f'<div class="more">best validation, epoch {escape(str(row.get("epoch")))}'
+        tiles.append(
+            tile.replace('<div class="more">', f"{more}{', ' if name != 'dice' and 'before' in entry else ''}")
+        )
+    return f'\n<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
 def _panels_section(panels: Sequence[tuple[str, bytes]]) -> str:
     if not panels:
         return ""
-    figures = "".join(
-        f'<figure class="pair"><figcaption>{escape(caption)}</figcaption><div class="scroll">'
-        f'<img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></div></figure>'
-        for caption, png in panels
-    )
+    figures = ""
+    for caption, png in panels:
+        source = base64.b64encode(png).decode()
+        picture = f'<img alt="{escape(caption)}" src="data:image/png;base64,{source}">'
+        title = f"<figcaption>{escape(caption)}</figcaption>"
+        figures += f'<figure class="pair">{title}{scrolled(picture, f"Panel of {caption}")}</figure>'
     return f"<section><h2>Pairs</h2>{figures}</section>"
 
 
@@ -151,66 +219,13 @@ def _curve(history: Sequence[Mapping[str, Any]], name: str) -> str:
     rows = [row for row in history if row.get("epoch") not in (None, "") and row.get(name) not in (None, "")]
     if len(rows) < 2:
         return ""
-    epochs, values, before = ([_value(row.get(key)) for row in rows] for key in ("epoch", name, f"{name}_before"))
-    title, unit, _ = _figure(name.removeprefix("val_"))
+    epochs, values, before = ([number_of(row.get(key)) for row in rows] for key in ("epoch", name, f"{name}_before"))
+    title, unit, *_ = figure(name.removeprefix("val_"))
     heading = f"Validation {title}{', ' + unit if unit else ''}" if name.startswith("val_") else f"Loss {name}"
     return line_chart(heading, epochs, values, before if any(map(math.isfinite, before)) else None)
 
 
-def _cases_section(cases: Sequence[Mapping[str, Any]]) -> str:
-    columns = [
-        name
-        for name in dict.fromkeys(key for case in cases for key in case)
-        if all(isinstance(case.get(name), str | int | float | None) for case in cases)
-    ]
-    if not columns:
-        return ""
-    numeric = {name for name in columns if any(isinstance(case.get(name), float) for case in cases)}
-    head = "".join(_cell("th", _column(name), name in numeric) for name in columns)
-    body = "".join(
-        "<tr>" + "".join(_cell("td", number(case.get(name)), name in numeric) for name in columns) + "</tr>\n"
-        for case in cases
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
-    return f'<section><h2>All pairs</h2><div class="scroll">{table}</div></section>'
-
-
-def _cell(tag: str, text: str, is_number: bool) -> str:
-    kind = ' class="number"' if is_number else ""
-    return f"<{tag}{kind}>{escape(text)}</{tag}>"
-
-
-def _footer(provenance: Mapping[str, Any]) -> str:
-    entries = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd>"
-        for name, value in provenance.items()
-        if value is not None
-    )
-    notes = "; ".join(f"{title}: {meaning}" for title, _, meaning in FIGURES.values())
-    listed = f"<h2>Made with</h2><dl>{entries}</dl>" if entries else ""
-    return f'<footer><h2>The figures</h2><p class="note">{escape(notes)}.</p>{listed}</footer>'
-
-
-def _plain(value: Any) -> str:
-    """A value of the provenance on one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item is not None)
-    if isinstance(value, list | tuple):
-        return " ".join(map(_plain, value))
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _figure(name: str) -> Figure:
-    words = name.replace("_", " ")
-    return {**FIGURES, **VARIANTS}.get(name) or Figure(words[:1].upper() + words[1:], "", "")
-
-
-def _column(name: str) -> str:
-    base = name.removesuffix("_before")
-    title, unit, _ = _figure(base.removesuffix("_id"))
-    return title + (" before" if base != name else "") + (f", {unit}" if unit else "")
-
-
-def _value(text: Any) -> float:
-    """A cell of the history; NaN where it is empty."""
-    return float(text) if text not in (None, "") else math.nan
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -43,8 +43,8 @@ def line_chart(title: str, x: Sequence[float], y: Sequence[float], reference: Se
     shown = [value for value in [*y, *(reference or [])] if math.isfinite(value)]
     if not any(math.isfinite(value) for value in y):
         return ""
-    y_ticks = _ticks(min(shown), max(shown))
-    x_ticks = [tick for tick in _ticks(x[0], x[-1]) if x[0] <= tick <= x[-1] and tick == int(tick)]
+    y_ticks = ticks(min(shown), max(shown))
+    x_ticks = [tick for tick in ticks(x[0], x[-1]) if x[0] <= tick <= x[-1] and tick == int(tick)]
     low, high = min(y_ticks[0], *shown), max(y_ticks[-1], *shown)
 
     def across(value: float) -> float:
@@ -97,7 +97,7 @@ def label_bars(labels: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="bars{" named" if named else ""}">{"".join(rows)}</div>'
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that enclose [low, high]."""
     span = (high - low) or abs(high) or 1.0
     rough = span / 4

@@ -141,3 +141,5 @@ def test_common_of_an_unpacked_bundle_is_imported_without_the_repository(bundle:
         [sys.executable, "-c", code], cwd=unpacked, env=environment, capture_output=True, text=True, check=True
     )
     assert ran.stdout.split() == [str(unpacked / "common" / "__init__.py"), "True"]
+    # What pages are made of is read from beside the modules.
+    assert {"report.css", "viewer.css", "viewer.js"} <= {path.name for path in (unpacked / "common" / "io").iterdir()}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.checks import InputError
-from common.io.report import write_report
+from common.io.report import write_report, write_training_report
 from common.io.report_charts import line_chart, number
 
 VOID = {"meta", "img"}
@@ -23,7 +23,7 @@ CONTENT: dict[str, Any] = {
         "dice": {"mean": 0.91234, "std": 0.02, "before": 0.61},
         "fold_fraction": {"mean": 0.00012, "std": 0.0},
         "peak_memory_gb": {"mean": 3.2},
-        "tre": {"mean": 1.25},
+        "landmark_error": {"mean": 1.25},
     },
     "cases": [
         {"fixed_id": "s1", "moving_id": "s2", "dice": 0.9, "dice_before": 0.6, "hd95": math.inf, "per_label": {1: 0.5}},
@@ -91,11 +91,52 @@ def test_page_needs_nothing_from_the_network_and_runs_no_script(tmp_path: Path) 
     assert "url(" not in style and "@import" not in style
 
 
+def rows_per_pair(count: int) -> list[dict[str, Any]]:
+    """As ``labels.csv`` holds them: text, and nothing where a label is absent."""
+    return [
+        {"fixed_id": "a", "moving_id": str(k), "label": str(label), "dice": str(0.1 * k), "dice_before": "0.05"}
+        for k in range(1, count + 1)
+        for label in (3, 17)
+    ] + [{"fixed_id": "a", "moving_id": "0", "label": "17", "dice": "", "dice_before": "nan"}]
+
+
+def test_rows_per_pair_become_box_plots_with_means_and_names(tmp_path: Path) -> None:
+    page = page_of(tmp_path, labels=rows_per_pair(7), label_names={17: "Left Hippocampus"})
+    assert page.attributes.count(("class", "body")) == 4
+    assert {"3", "17 Left Hippocampus", "0.050 → 0.400"} <= set(page.text)
+
+
+def test_few_pairs_are_dots(tmp_path: Path) -> None:
+    page = page_of(tmp_path, labels=rows_per_pair(3))
+    assert ("class", "body") not in page.attributes
+    assert page.attributes.count(("class", "dot")) == 12
+
+
+def test_means_per_label_become_bars(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert ("style", "width:80.0%") in page.attributes and ("class", "body") not in page.attributes
+
+
+def test_training_page_shows_curves_and_the_best_validation(tmp_path: Path) -> None:
+    write_training_report(tmp_path / "report.html", "Training", CONTENT["history"], CONTENT["provenance"])
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = "".join(page.text)
+    assert page.tags.count("svg") == 2
+    assert "4 epochs, 9 iterations, 8 s." in text
+    assert "0.600 → 0.800 best validation, epoch 4" in text
+    assert "script" not in page.tags
+
+
+def test_training_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    write_training_report(tmp_path / "report.html", "Training", [])
+    assert "0 epochs, 0 iterations." in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_headline_shows_dice_before_and_after_and_figures_of_any_name(tmp_path: Path) -> None:
     text = "".join(page_of(tmp_path).text)
     assert "0.610 → 0.912" in text
     assert "0.00012 %" in text
-    assert "Tre1.250" in text
+    assert "Landmark error1.250" in text
 
 
 def test_text_of_the_user_is_escaped(tmp_path: Path) -> None:

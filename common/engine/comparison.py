@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Displacement fields of several methods for the same pairs, evaluated alike and put on one page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common.checks import InputError
+from common.data.evaluation_files import PairFiles
+from common.data.evaluation_pairs import read_pair_list
+from common.engine.field_evaluation import evaluate_fields
+from common.engine.pair_measure import LoadedPair, Measures, load_pair
+from common.engine.provenance import provenance
+from common.engine.results import worst_median_best
+from common.io.comparison import Evaluation, write_comparison
+from common.io.tables import read_csv
+from common.io.viewer import Scan, ViewedPair
+from common.spatial import warp_labels, warp_within
+
+logger = logging.getLogger(__name__)
+PAGE = "compare.html"
+_NAME = re.compile(r"[\w.+ -]+")
+
+Case = tuple[str, str]
+
+
+def compare_fields(
+    fields: Mapping[str, Path],
+    images: Path | None,
+    labels: Path | None,
+    pairs: Path,
+    output_dir: Path,
+    *,
+    conventions: Mapping[str, str] | None = None,
+    title: str = "Comparison of registrations",
+    workers: int | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """Evaluate every method into a folder of its name and write ``compare.html`` beside these folders.
+
+    The same call goes on after an interruption: methods that are finished are not measured again.
+
+    Args:
+        fields: method to the folder of its fields, in the order of the page; names become folders.
+        images: folder of the images; None leaves the pictures out.
+        labels: folder of the label maps, or None.
+        pairs: list of the pairs, the same for all; see :func:`common.data.evaluation_pairs.read_pair_list`.
+        output_dir: folder of the results.
+        conventions: method to the convention of its fields, where it is not found by itself.
+        title: of the page.
+        workers: processes; default: one per processor.
+        overwrite: whether to replace what is there.
+        options: of :func:`common.engine.field_evaluation.evaluate_fields`, for all methods.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: when a name cannot be a folder, a comparison is there already, or an evaluation fails.
+    """
+    page = output_dir / PAGE
+    conventions = conventions or {}
+    _check(fields, conventions, page, overwrite)
+    contents = {}
+    for name, folder in fields.items():
+        given = {"fields": folder, "images": images, "labels": labels, "pairs": pairs, **options}
+        given["convention"] = conventions.get(name, "auto")
+        print(f"{name}: {folder}", flush=True)
+        finished = None if overwrite else _finished(output_dir / name, given)
+        contents[name] = finished or evaluate_fields(
+            **given, output_dir=output_dir / name, workers=workers, overwrite=overwrite, title=name
+        )
+    methods = {name: _evaluation(output_dir / name, content) for name, content in contents.items()}
+    is_challenge = read_pair_list(pairs, options.get("section")).challenge is not None
+    headers = (options.get("grids") or ("array" if is_challenge else "header")) == "header"
+    groups = options.get("label_groups")
+    measures = Measures(
+        label_groups=None if groups is None else str(groups),
+        label_numbering=options.get("label_numbering", "ids"),
+        headers=headers,
+    )
+    viewer = [] if images is None else _viewed(contents, methods, measures)
+    write_comparison(page, title, methods, viewer, provenance(), _label_names(groups))
+    print(f"Comparison of {len(methods)} methods: {page}")
+    return page
+
+
+def _check(fields: Mapping[str, Path], conventions: Mapping[str, str], page: Path, overwrite: bool) -> None:
+    for name in fields:
+        if not _NAME.fullmatch(name) or not name.strip(" ."):
+            raise InputError(f"The method name {name!r} cannot be a folder: use letters, digits, . + - _ and spaces.")
+    unknown = [name for name in conventions if name not in fields]
+    if unknown:
+        raise InputError(f"A convention is stated for {unknown[0]!r}, which is none of {', '.join(fields)}.")
+    if page.exists() and not overwrite:
+        raise InputError(f"{page} exists: choose another --output, or replace it with --overwrite.")
+
+
+def _finished(folder: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an interrupted comparison measured already, if with these settings and on the fields that are there."""
+    path = folder / "summary.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        written = path.stat().st_mtime
+        is_current = all(Path(pair["field"]).stat().st_mtime <= written for pair in content["pair_files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    settings = content.get("settings", {})
+    same = all(settings.get(name) == _plain(value) for name, value in given.items())
+    if not (same and is_current and (folder / "report.html").is_file()):
+        return None
+    logger.info("%s is finished already.", folder)
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """A setting as ``summary.json`` has it."""
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def _evaluation(folder: Path, content: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(content["metrics"], read_csv(folder / "cases.csv"), read_csv(folder / "labels.csv"))
+
+
+def _viewed(
+    contents: Mapping[str, Mapping[str, Any]], methods: Mapping[str, Evaluation], measures: Measures
+) -> list[ViewedPair]:
+    """The worst, the median and the best pair by Dice, mean over methods, as every method warped it."""
+    scores: dict[Case, list[float]] = {}
+    for evaluation in methods.values():
+        for index, case in enumerate(evaluation.cases):
+            key = (case["fixed_id"], case["moving_id"])
+            scores.setdefault(key, []).append(float(case["dice"]) if case.get("dice") else float(index))
+    has_dice = any("dice" in evaluation.metrics for evaluation in methods.values())
+    means = {key: statistics.fmean(values) for key, values in scores.items()}
+    viewed = []
+    for name, key in worst_median_best(list(means), key=means.__getitem__).items():
+        text = f", mean Dice {means[key]:.3f}" if has_dice else ""
+        loaded = {
+            method: load_pair(*_files(content, key, measures), judge=False) for method, content in contents.items()
+        }
+        viewed.append(_pair(f"{name}: {key[1]} to {key[0]}{text}", loaded))
+    return viewed
+
+
+def _files(content: Mapping[str, Any], key: Case, measures: Measures) -> tuple[PairFiles, Measures]:
+    """Files of one pair and how to read them, from what an evaluation left behind."""
+    (entry,) = (pair for pair in content["pair_files"] if (pair["fixed_id"], pair["moving_id"]) == key)
+    named = {name: value for name, value in entry.items() if name in PairFiles.__dataclass_fields__}
+    named.pop("landmarks", None)
+    return PairFiles(**named), Measures(
+        convention=entry["convention"],
+        label_groups=measures.label_groups,
+        label_numbering=measures.label_numbering,
+        headers=measures.headers,
+    )
+
+
+def _pair(caption: str, loaded: Mapping[str, LoadedPair]) -> ViewedPair:
+    first = next(iter(loaded.values()))
+    warped = {method: _sampled(pair, pair.to_moving) for method, pair in loaded.items()}
+    fixed = Scan(first.images["fixed"], first.images.get("fixed_label"))
+    return ViewedPair(caption, fixed, _sampled(first, first.to_moving_before), warped, first.fixed_grid.affine)
+
+
+def _sampled(pair: LoadedPair, to_moving: Tensor) -> Scan:
+    """The moving scan on the fixed grid."""
+    image, label = pair.images["moving"][None], pair.images.get("moving_label")
+    sampled = warp_within(image, to_moving, outside=float(image.min()))[0]
+    return Scan(sampled, None if label is None else warp_labels(label[None], to_moving)[0])
+
+
+def _label_names(path: Any) -> dict[int, str]:
+    """Names of the groups, where the file that joins labels to groups has them."""
+    if path is None:
+        return {}
+    groups = json.loads(Path(path).read_text(encoding="utf-8")).get("groups", {})
+    named = groups.items() if isinstance(groups, Mapping) else ()
+    return {int(number): name for number, name in named if str(number).isdigit() and isinstance(name, str)}
