@@ -8,6 +8,8 @@ from common.data.pairs import PairSampler, draw_pairs
 from common.data.pickles import load_arrays
 from common.data.readers import READERS, SECTIONS
 from common.data.request import registration_request
+from common.data.scans import ScanPairDataset
+from common.data.spacing import ListedSpacingd
 from common.data.splits import load_split, split_names
 from common.data.subjects import read_pairs, read_subjects
 from common.data.transforms import CheckSubjectd, LoadSubjectd
@@ -16,10 +18,12 @@ __all__ = [
     "READERS",
     "SECTIONS",
     "CheckSubjectd",
+    "ListedSpacingd",
     "LoadSubjectd",
     "MapLabelsd",
     "PairDataset",
     "PairSampler",
+    "ScanPairDataset",
     "draw_pairs",
     "load_arrays",
     "load_split",

@@ -20,7 +20,7 @@ _AFFINE_TOLERANCE = 1e-3
 
 
 class PairDataset(Dataset):
-    """N subjects, kept decoded in memory, seen as pairs; index with ``(moving, fixed)``.
+    """N subjects, kept decoded in memory, seen as pairs; index with ``(moving, fixed)`` or ``(moving, fixed, flips)``.
 
     Made for a data loader with :class:`common.data.PairSampler`. Labels are handed out only if every subject has one,
     so that all items have the same keys and can be collated. The tensors of an item share memory with the cache:
@@ -64,27 +64,34 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, index: tuple[Any, ...]) -> dict[str, Any]:
         """One pair.
 
         Args:
-            index: (moving, fixed), indices of subjects.
+            index: (moving, fixed), indices of subjects; a third entry, a tuple of spatial axes, mirrors the whole pair,
+                labels and affine included, along these.
 
         Returns:
             Dictionary of "moving" and "fixed" (C, *spatial) float32; "moving_label" and "fixed_label" (1, *spatial)
             int16 if the data set is labelled; "affine" (4, 4) float64, voxels of the fixed image to world millimetres;
             and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain tensors, no MetaTensor.
         """
-        moving_index, fixed_index = index
+        moving_index, fixed_index, *flipped = index
         moving, fixed = self._subject(moving_index), self._subject(fixed_index)
         path_moving, path_fixed = self.data[moving_index]["image"], self.data[fixed_index]["image"]
-        affine = _affine(fixed["image"])
+        affine = plain_affine(fixed["image"])
         _check_same_grid(moving["image"], fixed["image"], path_moving, path_fixed)
-        item: dict[str, Any] = {"moving": _plain(moving["image"]).float(), "fixed": _plain(fixed["image"]).float()}
+        item: dict[str, Any] = {
+            "moving": plain_tensor(moving["image"]).float(),
+            "fixed": plain_tensor(fixed["image"]).float(),
+        }
         if self.labelled:
             # One dtype for all subjects: the compact dtype of the cache may differ between them, and a batch may not.
-            item["moving_label"] = _plain(moving["label"]).to(torch.int16)
-            item["fixed_label"] = _plain(fixed["label"]).to(torch.int16)
+            item["moving_label"] = plain_tensor(moving["label"]).to(torch.int16)
+            item["fixed_label"] = plain_tensor(fixed["label"]).to(torch.int16)
+        if flipped and flipped[0]:
+            affine = affine @ _mirror(flipped[0], item["fixed"].shape[1:])
+            item = {name: image.flip([1 + axis for axis in flipped[0]]) for name, image in item.items()}
         item["affine"] = affine
         item["moving_id"], item["fixed_id"] = self.data[moving_index]["id"], self.data[fixed_index]["id"]
         item["path_moving"], item["path_fixed"] = str(path_moving), str(path_fixed)
@@ -109,13 +116,23 @@ def _sentence_for_the_user() -> Iterator[None]:
         raise InputError(str(cause)) from error
 
 
-def _plain(image: torch.Tensor) -> torch.Tensor:
+def plain_tensor(image: torch.Tensor) -> torch.Tensor:
+    """A tensor without MONAI's metadata."""
     return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
 
 
-def _affine(image: torch.Tensor) -> torch.Tensor:
+def plain_affine(image: torch.Tensor) -> torch.Tensor:
+    """(4, 4) float64, voxels to millimetres RAS+; the identity where the image has none."""
     affine = image.affine if isinstance(image, MetaTensor) else torch.eye(4)
     return torch.as_tensor(to_affine_nd(3, affine.to(torch.float64)), dtype=torch.float64)
+
+
+def _mirror(axes: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """(4, 4), indices after flipping ``axes`` to indices before."""
+    mirror = torch.eye(4, dtype=torch.float64)
+    for axis in axes:
+        mirror[axis, axis], mirror[axis, 3] = -1, size[axis] - 1
+    return mirror
 
 
 def _check_same_grid(moving: torch.Tensor, fixed: torch.Tensor, path_moving: str, path_fixed: str) -> None:
@@ -124,7 +141,7 @@ def _check_same_grid(moving: torch.Tensor, fixed: torch.Tensor, path_moving: str
             f"The moving image {path_moving} has shape {tuple(moving.shape)} and the fixed image {path_fixed} has "
             f"shape {tuple(fixed.shape)} (channel first), but a pair must lie on one grid; resample them first."
         )
-    difference = (_affine(moving) - _affine(fixed)).abs().max().item()
+    difference = (plain_affine(moving) - plain_affine(fixed)).abs().max().item()
     if not difference <= _AFFINE_TOLERANCE:
         raise InputError(
             f"The affines of the moving image {path_moving} and the fixed image {path_fixed} differ by up to "

@@ -18,28 +18,35 @@ from common.checks import InputError
 Lookup = Sequence[int] | Mapping[Any, int]
 
 
-def read_label_groups(path: str | Path | None) -> tuple[list[int] | None, list[int] | None]:
+def read_label_groups(path: str | Path | None, numbering: str = "ids") -> tuple[Lookup | None, list[int] | None]:
     """Read which fine labels form which group.
 
     Args:
         path: JSON with "lookup_table" (group of label 0, 1, 2, ...) and "evaluation_groups" (groups that count in the
             mean Dice); None where labels are used as they are.
+        numbering: "ids" for label maps with the positions of the table, "original" for those with the numbers of the
+            source, which the file's "labels" name as {"id": {"original": number}}.
 
     Returns:
-        (lookup table, evaluation groups), or (None, None).
+        (group of each label value, evaluation groups), or (None, None).
 
     Raises:
-        InputError: the file is missing or lacks one of the two lists.
+        InputError: the file is missing or lacks one of the lists, or the numbering is unknown.
     """
+    if numbering not in ("ids", "original"):
+        raise InputError(f"The label numbering {numbering!r} is unknown; it is ids or original.")
     if path is None:
         return None, None
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         lookup = [int(group) for group in content["lookup_table"]]
         evaluated = [int(group) for group in content["evaluation_groups"]]
+        if numbering == "original":
+            original = {int(entry["original"]): lookup[int(label)] for label, entry in content["labels"].items()}
+            return original | dict.fromkeys(content.get("dropped_original_numbers_stray_voxels", []), 0), evaluated
     except FileNotFoundError:
         raise InputError(f"The label group file {path} does not exist; give its path, or None for no groups.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"The label group file {path} is not a JSON with the lists 'lookup_table' and 'evaluation_groups' "
             f"({type(error).__name__}: {error})."

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which two subjects are registered next: pure functions of (number of subjects, seed, epoch), and their sampler.
 
-A pair is the tuple ``(moving, fixed)`` of indices into the list of subjects. No function here keeps a state, so a run
+A pair is the tuple ``(moving, fixed)`` of indices into the list of subjects; a pair to be mirrored is followed by the
+tuple of axes to flip. No function here keeps a state, so a run
 on one process, on many, or resumed in the middle sees the same pairs in the same order.
 """
 
@@ -18,6 +19,9 @@ from torch.utils.data import DistributedSampler
 from common.checks import InputError
 
 Pair = tuple[int, int]
+FlippedPair = tuple[int, int, tuple[int, ...]]
+_FLIPS = 1
+"""Third word of the seed of the flips: their random numbers are not those of the pairs."""
 
 
 def random_partner(n: int, seed: int, epoch: int) -> list[Pair]:
@@ -57,6 +61,22 @@ def consecutive_pairs(n: int, seed: int, epoch: int) -> list[Pair]:
     return [(i + 1, i) for i in range(n - 1)]
 
 
+def either_way(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
+    """The pairs in random order, each as it is or, with probability 1/2, with moving and fixed exchanged.
+
+    The published recipe of EOIR for ACDC, whose pairs are the two frames of a patient.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order, turned = rng.permutation(len(pairs)), rng.random(len(pairs)) < 0.5
+    return [pairs[i][::-1] if turn else pairs[i] for i, turn in zip(order.tolist(), turned, strict=True)]
+
+
+def draw_flips(count: int, axes: Sequence[int], seed: int = 0, epoch: int = 0) -> list[tuple[int, ...]]:
+    """Which spatial axes to flip in each of the ``count`` items of an epoch: each of ``axes`` with probability 1/2."""
+    drawn = np.random.default_rng([seed, epoch, _FLIPS]).random((count, len(axes))) < 0.5
+    return [tuple(axis for axis, flip in zip(axes, row, strict=True) if flip) for row in drawn]
+
+
 _STRATEGIES: dict[str, Callable[..., list[Pair]]] = {
     "random_partner": random_partner,
     "all": all_pairs,
@@ -71,11 +91,12 @@ def draw_pairs(
     """The pairs (moving, fixed) of one epoch.
 
     Args:
-        strategy: "random_partner", "all", "atlas", "consecutive", or "listed" (``pairs`` as they are, in their order).
+        strategy: "random_partner", "all", "atlas", "consecutive", "listed" (``pairs`` as they are, in their order), or
+            "either_way" (``pairs`` in random order and direction).
         n: number of subjects.
         seed: seed of the run.
         epoch: number of the epoch.
-        pairs: list for the strategy "listed".
+        pairs: list for the strategies "listed" and "either_way".
         atlas: index of the moving image for the strategy "atlas".
 
     Returns:
@@ -84,12 +105,14 @@ def draw_pairs(
     Raises:
         InputError: unknown strategy, fewer than two subjects, or an index outside the list of subjects.
     """
-    if strategy != "listed" and strategy not in _STRATEGIES:
-        raise InputError(f"Pair strategy '{strategy}' is unknown; use one of {', '.join([*_STRATEGIES, 'listed'])}.")
+    known = [*_STRATEGIES, "listed", "either_way"]
+    if strategy not in known:
+        raise InputError(f"Pair strategy '{strategy}' is unknown; use one of {', '.join(known)}.")
     if n < 2:
         raise InputError(f"Pairs of {n} subject(s) were asked for, but a pair needs two; add subjects.")
-    if strategy == "listed":
-        return _listed_pairs(pairs, n)
+    if strategy in ("listed", "either_way"):
+        listed = _listed_pairs(strategy, pairs, n)
+        return listed if strategy == "listed" else either_way(listed, seed, epoch)
     if strategy == "atlas":
         if not 0 <= atlas < n:
             raise InputError(f"The atlas index {atlas} is outside the {n} subjects; give an index from 0 to {n - 1}.")
@@ -97,9 +120,9 @@ def draw_pairs(
     return _STRATEGIES[strategy](n, seed, epoch)
 
 
-def _listed_pairs(pairs: Sequence[Sequence[int]] | None, n: int) -> list[Pair]:
+def _listed_pairs(strategy: str, pairs: Sequence[Sequence[int]] | None, n: int) -> list[Pair]:
     if not pairs:
-        raise InputError("The pair strategy 'listed' got no pairs; give a list of (moving, fixed) indices.")
+        raise InputError(f"The pair strategy '{strategy}' got no pairs; give a list of (moving, fixed) indices.")
     listed = [(int(moving), int(fixed)) for moving, fixed in pairs]
     for pair in listed:
         if not all(0 <= index < n for index in pair):
@@ -108,7 +131,9 @@ def _listed_pairs(pairs: Sequence[Sequence[int]] | None, n: int) -> list[Pair]:
 
 
 class PairSampler(DistributedSampler):
-    """Yields pairs ``(moving, fixed)`` for :class:`common.data.PairDataset`; rank r of R takes the items r, r + R, ...
+    """Yields pairs for :class:`common.data.PairDataset`; rank r of R takes the items r, r + R, ...
+
+    An item is ``(moving, fixed)``, or ``(moving, fixed, flipped axes)`` where axes to flip at random are given.
 
     Together the ranks' batches of size b are the batch of size R * b that one process would see. The class is a
     ``DistributedSampler`` because MONAI's workflows call ``set_epoch`` on such samplers when an epoch starts, with the
@@ -119,13 +144,15 @@ class PairSampler(DistributedSampler):
     Args:
         dataset: the data set whose length is the number of subjects.
         strategy: see :func:`draw_pairs`.
-        pairs: (moving, fixed) indices for the strategy "listed".
+        pairs: (moving, fixed) indices for the strategies "listed" and "either_way".
         atlas: index of the moving subject for the strategy "atlas".
         seed: seed of the run; epoch and seed determine the pairs.
         num_samples: largest number of pairs per epoch over all ranks; None for all. The first ones of the epoch's order
             are taken, so the shuffled strategies give other pairs in each epoch and "listed" the head of the list.
         drop_last: True (training) drops the tail that does not fill all ranks; False (evaluation) keeps it, without
             padding by duplicates, so that ranks may differ by one in length.
+        flip_axes: spatial axes along which an item is mirrored, each with probability 1/2: both images and labels
+            alike. Drawn per item of the epoch from seed and epoch, like the pairs.
         num_replicas: number of processes; default: those of the process group, or 1 without one.
         rank: rank of this process; default as for ``num_replicas``.
 
@@ -146,6 +173,7 @@ class PairSampler(DistributedSampler):
         seed: int = 0,
         num_samples: int | None = None,
         drop_last: bool = True,
+        flip_axes: Sequence[int] = (),
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
@@ -158,6 +186,7 @@ class PairSampler(DistributedSampler):
             raise InputError(f"num_samples is {num_samples}, but an epoch needs a pair; give None for all pairs.")
         self.strategy, self.pairs, self.atlas = strategy, pairs, atlas
         self.pairs_per_epoch = num_samples
+        self.flip_axes = tuple(flip_axes)
         self.start = 0
         total = len(self.epoch_pairs())
         # DistributedSampler measures subjects here; pairs are what this sampler counts.
@@ -171,8 +200,13 @@ class PairSampler(DistributedSampler):
         n = len(self.dataset)  # type: ignore[arg-type]
         return draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas)[: self.pairs_per_epoch]
 
-    def __iter__(self) -> Iterator[Pair]:
-        items = self.epoch_pairs()[: self.total_size][self.rank :: self.num_replicas]
+    def __iter__(self) -> Iterator[Pair | FlippedPair]:
+        pairs = self.epoch_pairs()[: self.total_size]
+        items: list[Any] = pairs
+        if self.flip_axes:
+            flips = draw_flips(len(pairs), self.flip_axes, self.seed, self.epoch)
+            items = [(*pair, flipped) for pair, flipped in zip(pairs, flips, strict=True)]
+        items = items[self.rank :: self.num_replicas]
         start, self.start = self.start, 0
         return iter(items[start:])
 

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from common.checks import InputError
 from common.data.subjects import read_pairs, read_subjects
 
+LABEL_NAMES = ("moving label map", "fixed label map")
+
 
 class Request(NamedTuple):
-    """Subjects without labels, and (moving, fixed) indices into them."""
+    """Subjects, with labels where there are any, and (moving, fixed) indices into them."""
 
     subjects: list[dict[str, str]]
     pairs: list[tuple[int, int]]
@@ -23,6 +25,8 @@ def registration_request(
     section: str = "test",
     fixed: str | None = None,
     moving: str | None = None,
+    fixed_label: str | None = None,
+    moving_label: str | None = None,
 ) -> Request:
     """The images to register.
 
@@ -32,6 +36,8 @@ def registration_request(
         section: section whose pairs are registered.
         fixed: image file that stays.
         moving: image file that is warped.
+        fixed_label: label map on the grid of ``fixed``, to measure the overlap with.
+        moving_label: label map on the grid of ``moving``, warped like its image.
 
     Returns:
         Subjects and pairs.
@@ -40,19 +46,25 @@ def registration_request(
         InputError: when only one file is given or a file does not exist, and as ``read_subjects`` and ``read_pairs``.
     """
     if fixed is None and moving is None:
+        if fixed_label is not None or moving_label is not None:
+            raise InputError("A label map was given without its image; give --fixed and --moving, too.")
         subjects = read_subjects(dataset_dir, reader, section)
         pairs = read_pairs(dataset_dir, reader, section, subjects)
-        return Request([{k: v for k, v in subject.items() if k != "label"} for subject in subjects], pairs)
+        return Request(subjects, pairs)
     if fixed is None or moving is None:
         given, missing = ("moving", "fixed") if fixed is None else ("fixed", "moving")
         raise InputError(f"--{given} was given without --{missing}; a pair needs both files.")
-    for name, path in (("fixed", fixed), ("moving", moving)):
-        if not Path(path).exists():
-            raise InputError(f"The {name} image {path} does not exist.")
+    labels = (moving_label, fixed_label)
+    for name, path in (("fixed image", fixed), ("moving image", moving), *zip(LABEL_NAMES, labels, strict=True)):
+        if path is not None and not Path(path).exists():
+            raise InputError(f"The {name} {path} does not exist.")
     names = [Path(path).name.split(".")[0] for path in (moving, fixed)]
     if names[0] == names[1]:
         names = [
             f"{Path(path).resolve().parent.name}-{name}" for path, name in zip((moving, fixed), names, strict=True)
         ]
     subjects = [{"id": name, "image": str(path)} for name, path in zip(names, (moving, fixed), strict=True)]
+    for subject, path in zip(subjects, labels, strict=True):
+        if path is not None:
+            subject["label"] = str(path)
     return Request(subjects, [(0, 1)])

@@ -9,7 +9,8 @@ from common.engine.guard import guard
 from common.engine.inferer import RegistrationInferer
 from common.engine.progress import History, ProgressBar
 from common.engine.provenance import provenance
-from common.engine.results import EvaluationWriter, RegistrationWriter
+from common.engine.registration_writer import RegistrationFolder, RegistrationWriter
+from common.engine.results import EvaluationWriter
 from common.engine.tensorboard import TensorBoardHandler
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "History",
     "PrepareRegistrationBatch",
     "ProgressBar",
+    "RegistrationFolder",
     "RegistrationInferer",
     "RegistrationWriter",
     "ResumeHandler",

@@ -27,6 +27,7 @@ from monai.bundle.config_parser import ConfigParser
 
 import common
 from common.checks import InputError
+from common.cli import sentence_of
 from common.engine.memory import keep_freed_memory
 
 # Options of `monai.bundle run` itself, which no config has to define.
@@ -56,7 +57,7 @@ def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = F
         distributed: whether to join the other processes that ``torchrun`` started (NCCL on GPUs, else Gloo).
 
     Raises:
-        InputError: for an unknown option, a switch given as the text "true" or "false", a bundle_root that is no
+        InputError: for an unknown option, a text "true" or "false" for what is no switch, a bundle_root that is no
             bundle, a foreign ``common``, or an output folder that cannot be written to.
     """
     if _is_command_line():
@@ -66,6 +67,7 @@ def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = F
             handler.addFilter(_not_announced)
         keep_freed_memory()
         check_options(sys.argv[1:])
+        _start_again(with_python_switches(sys.argv[1:]))
     check_bundle(bundle_root)
     check_writable(output_dir)
     if distributed:
@@ -73,7 +75,7 @@ def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = F
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Refuse options that no config of this run defines, and switches that MONAI would read as text.
+    """Refuse options that no config of this run defines, and "true" or "false" for what is no switch.
 
     Args:
         arguments: of ``python -m monai.bundle``, e.g. ``["run", "--config_file", "configs/train.json", "--lr", "1"]``.
@@ -81,22 +83,56 @@ def check_options(arguments: Sequence[str]) -> None:
     Raises:
         InputError: naming the option, with the closest one that exists.
     """
-    options = list(_options(arguments))
-    given = dict(options)
-    if "config_file" not in given:
+    config = _config(arguments)
+    if config is None:
         return
-    files = given["config_file"]
-    config = ConfigParser.load_config_files(_as_list(files))
     known = set(config) | RUN_OPTIONS
-    for name, value in options:
+    for name, value in _options(arguments):
         top, *nested = SEPARATORS.split(name)
         if top not in known:
             raise InputError(f"There is no option --{name}.{_closest(name, known)}")
         _check_nested(config.get(top), nested, name)
-        if str(value).lower() in ("true", "false") and value not in ("True", "False"):
+        if _is_lower_switch(value) and not isinstance(config.get(name), bool):
             raise InputError(
                 f"--{name} {value} is a text to MONAI, and every text counts as true: write {value.title()}."
             )
+
+
+def with_python_switches(arguments: Sequence[str]) -> list[str]:
+    """The command line with True and False where a switch of the config was given as true or false.
+
+    Args:
+        arguments: as for :func:`check_options`.
+    """
+    config = _config(arguments) or {}
+    words = list(arguments)
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not isinstance(config.get(name.replace("-", "_")), bool):
+            continue
+        if equals and _is_lower_switch(value):
+            words[position] = f"--{name}={value.title()}"
+        elif position + 1 < len(words) and _is_lower_switch(words[position + 1]):
+            words[position + 1] = words[position + 1].title()
+    return words
+
+
+def _config(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The files of ``--config_file``, merged; None without the option."""
+    files = dict(_options(arguments)).get("config_file")
+    return None if files is None else ConfigParser.load_config_files(_as_list(files))
+
+
+def _is_lower_switch(value: str) -> bool:
+    return value.lower() in ("true", "false") and value not in ("True", "False")
+
+
+def _start_again(arguments: list[str]) -> None:
+    """MONAI has read the options by now: where they have to be written differently, the process begins anew."""
+    if arguments != sys.argv[1:]:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(arguments)], *arguments])
 
 
 def check_bundle(bundle_root: str | Path) -> None:
@@ -139,13 +175,10 @@ def check_writable(folder: str | Path) -> None:
 
 def report_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """``sys.excepthook``: one line when the cause is the user's to mend, the usual traceback otherwise."""
-    for cause in _causes(error):
-        if isinstance(cause, InputError):
-            print(f"ERROR: {cause}", file=sys.stderr)
-            return
-        if isinstance(cause, OSError) and cause.filename is not None:
-            print(f"ERROR: {cause.filename}: {cause.strerror}.", file=sys.stderr)
-            return
+    sentence = sentence_of(error)
+    if sentence is not None:
+        print(f"ERROR: {sentence}", file=sys.stderr)
+        return
     if issubclass(kind, KeyboardInterrupt):
         print("Interrupted; continue with --resume True.", file=sys.stderr)
         return
@@ -154,15 +187,6 @@ def report_error(kind: type[BaseException], error: BaseException, traceback: Tra
 
 def _is_command_line() -> bool:
     return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def _not_announced(record: logging.LogRecord) -> bool:

@@ -7,9 +7,9 @@ import io
 import logging
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine, Events
@@ -23,11 +23,13 @@ from common.io.nifti import write_ddf, write_image
 from common.io.panels import panel
 from common.io.report import write_report
 from common.io.tables import read_csv, write_csv, write_json
+from common.io.viewer import ViewedPair
 from common.metrics.handlers import RegistrationMetrics
 from common.spatial import warp
 
 logger = logging.getLogger(__name__)
 EVALUATION_FILES = ("cases.csv", "labels.csv", "summary.json", "report.html")
+Item = TypeVar("Item")
 
 
 class EvaluationWriter:
@@ -59,12 +61,7 @@ class EvaluationWriter:
         self.metrics = metrics
         self.title = title
         self.history = history
-        existing = [name for name in EVALUATION_FILES if (self.output_dir / name).exists()]
-        if existing and not overwrite:
-            raise InputError(
-                f"{self.output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, "
-                "or replace it with --overwrite True."
-            )
+        refuse_existing(self.output_dir, overwrite)
         self._seconds: list[float] = []
         self._pairs: list[tuple[float, dict[str, Any]]] = []
 
@@ -97,46 +94,24 @@ class EvaluationWriter:
 
     def _write(self, engine: Engine) -> None:
         cases = [
-            {**{k: v for k, v in case.items() if not isinstance(v, Mapping)}, "seconds": seconds}
-            for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)
+            {**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)
         ]
-        labels = _rows_per_label(self.metrics.cases)
-        summary = _summary(cases)
-        summary["peak_memory_gb"] = {"mean": round(peak_memory_gb(engine.state.device), 3)}
-        content: dict[str, Any] = {
-            "title": self.title,
-            "pairs": len(cases),
-            "metrics": summary,
-            "provenance": provenance(),
-        }
-        write_csv(self.output_dir / "cases.csv", cases)
-        write_csv(self.output_dir / "labels.csv", labels)
-        write_json(self.output_dir / "summary.json", content)
-        write_report(
-            self.output_dir / "report.html",
-            title=self.title,
-            summary=summary,
-            cases=cases,
-            labels=_means_per_label(labels),
+        write_evaluation(
+            self.output_dir,
+            self.title,
+            cases,
+            self._panels(),
+            figures={"peak_memory_gb": {"mean": round(peak_memory_gb(engine.state.device), 3)}},
             history=read_csv(self.history) if self.history else [],
-            panels=self._panels(),
-            provenance=content["provenance"],
         )
-        print(summary_table(summary, len(cases)))
-        print(f"Tables and report: {self.output_dir / 'report.html'}")
 
     def _panels(self) -> list[tuple[str, bytes]]:
-        ranked = sorted(self._pairs, key=lambda item: item[0])
-        chosen = {"worst pair": ranked[0], "median pair": ranked[len(ranked) // 2], "best pair": ranked[-1]}
-        shown = chosen if len(ranked) > 2 else {"pair": ranked[0]}
         pictures = []
-        for name, (score, pair) in shown.items():
+        for name, (score, pair) in worst_median_best(self._pairs, key=lambda item: item[0]).items():
             warped = warp(pair["moving"][None], pair["ddf"][None])[0]
             text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
-            file = io.BytesIO()
-            panel(pair["fixed"], pair["moving"], warped, pair["ddf"]).savefig(file, format="png", dpi=90)
-            pictures.append((caption, file.getvalue()))
+            pictures.append((caption, picture(pair["fixed"], pair["moving"], warped, pair["ddf"])))
         return pictures
 
 
@@ -190,6 +165,99 @@ class RegistrationWriter:
         write_json(self.output_dir / "provenance.json", provenance())
 
 
+def write_evaluation(
+    output_dir: Path,
+    title: str,
+    measured: Sequence[Mapping[str, Any]],
+    panels: Sequence[tuple[str, bytes]],
+    *,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
+    details: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    viewer: Sequence[ViewedPair] = (),
+    label_names: Mapping[int, str] | None = None,
+) -> dict[str, Any]:
+    """Write the four files of an evaluation and print its table.
+
+    Args:
+        output_dir: folder of the files.
+        title: of the page.
+        measured: per pair what :class:`common.metrics.handlers.RegistrationMetrics` keeps as ``cases``, and further
+            columns.
+        panels: (caption, PNG) for the page.
+        figures: further figures for the summary.
+        details: further entries of ``summary.json``.
+        history: rows of the training's ``history.csv``, shown as curves.
+        viewer: pairs whose slices can be looked at on the page.
+        label_names: names of structures, shown behind the numbers.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        InputError: when a file cannot be written.
+    """
+    cases = [{k: v for k, v in case.items() if not isinstance(v, Mapping)} for case in measured]
+    labels = _rows_per_label(measured)
+    summary = {**_summary(cases), **(figures or {})}
+    content: dict[str, Any] = {
+        "title": title,
+        "pairs": len(cases),
+        "metrics": summary,
+        **(details or {}),
+        "provenance": provenance(),
+    }
+    write_csv(output_dir / "cases.csv", cases)
+    write_csv(output_dir / "labels.csv", labels)
+    write_json(output_dir / "summary.json", content)
+    write_report(
+        output_dir / "report.html",
+        title=title,
+        summary=summary,
+        cases=cases,
+        labels=labels,
+        history=history,
+        panels=panels,
+        provenance=content["provenance"],
+        viewer=viewer,
+        label_names=label_names,
+    )
+    print(summary_table(summary, len(cases)))
+    print(f"Tables and report: {output_dir / 'report.html'}")
+    return content
+
+
+def refuse_existing(output_dir: Path, overwrite: bool) -> None:
+    """Refuse a folder with an evaluation in it.
+
+    Raises:
+        InputError: naming its files, unless ``overwrite``.
+    """
+    existing = [name for name in EVALUATION_FILES if (output_dir / name).exists()]
+    if existing and not overwrite:
+        raise InputError(
+            f"{output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, or replace "
+            "it with --overwrite True."
+        )
+
+
+def worst_median_best(items: Sequence[Item], key: Callable[[Item], float]) -> dict[str, Item]:
+    """Which pairs a page shows; the only one, or the worst of two, where there are no three."""
+    ranked = sorted(items, key=key)
+    if len(ranked) < 3:
+        return {"pair": ranked[0]}
+    return {"worst pair": ranked[0], "median pair": ranked[len(ranked) // 2], "best pair": ranked[-1]}
+
+
+def picture(
+    fixed: Tensor, moving: Tensor, warped: Tensor, ddf: Tensor, spacing: Sequence[float] | None = None
+) -> bytes:
+    """The panel of a pair as PNG; arguments as of :func:`common.io.panels.panel`."""
+    file = io.BytesIO()
+    panel(fixed, moving, warped, ddf, spacing=spacing).savefig(file, format="png", dpi=90)
+    return file.getvalue()
+
+
 def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str:
     """Text for a terminal: each figure before and after."""
     lines = [f"{pairs} pairs" + " " * 12 + "before      after"]
@@ -200,7 +268,7 @@ def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str
     return "\n".join(lines)
 
 
-def _summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over the pairs, and the mean before registration where there is one."""
     names = [name for name, value in cases[0].items() if isinstance(value, float) and not name.endswith("_before")]
     summary: dict[str, dict[str, float]] = {}
@@ -214,7 +282,7 @@ def _summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def _rows_per_label(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows_per_label(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         tables = {name.removesuffix("_per_label"): table for name, table in case.items() if name.endswith("_per_label")}
@@ -222,19 +290,6 @@ def _rows_per_label(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
             values = {name: float(table[label]) for name, table in tables.items()}
             rows.append({"fixed_id": case["fixed_id"], "moving_id": case["moving_id"], "label": label, **values})
     return rows
-
-
-def _means_per_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    means = []
-    for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-        entry: dict[str, Any] = {"label": label}
-        for name in ("dice_before", "dice"):
-            values = [row[name] for row in own if name in row and row[name] == row[name]]
-            if values:
-                entry[name] = statistics.fmean(values)
-        means.append(entry)
-    return means
 
 
 def _on_cpu(value: Any) -> Any:

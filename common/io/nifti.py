@@ -13,11 +13,11 @@ from common.io.tables import write_bytes
 
 
 def write_image(path: str | Path, image: Tensor, affine: Tensor) -> None:
-    """Write an image.
+    """Write an image or a label map.
 
     Args:
         path: ends in .nii.gz or .nii.
-        image: (1, *spatial).
+        image: (1, *spatial); integers (label maps) keep their type, everything else is written as float32.
         affine: (4, 4), voxels to millimetres, RAS+ as NIfTI has it.
 
     Raises:
@@ -41,7 +41,9 @@ def write_ddf(path: str | Path, ddf: Tensor, affine: Tensor) -> None:
 
 
 def _write(path: str | Path, array: Tensor, affine: Tensor) -> None:
-    values = array.detach().cpu().numpy().astype(np.float32)
+    values = array.detach().cpu().numpy()
+    if not np.issubdtype(values.dtype, np.integer):
+        values = values.astype(np.float32)
     file = nibabel.Nifti1Image(values, affine.detach().cpu().numpy())
     file.header.set_xyzt_units("mm")
     content = file.to_bytes()

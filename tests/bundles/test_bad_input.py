@@ -102,7 +102,9 @@ def test_spoiled_data(case: str, broken: Path, tmp_path: Path, command_line: Com
     ("options", "message"),
     [
         (["--lrr", "3"], "no option --lrr"),
-        (["--overwrite", "false"], "write False"),
+        (["--spacing", "false"], "write False"),
+        (["--spacing", "[1,1]"], "three voxel sizes"),
+        (["--moving_label", "c.nii.gz"], "without its image"),
         (["--network_def#start_chanel", "4"], "start_channel"),
         (["--ckpt_path", "nowhere.pt"], "train first"),
         (["--network_def#start_channel", "4"], "does not fit the network"),
@@ -150,8 +152,10 @@ def test_results_are_not_overwritten_unasked(
     assert command_line(*infer, cwd=BUNDLE).returncode == 0
     first = sorted(tmp_path.glob("*_ddf.nii.gz"))[0]
     before = first.stat().st_mtime_ns
-    expect_one_line(command_line(*infer, cwd=BUNDLE), "--overwrite True")
+    expect_one_line(command_line(*infer, cwd=BUNDLE), "--overwrite true")
     assert first.stat().st_mtime_ns == before
+    assert command_line(*infer, "--overwrite", "true", cwd=BUNDLE).returncode == 0
+    assert first.stat().st_mtime_ns > before
 
 
 def test_finished_training_has_nothing_to_resume(phantoms: Path, tmp_path: Path, command_line: Command) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import common
 from common.checks import InputError
-from common.engine.guard import check_bundle, check_options, check_writable, guard, report_error
+from common.engine.guard import check_bundle, check_options, check_writable, guard, report_error, with_python_switches
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def config(tmp_path: Path) -> str:
         ["--lr", "1e-3"],
         ["--lr=1e-3"],
         ["--flag", "False"],
+        ["--flag", "false"],
         ["--network_def#start_channel", "4"],
         ["--network_def::start_channel", "4"],
         ["--network_def#int_steps", "0"],
@@ -46,8 +47,9 @@ def test_options_of_the_config_pass(config: str, options: list[str]) -> None:
     ("options", "message"),
     [
         (["--lrr", "3"], "no option --lrr. Did you mean 'lr'"),
-        (["--flag", "false"], "write False"),
-        (["--flag=true"], "write True"),
+        (["--lr", "false"], "write False"),
+        (["--network_def#normal=true"], "'normal' does not exist"),
+        (["--network_def#start_channel=true"], "write True"),
         (["--network_def#start_chanel", "4"], "Did you mean 'start_channel'"),
         (["--handlers#3#interval", "2"], "'3' does not exist"),
         (["--lr#deep", "2"], "'deep' does not exist"),
@@ -56,6 +58,13 @@ def test_options_of_the_config_pass(config: str, options: list[str]) -> None:
 def test_mistyped_options_are_refused(config: str, options: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_options(["run", "--config_file", config, *options])
+
+
+def test_switches_in_lower_case_become_those_of_python(config: str) -> None:
+    command = ["run", "--config_file", config, "--flag", "false", "--flag=true", "--flag", "--lr", "true"]
+    expected = ["run", "--config_file", config, "--flag", "False", "--flag=True", "--flag", "--lr", "true"]
+    assert with_python_switches(command) == expected
+    assert with_python_switches(["verify_metadata", "--flag", "true"]) == ["verify_metadata", "--flag", "true"]
 
 
 def test_options_of_several_configs_are_known(config: str, tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_history_has_a_row_per_epoch_with_means_and_validation(tmp_path: Path) -
     assert [row["iteration"] for row in history] == ["2", "4", "6"]
 
 
+def test_page_of_the_training_stands_beside_the_history(tmp_path: Path) -> None:
+    loss: Any = Loss()
+    evaluator: Any = Evaluator()
+    engine = trainer(loss, evaluator)
+    History(tmp_path / "history.csv", loss, evaluator, title="Training of <EOIR>").attach(engine)
+    seen: list[bool] = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append((tmp_path / "report.html").exists()))
+    engine.run(range(2), max_epochs=3)
+    # The first validation is that of the second epoch.
+    assert seen == [False, True, True]
+    page = (tmp_path / "report.html").read_text()
+    assert "Training of &lt;EOIR&gt;" in page and "3 epochs, 6 iterations" in page
+    assert "Loss lncc" in page and "best validation, epoch 2" in page
+
+
 def test_resumed_history_repeats_no_row(tmp_path: Path) -> None:
     loss: Any = Loss()
     evaluator: Any = Evaluator()

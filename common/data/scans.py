@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of scans as they come from the scanner: any grid, any orientation, brought to the grid a network wants."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.checks import InputError
+from common.data.alignment import align
+from common.data.dataset import PairDataset, plain_affine, plain_tensor
+from common.spatial import Grid, resample, working_grid
+
+logger = logging.getLogger(__name__)
+MARGIN_MM = 16.0
+"""How far the working grid reaches beyond the fixed image's foreground."""
+WORTH_CROPPING = 0.7
+"""Share of the scan's volume below which only the foreground is registered: memory and time follow the volume."""
+
+
+class ScanPairDataset(PairDataset):
+    """Pairs of scans on grids of their own, seen by the network on one working grid.
+
+    The working grid covers the foreground of the fixed scan, has the network's voxel size and array axes nearest to
+    RAS+. Both scans are sampled there, the moving one by the header geometry and, if asked, an affine alignment.
+
+    Args:
+        data: subjects {"id", "image", "label" (optional)}.
+        transform: loads and checks one subject, see :class:`common.data.PairDataset`.
+        spacing: voxel size in millimetres that the network was trained with, for the axes right, anterior, superior;
+            None takes that of the fixed scan.
+        affine: whether to align the moving scan affinely before the network sees it.
+        intensity: applied to both images on the working grid, (1, *spatial) to the same: what the network was trained
+            with.
+        cache_rate: see :class:`common.data.PairDataset`.
+
+    Raises:
+        InputError: as :class:`common.data.PairDataset`; on access, for a header that cannot be inverted, two scans that
+            do not overlap in the scanner's world without ``affine``, and 2D images.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Callable[..., Any],
+        spacing: Sequence[float] | None = None,
+        affine: bool = False,
+        intensity: Callable[[Tensor], Tensor] | None = None,
+        cache_rate: float = 1.0,
+    ) -> None:
+        super().__init__(data, transform, cache_rate, progress=len(data) > 2)
+        self.spacing = _checked_spacing(spacing)
+        self.affine = affine
+        self.intensity = intensity
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        """One pair.
+
+        Args:
+            index: (moving, fixed), indices of subjects.
+
+        Returns:
+            "moving" and "fixed" (1, *working) float32, what the network sees; "moving_scan" and "fixed_scan"
+            (1, *own grid) float32 and, where there are labels, "moving_scan_label" and "fixed_scan_label"; their
+            affines "moving_affine", "fixed_affine" and "affine", that of the working grid, (4, 4) float64; "alignment"
+            (4, 4), fixed world to moving world; "aligned", a dictionary of what the affine alignment says of itself,
+            empty without one; "moving_id", "fixed_id", "path_moving", "path_fixed".
+        """
+        sides = dict(zip(("moving", "fixed"), index, strict=True))
+        subjects = {side: self._subject(position) for side, position in sides.items()}
+        paths = {side: str(self.data[position]["image"]) for side, position in sides.items()}
+        scans = {side: plain_tensor(subject["image"]).float() for side, subject in subjects.items()}
+        grids = {side: _grid(subjects[side]["image"], paths[side]) for side in sides}
+        region = _foreground(scans["fixed"], grids["fixed"])
+        working = working_grid(grids["fixed"].cropped(*region), self.spacing)
+        matrix, aligned = self._aligned(scans, grids, paths)
+        item: dict[str, Any] = {
+            "moving": self._seen(scans["moving"], grids["moving"], working, matrix),
+            "fixed": self._seen(scans["fixed"], grids["fixed"], working),
+            "affine": working.affine,
+            "alignment": matrix,
+            "aligned": aligned,
+        }
+        for side, subject in subjects.items():
+            item[f"{side}_scan"] = scans[side]
+            item[f"{side}_affine"] = grids[side].affine
+            item[f"{side}_id"], item[f"path_{side}"] = self.data[sides[side]]["id"], paths[side]
+            if "label" in subject:
+                item[f"{side}_scan_label"] = plain_tensor(subject["label"])
+        return item
+
+    def _aligned(
+        self, scans: dict[str, Tensor], grids: dict[str, Grid], paths: dict[str, str]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        identity = torch.eye(4, dtype=torch.float64)
+        name = f"{paths['moving']} to {paths['fixed']}"
+        if not self.affine:
+            if not _overlap(grids["fixed"], grids["moving"]):
+                raise InputError(
+                    f"By their headers the scans {paths['moving']} and {paths['fixed']} do not overlap; align them "
+                    "with --affine true."
+                )
+            if not grids["fixed"].same_as(grids["moving"]):
+                logger.info("%s: the moving scan is brought to the fixed grid by its header.", name)
+            return identity, {}
+        found = align(scans["fixed"], grids["fixed"], scans["moving"], grids["moving"])
+        if found.warning:
+            logger.warning("%s: %s", name, found.warning)
+        logger.info(
+            "%s: affine alignment in %.1f s, similarity %.3f -> %.3f.",
+            name, found.seconds, found.similarity_before, found.similarity_after,
+        )  # fmt: skip
+        figures = ("similarity_before", "similarity_after", "converged", "seconds")
+        return found.matrix, {figure: getattr(found, figure) for figure in figures}
+
+    def _seen(self, scan: Tensor, grid: Grid, working: Grid, alignment: Tensor | None = None) -> Tensor:
+        image = resample(scan[None], grid, working, alignment)[0]
+        return image if self.intensity is None else plain_tensor(self.intensity(image))
+
+
+def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
+    if spacing is None:
+        return None
+    sizes = [float(size) for size in spacing]
+    if len(sizes) != 3 or min(sizes) <= 0:
+        raise InputError(f"The spacing {list(spacing)} must be three voxel sizes in millimetres, such as [1, 1, 1].")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _grid(image: Tensor, path: str) -> Grid:
+    if image.ndim != 4:
+        raise InputError(f"{path} is two-dimensional; registration by header geometry needs volumes.")
+    try:
+        return Grid((image.shape[1], image.shape[2], image.shape[3]), plain_affine(image))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:
+    """First voxel and end of the part that is registered: the foreground with a margin, or all where that is most."""
+    start, stop = [], []
+    above = image[0] > image.min()
+    for axis, size in enumerate(grid.spacing):
+        others = tuple(k for k in range(3) if k != axis)
+        occupied = above.any(others[1]).any(others[0]).nonzero()
+        margin = round(MARGIN_MM / size)
+        start.append(max(int(occupied.min()) - margin, 0))
+        stop.append(min(int(occupied.max()) + 1 + margin, above.shape[axis]))
+    box = math.prod(last - first for first, last in zip(start, stop, strict=True))
+    return (start, stop) if box < WORTH_CROPPING * above.numel() else ([0, 0, 0], list(above.shape))
+
+
+def _overlap(fixed: Grid, moving: Grid) -> bool:
+    """Whether the boxes around two grids in the world have a common part."""
+    boxes = []
+    for grid in (fixed, moving):
+        corners = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=torch.float64) for n in grid.shape])
+        world = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        boxes.append((world.amin(0), world.amax(0)))
+    return bool((torch.maximum(boxes[0][0], boxes[1][0]) < torch.minimum(boxes[0][1], boxes[1][1])).all())

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What inference leaves behind: per pair the warped scan, the transform in forms that tools read, a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from common.checks import InputError
+from common.data.label_groups import Lookup, MapLabelsd
+from common.data.request import Request
+from common.engine.batch import registered
+from common.engine.provenance import peak_memory_gb, provenance
+from common.io.nifti import write_ddf, write_image
+from common.io.panels import as_png, panel
+from common.io.tables import write_bytes, write_json
+from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
+from common.metrics import dice_l2r, mean_over_labels
+from common.spatial import (
+    Grid,
+    displacement_to_moving,
+    jacobian_determinant,
+    resample_ddf,
+    warp_labels,
+    warp_within,
+)
+from common.spatial.invert import invert
+
+logger = logging.getLogger(__name__)
+LEDGER = "provenance.json"
+INVERSE_TOLERANCE = 0.05
+"""Voxels; a field whose inverse does not come back this near has folds, and gets no inverse file."""
+
+
+class RegistrationFolder:
+    """The output folder of an inference: what is finished there, and with which settings.
+
+    ``provenance.json`` lists the finished pairs. A run that was interrupted goes on with the others; a run with other
+    settings or other scans of the same names is refused.
+
+    Args:
+        output_dir: the folder.
+        settings: what the result depends on, JSON-ready; paths of files are replaced by their SHA-256.
+        overwrite: whether finished pairs are made anew.
+
+    Raises:
+        InputError: on :meth:`remaining`, when everything is finished or was made with other settings.
+    """
+
+    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.output_dir = Path(output_dir)
+        self.settings = {name: _fingerprint(value) for name, value in settings.items()}
+        self.overwrite = overwrite
+        self.pairs: dict[str, dict[str, Any]] = {}
+
+    def remaining(self, request: Request) -> list[tuple[int, int]]:
+        """The pairs of a request that are not finished yet, (moving, fixed) indices."""
+        finished = self._finished()
+        left = []
+        for moving, fixed in request.pairs:
+            name = pair_name(request.subjects[moving]["id"], request.subjects[fixed]["id"])
+            self._check_unrecorded(name)
+            scans = {"moving": request.subjects[moving]["image"], "fixed": request.subjects[fixed]["image"]}
+            if name not in finished:
+                left.append((moving, fixed))
+            elif {side: finished[name].get(side) for side in scans} != scans:
+                raise InputError(
+                    f"{self.output_dir} holds a registration {name} of other files of these names: choose another "
+                    "--output_dir, or replace it with --overwrite true."
+                )
+        if not left:
+            raise InputError(
+                f"The {len(request.pairs)} pair(s) are registered in {self.output_dir} already: choose another "
+                "--output_dir, or make them anew with --overwrite true."
+            )
+        if finished:
+            logger.info("%d pair(s) are finished in %s; %d remain.", len(finished), self.output_dir, len(left))
+        self.pairs = finished
+        return left
+
+    def begin(self) -> None:
+        """Claim the folder: from now on its files are those of an interrupted run."""
+        self._write()
+
+    def record(self, name: str, entry: dict[str, Any]) -> None:
+        """Note a pair whose files are all written."""
+        self.pairs[name] = entry
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.output_dir / LEDGER, {**provenance(), "settings": self.settings, "pairs": self.pairs})
+
+    def _check_unrecorded(self, name: str) -> None:
+        if self.overwrite or (self.output_dir / LEDGER).is_file():
+            return
+        foreign = sorted(self.output_dir.glob(f"{name}_*"))
+        if foreign:
+            raise InputError(
+                f"{foreign[0]} exists, and {self.output_dir} has no {LEDGER} that says where from: choose another "
+                "--output_dir, or replace it with --overwrite true."
+            )
+
+    def _finished(self) -> dict[str, dict[str, Any]]:
+        path = self.output_dir / LEDGER
+        if self.overwrite or not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            settings, pairs = content["settings"], dict(content["pairs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not the record of a registration: choose another --output_dir, or replace it with "
+                "--overwrite true."
+            ) from error
+        changed = [name for name, value in self.settings.items() if settings.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{self.output_dir} holds registrations that were made with another {' and '.join(changed)}: choose "
+                "another --output_dir, or replace them with --overwrite true."
+            )
+        return pairs
+
+
+class RegistrationWriter:
+    """Writes what belongs to each pair, and notes it in the folder's record when all of it is there.
+
+    Per pair ``<moving>_to_<fixed>_``: ``warped.nii.gz`` and ``warped_label.nii.gz`` on the fixed scan's grid;
+    ``transform.h5`` (ITK: displacement, then affine) and ``inverse.h5``; ``displacement.nii.gz`` (the whole transform,
+    millimetres LPS, as ITK, ANTs and 3D Slicer read it); ``ddf.nii.gz`` (the same in voxels of the fixed grid);
+    ``jacobian.nii.gz`` (its determinant); ``panel.png``.
+
+    Args:
+        folder: where, and whether to overwrite.
+        labels: label values that the Dice is the mean of, where both scans have label maps; None for all that both
+            have.
+        lookup: group of each label value of the files, see :func:`common.data.read_label_groups`; None takes them as
+            they are. Warped label maps keep the values of the files.
+    """
+
+    def __init__(
+        self, folder: RegistrationFolder, labels: Sequence[int] | None = None, lookup: Lookup | None = None
+    ) -> None:
+        self.folder = folder
+        self.labels = labels
+        self.group = MapLabelsd("label", lookup)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.folder.begin)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+
+    def _start_clock(self, engine: Engine) -> None:
+        self._started = time.perf_counter()
+
+    def _write(self, engine: Engine) -> None:
+        seconds = time.perf_counter() - self._started
+        for pair in registered(engine.state.output):
+            result = _Registration(pair)
+            name = pair_name(pair["moving_id"], pair["fixed_id"])
+            prefix = self.folder.output_dir / name
+            files = result.write(str(prefix))
+            entry = {
+                "moving": pair["path_moving"],
+                "fixed": pair["path_fixed"],
+                "files": [path.name for path in files],
+                "network_seconds": round(seconds, 3),
+                **result.figures(),
+                **result.dice(self.labels, self.group),
+            }
+            entry["peak_memory_gb"] = round(peak_memory_gb(engine.state.device), 3)
+            self.folder.record(name, entry)
+            logger.info("%s: %s", name, _sentence(entry))
+
+
+def pair_name(moving_id: str, fixed_id: str) -> str:
+    """How the files of a pair begin."""
+    return f"{moving_id}_to_{fixed_id}"
+
+
+class _Registration:
+    """One registered pair in the scanner's world."""
+
+    def __init__(self, pair: Mapping[str, Any]) -> None:
+        self.pair = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in pair.items()}
+        self.fixed = _grid_of(self.pair["fixed_scan"], self.pair["fixed_affine"])
+        self.moving = _grid_of(self.pair["moving_scan"], self.pair["moving_affine"])
+        working = _grid_of(self.pair["ddf"], self.pair["affine"])
+        self.alignment: Tensor = self.pair["alignment"]
+        # MONAI's decollation makes None of an empty dictionary.
+        self.aligned: Mapping[str, Any] = self.pair["aligned"] or {}
+        self.ddf = resample_ddf(self.pair["ddf"][None].float(), working, self.fixed)
+        self.to_moving = displacement_to_moving(self.fixed, self.moving, self.ddf, self.alignment)
+        # The alignment in voxels of the fixed grid: where tools that know no affine find their value.
+        self.total = displacement_to_moving(self.fixed, self.fixed, self.ddf, self.alignment)
+        self.determinant = jacobian_determinant(self.total)
+
+    def write(self, prefix: str) -> list[Path]:
+        """Write all files; returns their paths."""
+        affine = self.fixed.affine
+        scan = self.pair["moving_scan"][None]
+        outside = float(scan.min())
+        warped = warp_within(scan, self.to_moving, outside=outside)
+        names = ("warped", "displacement", "ddf", "jacobian")
+        path = {name: Path(f"{prefix}_{name}.nii.gz") for name in names}
+        path |= {"transform": Path(f"{prefix}_transform.h5"), "panel": Path(f"{prefix}_panel.png")}
+        write_image(path["warped"], warped[0], affine)
+        if "moving_scan_label" in self.pair:
+            path["warped_label"] = Path(f"{prefix}_warped_label.nii.gz")
+            label = warp_labels(self.pair["moving_scan_label"][None], self.to_moving)
+            write_image(path["warped_label"], label[0], affine)
+        write_displacement(path["displacement"], self.total, self.fixed)
+        write_ddf(path["ddf"], self.total[0], affine)
+        write_image(path["jacobian"], self.determinant[0], affine)
+        forward = Transform((Field(self.fixed, self.ddf), Affine(self.alignment)))
+        write_transform(path["transform"], forward)
+        inverse = self._inverse()
+        if inverse is not None:
+            path["inverse"] = Path(f"{prefix}_inverse.h5")
+            write_transform(path["inverse"], inverse)
+        write_bytes(path["panel"], self._picture(warped, scan, outside, Path(prefix).name))
+        return list(path.values())
+
+    def _picture(self, warped: Tensor, scan: Tensor, outside: float, title: str) -> bytes:
+        """Before and after; "before" is what the network was given: by header and affine alignment."""
+        to_aligned = displacement_to_moving(self.fixed, self.moving, None, self.alignment)
+        aligned = warp_within(scan, to_aligned, outside=outside)
+        figure = panel(
+            self.pair["fixed_scan"], aligned[0], warped[0], self.ddf[0], title=title, spacing=self.fixed.spacing
+        )
+        return as_png(figure, dpi=110)
+
+    def _inverse(self) -> Transform | None:
+        inverse, residual = invert(self.ddf)
+        self.inverse_residual = float(residual.max())
+        if self.inverse_residual > INVERSE_TOLERANCE:
+            return None
+        return Transform((Affine(torch.linalg.inv(self.alignment)), Field(self.fixed, inverse)))
+
+    def figures(self) -> dict[str, Any]:
+        """What the record says of the pair."""
+        largest = float(self.ddf[0].norm(dim=0).max())
+        return {
+            "working_size": list(self.pair["ddf"].shape[1:]),
+            "working_spacing": [round(float(s), 4) for s in self.pair["affine"][:3, :3].norm(dim=0)],
+            "affine": {name: _number(value) for name, value in self.aligned.items()},
+            "alignment": self.alignment.tolist(),
+            "largest_displacement_voxels": round(largest, 3),
+            "folded_percent": 100 * float((self.determinant <= 0).double().mean()),
+            "inverse_residual_voxels": round(self.inverse_residual, 4),
+        }
+
+    def dice(self, labels: Sequence[int] | None, group: MapLabelsd) -> dict[str, Any]:
+        """Mean Dice by header, after the affine alignment and after registration; empty without both label maps."""
+        if not {"moving_scan_label", "fixed_scan_label"} <= set(self.pair):
+            return {}
+        fixed = group({"label": self.pair["fixed_scan_label"]})["label"][None]
+        moving = group({"label": self.pair["moving_scan_label"]})["label"][None]
+        common = set(fixed.unique().tolist()) & set(moving.unique().tolist()) - {0}
+        counted = sorted(common) if labels is None else list(labels)
+        if not common.intersection(counted):
+            raise InputError(
+                f"The label maps of {self.pair['path_moving']} and {self.pair['path_fixed']} have no label in common."
+            )
+        stages = {"header": displacement_to_moving(self.fixed, self.moving)}
+        if self.aligned:
+            stages["affine"] = displacement_to_moving(self.fixed, self.moving, None, self.alignment)
+        stages["registered"] = self.to_moving
+        scores = {
+            name: float(mean_over_labels(dice_l2r(fixed, warp_labels(moving, ddf), counted, moving)))
+            for name, ddf in stages.items()
+        }
+        return {"dice": scores, "labels": len(common.intersection(counted))}
+
+
+def _grid_of(image: Tensor, affine: Tensor) -> Grid:
+    return Grid((image.shape[1], image.shape[2], image.shape[3]), affine)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _sentence(entry: Mapping[str, Any]) -> str:
+    text = (
+        f"folded voxels {entry['folded_percent']:.4f} %, "
+        f"largest displacement {entry['largest_displacement_voxels']} voxels"
+    )
+    if "dice" in entry:
+        text += ", Dice " + ", ".join(f"{stage} {value:.4f}" for stage, value in entry["dice"].items())
+    return text
+
+
+def _fingerprint(value: Any) -> Any:
+    """A file's content instead of its name: the same weights elsewhere are the same, others in the same place not."""
+    if isinstance(value, str | Path) and Path(value).is_file():
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return list(value) if isinstance(value, tuple) else value

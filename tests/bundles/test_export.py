@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bundle as an ONNX file, where onnx and onnxruntime are installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigParser, onnx_export
+
+from common.engine import save_atomically
+
+from .conftest import BUNDLES
+
+SMALL: dict[str, Any] = {"network_def#start_channel": 4}
+# Axes that are no multiples of 16 are padded inside.
+SIZE = (32, 40, 33)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    config = bundle / "configs" / "inference.json"
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser.update(SMALL)
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    for name, parameter in network.named_parameters():
+        if ".flow." in name:  # displacements of voxels, which those of a fresh network are not
+            parameter.data *= 2
+    save_atomically(network.state_dict(), tmp_path / "model.pt")
+    onnx_export(
+        "network_def",
+        filepath=str(tmp_path / "model.onnx"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(config),
+        use_trace=True,
+        input_shape=[1, 2, *SIZE],
+        # Volumes can be sampled from version 20 on; the exporter that traces (not dynamo) knows the network's
+        # own operations.
+        converter_kwargs={"opset_version": 20, "dynamo": False, "input_names": ["image"], "output_names": ["ddf"]},
+        **SMALL,
+    )
+    image = F.interpolate(torch.rand(1, 2, 7, 8, 7), size=SIZE, mode="trilinear")
+    with torch.no_grad():
+        expected = network(image).numpy()
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (ddf,) = session.run(["ddf"], {"image": image.numpy()})
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(ddf, expected, rtol=0, atol=2e-3)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans on grids of their own, brought to the grid that a network sees."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, ScaleIntensityRangePercentiles
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.checks import InputError
+from common.data import LoadSubjectd, PairSampler, ScanPairDataset, registration_request
+
+RAS = np.diag([2.0, 2.0, 2.0, 1.0])
+LAS = np.array([[-1.0, 0, 0, 39], [0, 0, 1.5, -2], [0, -1.2, 0, 41], [0, 0, 0, 1]])
+
+
+def blob(affine: np.ndarray, shape: tuple[int, int, int], centre: tuple[float, float, float]) -> np.ndarray:
+    """An ellipsoid in the world, smooth at its edge, so that it looks the same on every grid."""
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    world = voxels @ affine[:3, :3].T + affine[:3, 3]
+    distance = np.linalg.norm((world - centre) / np.array([12.0, 9.0, 7.0]), axis=-1)
+    return (1000 / (1 + np.exp(8 * (distance - 1)))).astype(np.float32)
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> dict[str, Path]:
+    fixed = blob(RAS, (20, 22, 18), (20, 20, 18))
+    moving = blob(LAS, (40, 36, 30), (20, 20, 18))
+    return {
+        "fixed": save(tmp_path / "f.nii.gz", fixed, RAS),
+        "moving": save(tmp_path / "m.nii.gz", moving, LAS),
+        "moving_label": save(tmp_path / "ml.nii.gz", (moving > 500).astype(np.int16), LAS),
+    }
+
+
+def pair(scans: dict[str, Path], **arguments: Any) -> dict[str, Any]:
+    request = registration_request("", **{name: str(path) for name, path in scans.items()})
+    dataset = ScanPairDataset(request.subjects, Compose([LoadSubjectd()]), **arguments)
+    return dict(dataset[request.pairs[0]])
+
+
+def test_both_scans_meet_on_the_fixed_grid_by_their_headers(scans: dict[str, Path]) -> None:
+    item = pair(scans)
+    assert item["moving"].shape == item["fixed"].shape == (1, 20, 22, 18)
+    torch.testing.assert_close(item["affine"], torch.from_numpy(RAS))
+    torch.testing.assert_close(item["fixed"], item["fixed_scan"], rtol=0, atol=1e-3)
+    difference = (item["moving"] - item["fixed"]).abs()
+    assert float(difference.mean()) < 5 and float(difference.max()) < 120
+
+
+def test_scans_and_labels_are_handed_on_as_they_were(scans: dict[str, Path]) -> None:
+    item = pair(scans)
+    np.testing.assert_array_equal(item["moving_scan"][0].numpy(), nib.load(scans["moving"]).get_fdata())
+    np.testing.assert_array_equal(item["moving_scan_label"][0].numpy(), nib.load(scans["moving_label"]).get_fdata())
+    torch.testing.assert_close(item["moving_affine"], torch.from_numpy(LAS))
+    assert "fixed_scan_label" not in item and item["aligned"] == {}
+    torch.testing.assert_close(item["alignment"], torch.eye(4, dtype=torch.float64))
+
+
+def test_the_network_sees_its_own_spacing_and_intensities(scans: dict[str, Path]) -> None:
+    item = pair(scans, spacing=[1.0, 2.0, 3.0], intensity=ScaleIntensityRangePercentiles(0, 100, 0, 1, clip=True))
+    assert item["fixed"].shape == (1, 40, 22, 12)
+    for image in (item["fixed"], item["moving"]):
+        assert float(image.min()) == pytest.approx(0, abs=1e-4) and float(image.max()) == pytest.approx(1, abs=1e-4)
+    assert float(item["fixed_scan"].max()) > 900
+
+
+def test_a_flipped_fixed_scan_is_seen_in_ras_order(scans: dict[str, Path]) -> None:
+    turned = {"fixed": scans["moving"], "moving": scans["fixed"]}
+    item = pair(turned)
+    directions = item["affine"][:3, :3] / item["affine"][:3, :3].norm(dim=0)
+    torch.testing.assert_close(directions, torch.eye(3, dtype=torch.float64))
+    assert item["fixed"].shape[1:] == (40, 30, 36)
+
+
+def test_empty_space_around_the_foreground_is_not_registered(tmp_path: Path) -> None:
+    big = np.zeros((60, 60, 60), np.float32)
+    big[20:35, 22:40, 25:41] = blob(np.eye(4), (15, 18, 16), (7, 9, 8))
+    path = save(tmp_path / "f.nii.gz", big, np.eye(4))
+    item = pair({"fixed": path, "moving": save(tmp_path / "m.nii.gz", big, np.eye(4))})
+    assert max(item["fixed"].shape[1:]) < 60
+    origin = item["affine"][:3, 3].round().long().tolist()
+    stop = [start + size for start, size in zip(origin, item["fixed"].shape[1:], strict=True)]
+    cut = big[tuple(slice(a, b) for a, b in zip(origin, stop, strict=True))]
+    np.testing.assert_allclose(item["fixed"][0].numpy(), cut, atol=1e-2)
+    assert cut.sum() == pytest.approx(big.sum())
+
+
+def test_an_affine_alignment_is_part_of_the_pair(scans: dict[str, Path], tmp_path: Path) -> None:
+    far = LAS.copy()
+    far[:3, 3] += (300, -200, 100)
+    apart = {**scans, "moving": save(tmp_path / "far.nii.gz", nib.load(scans["moving"]).get_fdata(), far)}
+    del apart["moving_label"]
+    with pytest.raises(InputError, match="do not overlap; align them with --affine true"):
+        pair(apart)
+    item = pair(apart, affine=True)
+    assert float(item["aligned"]["similarity_after"]) > float(item["aligned"]["similarity_before"])
+    # The blob's centre, carried from the fixed to the moving world.
+    centre = item["alignment"] @ torch.tensor([20.0, 20.0, 18.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(centre[:3], torch.tensor([320.0, -180.0, 118.0], dtype=torch.float64), rtol=0, atol=2.0)
+
+
+def test_a_loader_makes_a_batch_of_one_pair(scans: dict[str, Path]) -> None:
+    request = registration_request("", **{name: str(path) for name, path in scans.items()})
+    dataset = ScanPairDataset(request.subjects, Compose([LoadSubjectd()]))
+    sampler = PairSampler(dataset, strategy="listed", pairs=request.pairs, drop_last=False)
+    batch = next(iter(DataLoader(dataset, sampler=sampler)))
+    assert batch["moving"].shape == (1, 1, 20, 22, 18) and batch["alignment"].shape == (1, 4, 4)
+    assert isinstance(batch["moving"], Tensor) and batch["moving_id"] == ["m"]
+
+
+def test_by_header_is_said(scans: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        pair(scans)
+    assert "brought to the fixed grid by its header" in caplog.text
+
+
+def test_faults_of_a_scan_are_named(scans: dict[str, Path], tmp_path: Path) -> None:
+    singular = nib.Nifti1Image(np.ones((5, 5, 5), np.float32), None)
+    singular.header.set_sform(np.diag([1.0, 0.0, 1.0, 1.0]), code=1)
+    singular.header.set_qform(None, code=0)
+    nib.save(singular, tmp_path / "singular.nii.gz")
+    with pytest.raises(InputError, match="singular.nii.gz.*cannot be inverted"):
+        pair({**scans, "fixed": tmp_path / "singular.nii.gz"})
+    flat = save(tmp_path / "flat.nii.gz", np.random.default_rng(0).random((8, 8)).astype(np.float32), np.eye(4))
+    with pytest.raises(InputError, match="two-dimensional"):
+        pair({"fixed": flat, "moving": flat})
+    with pytest.raises(InputError, match="three voxel sizes"):
+        pair(scans, spacing=[1.0])
+    with pytest.raises(InputError, match="label map .*nowhere"):
+        pair({**scans, "fixed_label": tmp_path / "nowhere.nii.gz"})

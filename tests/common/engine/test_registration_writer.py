@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What inference writes, read back by independent readers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.checks import InputError
+from common.data import LoadSubjectd, PairSampler, ScanPairDataset, registration_request
+from common.data.request import Request
+from common.engine import PrepareRegistrationBatch, RegistrationFolder, RegistrationInferer, RegistrationWriter
+from common.io.transforms import read_transform
+
+SUFFIXES = (
+    "ddf.nii.gz", "displacement.nii.gz", "inverse.h5", "jacobian.nii.gz", "panel.png", "transform.h5",
+    "warped.nii.gz", "warped_label.nii.gz",
+)  # fmt: skip
+
+
+class Wave(nn.Module):
+    """A smooth field of at most two voxels that grows from the border inwards."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        axes = [torch.sin(torch.linspace(0, torch.pi, n)) for n in image.shape[2:]]
+        bump = axes[0][:, None, None] * axes[1][:, None] * axes[2]
+        return torch.stack([2 * bump, -bump, 0.7 * bump])[None]
+
+
+def oblique(spacing: tuple[float, float, float], origin: tuple[float, float, float], flip: int) -> np.ndarray:
+    cosine, sine = np.cos(0.3), np.sin(0.3)
+    turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    signs = np.ones(3)
+    signs[flip] = -1
+    affine = np.eye(4)
+    affine[:3, :3] = turn * signs * spacing
+    affine[:3, 3] = origin
+    return affine
+
+
+def scan(folder: Path, name: str, shape: tuple[int, int, int], affine: np.ndarray, seed: int) -> dict[str, str]:
+    """Smooth noise with its middle at the origin of the world, and a box as label 3."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(1, 1, 6, 6, 6, generator=generator)
+    image = torch.nn.functional.interpolate(noise, shape, mode="trilinear", align_corners=True)[0, 0].numpy() * 900 + 10
+    affine[:3, 3] -= affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    label = np.zeros(shape, np.int16)
+    label[tuple(slice(n // 4, -(n // 4)) for n in shape)] = 3
+    for kind, array in (("image", image), ("label", label)):
+        nibabel.save(nibabel.Nifti1Image(array, affine), folder / f"{name}_{kind}.nii.gz")
+    return {kind: str(folder / f"{name}_{kind}.nii.gz") for kind in ("image", "label")}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    tmp_path = tmp_path_factory.mktemp("scans")
+    moving = scan(tmp_path, "m", (26, 24, 22), oblique((1.1, 1.3, 1.2), (1.0, -2.0, 0.5), flip=0), 1)
+    fixed = scan(tmp_path, "f", (20, 18, 16), oblique((1.5, 1.2, 1.6), (0.0, 0.0, 0.0), flip=1), 2)
+    return {
+        "moving": moving["image"], "moving_label": moving["label"],
+        "fixed": fixed["image"], "fixed_label": fixed["label"],
+    }  # fmt: skip
+
+
+def run(request: Request, folder: RegistrationFolder, alignment: Tensor | None = None, **arguments: Any) -> None:
+    dataset: Any = ScanPairDataset(request.subjects, Compose([LoadSubjectd()]), spacing=(1.4, 1.4, 1.4))
+    if alignment is not None:
+        dataset._aligned = lambda *_: (alignment, {"similarity_before": 0.1, "similarity_after": 0.2})
+    sampler = PairSampler(dataset, "listed", pairs=folder.remaining(request), drop_last=False)
+    SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=1, sampler=sampler),
+        network=Wave(),
+        inferer=RegistrationInferer(),
+        prepare_batch=PrepareRegistrationBatch(),
+        val_handlers=[RegistrationWriter(folder, **arguments)],
+    ).run()
+
+
+def tilt() -> Tensor:
+    """A small affine map between the worlds."""
+    alignment = torch.eye(4, dtype=torch.float64)
+    alignment[:3, :3] += 0.05 * torch.randn(3, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    alignment[:3, 3] = torch.tensor([1.5, -0.8, 0.6])
+    return alignment
+
+
+def array(path: Path | str) -> np.ndarray:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def result(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("registered") / "out"
+    run(registration_request("", **files), RegistrationFolder(out, {}), tilt())
+    return out
+
+
+def test_every_file_of_a_pair_is_there(result: Path) -> None:
+    names = sorted(path.name for path in result.iterdir())
+    assert names == sorted(["provenance.json", *(f"m_image_to_f_image_{suffix}" for suffix in SUFFIXES)])
+    record = json.loads((result / "provenance.json").read_text())
+    pair = record["pairs"]["m_image_to_f_image"]
+    assert set(pair["dice"]) == {"header", "affine", "registered"} and pair["labels"] == 1
+    assert pair["affine"]["similarity_after"] == 0.2 and {"versions", "machine", "settings"} <= set(record)
+    np.testing.assert_allclose(pair["alignment"], tilt().numpy())
+
+
+def test_results_lie_on_the_fixed_grid_with_its_header(result: Path, files: dict[str, str]) -> None:
+    fixed = nibabel.load(files["fixed"])
+    for suffix in ("warped.nii.gz", "warped_label.nii.gz", "jacobian.nii.gz", "ddf.nii.gz", "displacement.nii.gz"):
+        image = nibabel.load(result / f"m_image_to_f_image_{suffix}")
+        assert image.shape[:3] == fixed.shape
+        np.testing.assert_allclose(image.affine, fixed.affine, atol=1e-5)
+    label = nibabel.load(result / "m_image_to_f_image_warped_label.nii.gz")
+    assert label.get_data_dtype().kind in "iu" and set(np.unique(array(label.get_filename()))) == {0, 3}
+
+
+def test_itk_resamples_to_the_same_image(result: Path, files: dict[str, str]) -> None:
+    (transform,) = itk.transformread(str(result / "m_image_to_f_image_transform.h5"))
+    moving, fixed = (itk.imread(files[name], itk.F) for name in ("moving", "fixed"))
+    outside = float(array(files["moving"]).min())
+    image = itk.resample_image_filter(
+        moving, transform=transform, use_reference_image=True, reference_image=fixed, default_pixel_value=outside
+    )
+    found = itk.array_from_image(image).transpose(2, 1, 0)
+    ours = array(result / "m_image_to_f_image_warped.nii.gz")
+    difference = np.abs(found - ours)
+    # Values up to 910; a coordinate on the edge of the scan may fall to either side.
+    assert np.quantile(difference, 0.999) < 0.05 and float((difference > 1).mean()) < 1e-3
+
+
+def test_the_three_forms_are_one_transform(result: Path) -> None:
+    prefix = str(result / "m_image_to_f_image_")
+    points = torch.from_numpy(np.random.default_rng(0).uniform(-6, 6, (200, 3)))
+    mapped = [
+        read_transform(prefix + name).points(points) for name in ("transform.h5", "displacement.nii.gz", "ddf.nii.gz")
+    ]
+    np.testing.assert_allclose(mapped[1], mapped[0], atol=2e-3)
+    np.testing.assert_allclose(mapped[2], mapped[0], atol=2e-3)
+
+
+def test_the_inverse_leads_back(result: Path) -> None:
+    prefix = str(result / "m_image_to_f_image_")
+    points = torch.from_numpy(np.random.default_rng(1).uniform(-5, 5, (200, 3)))
+    there = read_transform(prefix + "transform.h5").points(points)
+    # Between the voxels the inverse is interpolated, too: a twentieth of a voxel of 1.6 mm.
+    np.testing.assert_allclose(read_transform(prefix + "inverse.h5").points(there), points, atol=0.08)
+
+
+def test_an_interrupted_run_goes_on_with_the_missing_pairs(
+    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = registration_request("", **files)
+    both = Request(request.subjects, [(0, 1), (1, 0)])
+    out = tmp_path / "out"
+    run(request, RegistrationFolder(out, {"spacing": 1}))
+    first = (out / "m_image_to_f_image_ddf.nii.gz").stat().st_mtime_ns
+    # What a kill leaves behind of the second pair.
+    (out / "f_image_to_m_image_ddf.nii.gz").write_bytes(b"half")
+    with caplog.at_level(logging.INFO):
+        run(both, RegistrationFolder(out, {"spacing": 1}))
+    assert "1 pair(s) are finished" in caplog.text
+    assert (out / "m_image_to_f_image_ddf.nii.gz").stat().st_mtime_ns == first
+    assert array(out / "f_image_to_m_image_ddf.nii.gz").shape == (26, 24, 22, 3)
+    assert len(json.loads((out / "provenance.json").read_text())["pairs"]) == 2
+    with pytest.raises(InputError, match="registered in .* already.*--overwrite true"):
+        RegistrationFolder(out, {"spacing": 1}).remaining(both)
+    assert len(RegistrationFolder(out, {"spacing": 1}, overwrite=True).remaining(both)) == 2
+
+
+def test_nothing_of_others_is_overwritten(files: dict[str, str], tmp_path: Path) -> None:
+    request = registration_request("", **files)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "m_image_to_f_image_ddf.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="m_image_to_f_image_ddf.nii.gz exists"):
+        RegistrationFolder(out, {}).remaining(request)
+    (out / "provenance.json").write_text("{}")
+    with pytest.raises(InputError, match="not the record of a registration"):
+        RegistrationFolder(out, {}).remaining(request)
+
+
+def test_other_settings_weights_or_scans_are_refused(files: dict[str, str], tmp_path: Path) -> None:
+    request = registration_request("", **files)
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"one")
+    settings = {"ckpt_path": str(weights), "affine": False}
+    folder = RegistrationFolder(tmp_path / "out", settings)
+    run(request, folder)
+    moved = tmp_path / "elsewhere.pt"
+    moved.write_bytes(b"one")
+    with pytest.raises(InputError, match="already"):
+        RegistrationFolder(tmp_path / "out", {"ckpt_path": str(moved), "affine": False}).remaining(request)
+    weights.write_bytes(b"two")
+    with pytest.raises(InputError, match="another ckpt_path"):
+        RegistrationFolder(tmp_path / "out", settings).remaining(request)
+    other = [{**subject, "image": "/elsewhere/" + Path(subject["image"]).name} for subject in request.subjects]
+    folder = RegistrationFolder(tmp_path / "out", {"ckpt_path": str(moved), "affine": False})
+    with pytest.raises(InputError, match="of other files of these names"):
+        folder.remaining(Request(other, request.pairs))
+
+
+def test_dice_counts_groups_where_there_is_a_table(files: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    lookup = {0: 0, 3: 7}
+    run(registration_request("", **files), RegistrationFolder(out, {}), labels=[7, 8], lookup=lookup)
+    pair = json.loads((out / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
+    assert set(pair["dice"]) == {"header", "registered"} and 0.3 < pair["dice"]["header"] <= 1
+    with pytest.raises(InputError, match="no label in common"):
+        run(registration_request("", **files), RegistrationFolder(tmp_path / "none", {}), labels=[5])
+    assert json.loads((tmp_path / "none" / "provenance.json").read_text())["pairs"] == {}
