@@ -17,13 +17,22 @@ from ignite.metrics import Metric
 from torch import Tensor
 
 from common.checks import InputError
+from common.metrics.consistency import inverse_consistency_error
 from common.metrics.digital import nda, ndv_lumir
 from common.metrics.jacobian import jacobian_statistics
+from common.metrics.landmarks import tre_l2r, tre_lumir
 from common.metrics.overlap import dice_l2r, mean_over_labels
 from common.metrics.surface import hd95_l2r
 from common.spatial.labels import warp_labels
 
-_KEYS = ("ddf", "fixed_label", "moving_label", "fixed", "moving", "spacing", "fixed_id", "moving_id")
+_IMAGES = ("", "_label", "_keypoints", "_landmarks", "_id")
+_KEYS = (
+    "ddf",
+    "inverse_ddf",
+    "spacing",
+    "affine",
+    *(f"{image}{kind}" for image in ("fixed", "moving") for kind in _IMAGES),
+)
 
 
 class RegistrationMetrics(Metric):
@@ -35,6 +44,9 @@ class RegistrationMetrics(Metric):
 
     * ``dice``, ``dice_before``: mean over labels by the Learn2Reg rule, after and before warping, in [0, 1];
     * ``hd95``, ``hd95_before``: with ``hd95`` given, mean over labels by the same rule, after and before warping;
+    * ``tre``, ``tre_before``: with keypoints, mean distance between corresponding points (Learn2Reg form); with volumes
+      of landmarks instead, mean distance between their centroids (LUMIR form);
+    * ``inverse_consistency``: with the inverse field, mean distance by which it misses to undo ``ddf``, foreground;
     * ``fold_fraction``: percent of all voxels with determinant <= 0;
     * ``sdlogj``: std of log(det) over unfolded voxels of the foreground; ``sdlogj_l2r``: the official form, whole
       interior; ``sdlogj_l2r_masked``: that inside the foreground;
@@ -42,8 +54,10 @@ class RegistrationMetrics(Metric):
 
     The engine's output is a dictionary, or a list of them as MONAI's decollation makes it, with ``ddf`` (d, *spatial)
     and, where known, ``fixed_label`` and ``moving_label`` (1, *spatial), ``fixed`` and ``moving`` (1, *spatial),
-    ``spacing`` (d,), ``fixed_id`` and ``moving_id``. A dictionary with one more, leading batch axis is taken apart.
-    Without labels the figures about labels are left out.
+    ``fixed_keypoints`` and ``moving_keypoints`` (N, d) in voxels, ``fixed_landmarks`` and ``moving_landmarks``
+    (1, *spatial) integers, ``inverse_ddf`` (d, *spatial), ``spacing`` (d,) or ``affine`` (4, 4), ``fixed_id`` and
+    ``moving_id``. A dictionary with one more, leading batch axis is taken apart. Figures whose inputs are missing are
+    left out. Distances other than HD95 are in millimetres where spacing or affine are known, else in voxels.
 
     Under distributed evaluation every process gets the figures and the table of all pairs; pairs that a sampler
     repeated to fill up a round are counted once if they carry ids.
@@ -68,8 +82,8 @@ class RegistrationMetrics(Metric):
             output_transform: makes the dictionaries described above of ``engine.state.output``.
             mask: image whose voxels above 0 are the foreground, "fixed" or "moving" (as LUMIR has it), or None for all
                 voxels. Without that image in the output all voxels count.
-            hd95: unit of the surface distance, "voxels" (Learn2Reg) or "millimetres" (needs ``spacing``); None leaves
-                it out, since it takes longer than everything else.
+            hd95: unit of the surface distance, "voxels" (Learn2Reg) or "millimetres" (needs ``spacing`` or ``affine``);
+                None leaves it out, since it takes longer than everything else.
 
         Raises:
             InputError: when ``mask`` or ``hd95`` is unknown.
@@ -130,6 +144,7 @@ class RegistrationMetrics(Metric):
         case: dict[str, Any] = {name: _identity(pair.get(name)) for name in ("fixed_id", "moving_id")}
         if self.labels is not None and "fixed_label" in pair and "moving_label" in pair:
             case.update(self._measure_labels(_batched(pair["fixed_label"]), _batched(pair["moving_label"]), ddf, pair))
+        case.update(_measure_landmarks(ddf, pair))
         case.update(self._measure_field(ddf, pair))
         return case
 
@@ -142,9 +157,9 @@ class RegistrationMetrics(Metric):
         if self.hd95 is not None:
             spacing = None
             if self.hd95 == "millimetres":
-                if "spacing" not in pair:
+                spacing = _spacing(pair, fixed.ndim - 2)
+                if spacing is None:
                     raise InputError("HD95 in millimetres needs the spacing of each pair, but the output has none.")
-                spacing = [float(size) for size in torch.as_tensor(pair["spacing"]).flatten()]
             tables["hd95"] = hd95_l2r(fixed, warped, self.labels, moving, spacing)
             if moving.shape == fixed.shape:
                 tables["hd95_before"] = hd95_l2r(fixed, moving, self.labels, moving, spacing)
@@ -160,13 +175,44 @@ class RegistrationMetrics(Metric):
             foreground = image[:, :1] > 0 if image.shape[2:] == ddf.shape[2:] else None
         statistics = jacobian_statistics(ddf, foreground)
         volume = (nda if ddf.ndim == 4 else ndv_lumir)(ddf, foreground)
+        figures = {}
+        if "inverse_ddf" in pair:
+            spacing = _spacing(pair, ddf.ndim - 2)
+            error = inverse_consistency_error(ddf, _batched(pair["inverse_ddf"]), spacing, foreground)
+            figures["inverse_consistency"] = float(error.mean)
         return {
+            **figures,
             "fold_fraction": 100 * float(statistics.fold_fraction),
             "sdlogj": float(statistics.sdlogj),
             "sdlogj_l2r": float(statistics.sdlogj_l2r),
             "sdlogj_l2r_masked": float(statistics.sdlogj_l2r_masked),
             "ndv": float(volume.percent),
         }
+
+
+def _measure_landmarks(ddf: Tensor, pair: Mapping[str, Any]) -> dict[str, float]:
+    """Landmark errors after and before warping, as far as the pair has landmarks."""
+    spacing = _spacing(pair, ddf.ndim - 2)
+    if "fixed_keypoints" in pair and "moving_keypoints" in pair:
+        points = _batched(pair["fixed_keypoints"]), _batched(pair["moving_keypoints"])
+        errors = {"tre": tre_l2r(ddf, *points, spacing), "tre_before": tre_l2r(None, *points, spacing)}
+    elif "fixed_landmarks" in pair and "moving_landmarks" in pair:
+        volumes = _batched(pair["fixed_landmarks"]), _batched(pair["moving_landmarks"])
+        errors = {"tre": tre_lumir(*volumes, ddf, spacing or 1)}
+        if volumes[0].shape == volumes[1].shape:
+            errors["tre_before"] = tre_lumir(*volumes, None, spacing or 1)
+    else:
+        errors = {}
+    return {name: float(error.mean()) for name, error in errors.items()}
+
+
+def _spacing(pair: Mapping[str, Any], dims: int) -> list[float] | None:
+    """Voxel size of a pair along the array axes, from its spacing or the columns of its affine."""
+    if "spacing" in pair:
+        return [float(size) for size in torch.as_tensor(pair["spacing"]).flatten()]
+    if "affine" in pair:
+        return [float(size) for size in torch.as_tensor(pair["affine"]).double()[:dims, :dims].norm(dim=0)]
+    return None
 
 
 def _pairs(output: Any) -> list[Mapping[str, Any]]:

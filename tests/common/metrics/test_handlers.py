@@ -13,7 +13,17 @@ from monai.engines import SupervisedEvaluator
 
 import common.metrics.handlers as handlers_module
 from common.checks import InputError
-from common.metrics import dice_l2r, hd95_l2r, jacobian_statistics, mean_over_labels, nda, ndv_lumir
+from common.metrics import (
+    dice_l2r,
+    hd95_l2r,
+    inverse_consistency_error,
+    jacobian_statistics,
+    mean_over_labels,
+    nda,
+    ndv_lumir,
+    tre_l2r,
+    tre_lumir,
+)
 from common.metrics.handlers import RegistrationMetrics
 from common.spatial.labels import warp_labels
 
@@ -109,6 +119,39 @@ def test_pairs_without_labels_give_folding_only() -> None:
     metrics = run(RegistrationMetrics(labels=[1, 2]), [one], name="fold_fraction")
     assert set(metrics) == {"fold_fraction", "sdlogj", "sdlogj_l2r", "sdlogj_l2r_masked", "ndv"}
     assert "dice" not in run(RegistrationMetrics(), [pair(1)], name="ndv")
+
+
+@pytest.mark.parametrize("known", ["spacing", "affine", None])
+def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_known(known: str | None) -> None:
+    one, generator = pair(1), torch.Generator().manual_seed(2)
+    if known != "spacing":
+        del one["spacing"]
+    if known == "affine":
+        # The columns of an oblique affine have the lengths of the voxel.
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
+        one["affine"] = torch.eye(4, dtype=torch.float64)
+        one["affine"][:3, :3] = turn * torch.tensor([2.0, 1.0, 1.5])
+    one["fixed_keypoints"], one["moving_keypoints"] = 6 * torch.rand(2, 5, 3, generator=generator)
+    one["inverse_ddf"] = -one["ddf"]
+    metrics = run(RegistrationMetrics(), [one], name="tre")
+    spacing = [1.0, 1.0, 1.0] if known is None else [2.0, 1.0, 1.5]
+    ddf, mask = one["ddf"][None], one["fixed"][None] > 0
+    points = one["fixed_keypoints"][None], one["moving_keypoints"][None]
+    expected = {
+        "tre": tre_l2r(ddf, *points, spacing).mean(),
+        "tre_before": tre_l2r(None, *points, spacing).mean(),
+        "inverse_consistency": inverse_consistency_error(ddf, -ddf, spacing, mask).mean,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx({n: float(v) for n, v in expected.items()})
+
+
+def test_volumes_of_landmarks_give_the_error_of_their_centroids() -> None:
+    one = pair(1)
+    one["fixed_landmarks"], one["moving_landmarks"] = one["fixed_label"].int(), one["moving_label"].int()
+    metrics = run(RegistrationMetrics(), [one], name="tre")
+    volumes = one["fixed_landmarks"][None], one["moving_landmarks"][None]
+    assert metrics["tre"] == pytest.approx(tre_lumir(*volumes, one["ddf"][None], [2.0, 1.0, 1.5]).item())
+    assert metrics["tre_before"] == pytest.approx(tre_lumir(*volumes, None, [2.0, 1.0, 1.5]).item())
 
 
 def test_a_pair_without_common_label_does_not_spoil_the_mean() -> None:

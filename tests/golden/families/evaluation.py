@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden files of the evaluation metrics: what this project computes for each of their entries.
-
-Entries that no part of this project computes yet (landmark errors, rankings) are left out of the result.
-"""
+"""Golden files of the evaluation metrics: what this project computes for each of their entries."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import common.metrics as metrics
+import common.metrics.ranking as ranking
 from common.io.learn2reg import from_half_resolution, to_half_resolution
 from common.spatial import jacobian_determinant
 from common.spatial.labels import warp_labels, warp_labels_linear
@@ -44,12 +42,14 @@ def _compute(meta: dict[str, Any], arrays: Arrays) -> Arrays:
         return _half_resolution(arrays)
     if "out/nda_map" in arrays:
         return _area(arrays)
+    if "hard_fraction" in meta["constructor"]:
+        return _ranking(meta, arrays)
     if "in/fixed_labels" not in arrays:
         return {}
     computed = _overlap_and_surface(meta, arrays)
     if "f64/nearest_coordinates" in arrays:
         return computed | _edge_cases(meta, arrays)
-    return computed | _folding(arrays) | _digital(arrays) | _linear(meta, arrays)
+    return computed | _folding(arrays) | _digital(arrays) | _linear(meta, arrays) | _landmarks(meta, arrays)
 
 
 def _batched(array: Array) -> Tensor:
@@ -213,3 +213,26 @@ def _linear(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     warped = warp_labels_linear(moving, _field(arrays))
     dice = metrics.dice_l2r(fixed, warped, _labels(meta), moving)[0]
     return {"out/warped_labels_linear_argmax": warped[0, 0].numpy(), "f64/linear_argmax_dice": dice.numpy()}
+
+
+def _landmarks(meta: dict[str, Any], arrays: Arrays) -> Arrays:
+    field, spacing = _field(arrays), _spacing(meta, arrays)
+    points = [torch.from_numpy(arrays[f"f64/{name}_keypoints"])[None] for name in ("fixed", "moving")]
+    volumes = [_batched(arrays[f"in/{name}_landmark_volume"]) for name in ("fixed", "moving")]
+    computed = {}
+    for suffix, ddf in (("", field), ("_no_registration", None)):
+        computed[f"f64/tre_l2r{suffix}"] = metrics.tre_l2r(ddf, points[0], points[1], spacing)[0].numpy()
+        computed[f"f64/tre_lumir{suffix}"] = metrics.tre_lumir(volumes[0], volumes[1], ddf)[0].numpy()
+    return computed
+
+
+def _ranking(meta: dict[str, Any], arrays: Arrays) -> Arrays:
+    tables = {name: ranking.replaced(arrays[f"f64/{name}"], name) for name in ("dice", "hd95", "sdlogj")}
+    hard = ranking.hard_entries(tables["dice"][0], meta["constructor"]["hard_fraction"])
+    scores = ranking.l2r_scores(tables, hard)
+    computed = {f"f64/rankscore_{name}": value for name, value in scores.items() if name != "score"}
+    tables["dice30"] = tables["dice"].reshape(len(tables["dice"]), -1)[:, hard]
+    for name, values in tables.items():
+        better = ranking.higher_is_better(name)
+        computed[f"f64/worse_count_{name}"] = ranking.worse_counts(values, better, meta["constructor"]["p"])
+    return computed | {"out/hard_indices": hard, "f64/final": scores["score"]}
