@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of pairs to evaluate: CSV, JSON lists, data lists and evaluation configurations of Learn2Reg and LUMIR."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.checks import InputError
+from common.data.readers.datalist import read_datalist
+from common.data.subjects import read_pairs, read_subjects
+
+SECTIONS = ("validation", "test", "training")
+METRICS = ("dice", "hd95", "sdlogj", "ndv", "tre")
+
+
+@dataclass(frozen=True)
+class ListedPair:
+    """One line of a pair list; all names as they are written there.
+
+    Attributes:
+        fixed: id, file name or path of the fixed image.
+        moving: the same of the moving image.
+        field: file of the displacement field; None where it is found by its name.
+        fixed_label: label map of the fixed image; None where it is found by its name.
+        moving_label: the same of the moving image.
+        seconds: what the registration took, where the list says so.
+    """
+
+    fixed: str
+    moving: str
+    field: str | None = None
+    fixed_label: str | None = None
+    moving_label: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ChallengeMetric:
+    """One entry of "evaluation_methods" in a configuration of the challenges.
+
+    Attributes:
+        name: heading in the challenge's results, such as "DSC".
+        metric: one of ``METRICS``.
+        labels: label values, for "dice" and "hd95".
+        dest: folder of the landmarks, for "tre".
+    """
+
+    name: str
+    metric: str
+    labels: tuple[int, ...] = ()
+    dest: str | None = None
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What an evaluation configuration asks for.
+
+    Attributes:
+        name: of the task.
+        metrics: in the order of the file.
+        shape: spatial shape that every field must have.
+        masked: whether SDlogJ counts inside masks only.
+        lumir: whether this is LUMIR's dialect: landmarks are label volumes, and folding counts in the moving
+            foreground.
+    """
+
+    name: str
+    metrics: tuple[ChallengeMetric, ...]
+    shape: tuple[int, ...] | None
+    masked: bool
+    lumir: bool
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """Label values of Dice and HD95, None without either."""
+        return next((metric.labels for metric in self.metrics if metric.labels), None)
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Pairs in their order, and what the file says beyond them."""
+
+    pairs: tuple[ListedPair, ...]
+    challenge: Challenge | None = None
+
+
+def read_pair_list(source: str | Path | Sequence[Any], section: str | None = None) -> PairList:
+    """Read which images were registered to which.
+
+    Args:
+        source: a CSV with the columns ``fixed`` and ``moving`` (or ``fixed_id`` and ``moving_id``, as this evaluation
+            itself writes them) and, if wanted, ``field``, ``fixed_label``, ``moving_label``, ``seconds``; a JSON list of
+            [fixed, moving] or {"fixed", "moving", ...}; a data list of Learn2Reg or MONAI; an evaluation configuration
+            with "eval_pairs"; or such a list itself.
+        section: part of a data list, "validation", "test" or "training"; default: the first with pairs or subjects.
+
+    Returns:
+        The pairs and, for an evaluation configuration, what it asks for.
+
+    Raises:
+        InputError: when the file is missing, damaged, of another kind, without pairs, or lists a pair twice.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(
+                f"The pair list {path} does not exist; give a CSV with the columns fixed,moving, or a JSON."
+            )
+        listed = _read_file(path, section)
+        name = str(path)
+    else:
+        name = "the given list"
+        listed = PairList(tuple(_pair(entry, name) for entry in source))
+    if not listed.pairs:
+        raise InputError(f"The pair list {name} holds no pair.")
+    seen = set()
+    for pair in listed.pairs:
+        if (pair.fixed, pair.moving) in seen:
+            raise InputError(f"The pair list {name} holds the pair fixed {pair.fixed}, moving {pair.moving} twice.")
+        seen.add((pair.fixed, pair.moving))
+    return listed
+
+
+def _read_file(path: Path, section: str | None) -> PairList:
+    if path.suffix == ".csv":
+        return PairList(tuple(_from_csv(path)))
+    if path.suffix != ".json":
+        raise InputError(f"The pair list {path} is neither .csv nor .json.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The file {path} is not valid JSON ({error}); correct it or copy it anew.") from error
+    if isinstance(content, list):
+        return PairList(tuple(_pair(entry, str(path)) for entry in content))
+    if isinstance(content, dict) and "eval_pairs" in content:
+        pairs = tuple(_pair(entry, str(path)) for entry in content["eval_pairs"])
+        return PairList(pairs, _challenge(content, path))
+    if isinstance(content, dict):
+        return PairList(tuple(_from_data_list(path, section)))
+    raise InputError(f"The pair list {path} holds a JSON {type(content).__name__}; a list or an object is expected.")
+
+
+def _from_csv(path: Path) -> Iterable[ListedPair]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows = list(reader)
+            columns = set(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The pair list {path} cannot be read as CSV ({error}).") from error
+    short = {"fixed", "moving"} <= columns
+    if not short and not {"fixed_id", "moving_id"} <= columns:
+        raise InputError(f"The first line of the pair list {path} must name the columns fixed,moving[,field].")
+    for row in rows:
+        ids = {} if short else {"fixed": row["fixed_id"], "moving": row["moving_id"]}
+        yield _pair({**row, **ids}, str(path))
+
+
+def _pair(entry: Any, source: str) -> ListedPair:
+    if isinstance(entry, ListedPair):
+        return entry
+    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) in (2, 3):
+        entry = dict(zip(("fixed", "moving", "field"), entry, strict=False))
+    if not isinstance(entry, Mapping) or not entry.get("fixed") or not entry.get("moving"):
+        raise InputError(f"The pair list {source} has the entry {entry!r}; expected fixed and moving.")
+    values = {name: str(entry[name]) for name in ListedPair.__annotations__ if entry.get(name) not in (None, "")}
+    seconds = values.pop("seconds", None)
+    try:
+        return replace(ListedPair(**values), seconds=None if seconds is None else float(seconds))
+    except ValueError as error:
+        raise InputError(f"The pair list {source} gives {seconds!r} as seconds; a number is expected.") from error
+
+
+def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:
+    listings = read_datalist(path.parent, path.name)
+    names = [section] if section else [name for name in SECTIONS if name in listings]
+    chosen = next((name for name in names if name in listings and listings[name].pairs), names[0] if names else None)
+    if chosen is None or chosen not in listings:
+        raise InputError(
+            f"The data list {path} has no {section or 'validation, test or training'} section with images."
+        )
+    subjects = read_subjects(path.parent, "datalist", chosen, path.name)
+    for moving, fixed in read_pairs(path.parent, "datalist", chosen, subjects, path.name):
+        sides = {"fixed": subjects[fixed], "moving": subjects[moving]}
+        labels = {f"{side}_label": subject.get("label") for side, subject in sides.items()}
+        yield ListedPair(sides["fixed"]["image"], sides["moving"]["image"], **labels)
+
+
+def _challenge(content: Mapping[str, Any], path: Path) -> Challenge:
+    try:
+        metrics = tuple(
+            ChallengeMetric(
+                str(method["name"]),
+                str(method["metric"]),
+                tuple(int(label) for label in method.get("labels", ())),
+                method.get("dest"),
+            )
+            for method in content["evaluation_methods"]
+        )
+        shape = tuple(int(n) for n in content["expected_shape"][:3]) if "expected_shape" in content else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The evaluation configuration {path} is damaged ({type(error).__name__}: {error})."
+        ) from error
+    unknown = [metric.metric for metric in metrics if metric.metric not in METRICS]
+    if unknown:
+        raise InputError(f"The configuration {path} asks for {unknown[0]!r}; known are {', '.join(METRICS)}.")
+    if len({metric.labels for metric in metrics if metric.labels}) > 1:
+        raise InputError(f"The configuration {path} asks for Dice and HD95 of different labels; make two of it.")
+    lumir = "task_name" not in content and "name" in content
+    name = str(content.get("task_name", content.get("name", path.stem)))
+    return Challenge(name, metrics, shape, bool(content.get("masked_evaluation", False)), lumir)

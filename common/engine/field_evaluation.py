@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a folder of displacement fields, whoever made them: in parallel, resumable, with tables and a page."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from common.checks import InputError
+from common.data.evaluation_files import PairFiles, locate
+from common.data.evaluation_pairs import PairList, read_pair_list
+from common.data.label_groups import read_label_groups
+from common.engine.challenge_results import FILE as CHALLENGE_FILE
+from common.engine.challenge_results import write_challenge_results
+from common.engine.evaluation_record import Record, is_unfinished
+from common.engine.pair_measure import FOREGROUNDS, Measures, load_pair, measure_pair
+from common.engine.results import picture, refuse_existing, worst_median_best, write_evaluation
+from common.io.fields import CONVENTIONS
+from common.io.viewer import Scan, ViewedPair
+from common.spatial import warp_within
+
+logger = logging.getLogger(__name__)
+_LISTED = 8
+"""Missing pairs named in a message."""
+
+
+def evaluate_fields(
+    fields: str | Path,
+    images: str | Path | None,
+    labels: str | Path | None,
+    pairs: str | Path | Sequence[Any],
+    output_dir: str | Path,
+    *,
+    convention: str = "auto",
+    pattern: str | None = None,
+    section: str | None = None,
+    label_groups: str | Path | None = None,
+    label_numbering: str = "ids",
+    label_values: str | Sequence[int] | None = None,
+    landmarks: str | Path | None = None,
+    hd95: str | None = "voxels",
+    ndv_mask: str | None = None,
+    grids: str | None = None,
+    trust: bool = False,
+    allow_missing: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+    title: str | None = None,
+) -> dict[str, Any]:
+    """Score every pair and write ``cases.csv``, ``labels.csv``, ``summary.json`` and ``report.html``.
+
+    For an evaluation configuration of Learn2Reg or LUMIR also ``metrics.json`` in their form. Every finished pair is
+    kept in the folder until all are there: the same call goes on after an interruption.
+
+    Args:
+        fields: folder of the displacement fields.
+        images: folder of the images; None judges by labels only.
+        labels: folder of the label maps; None leaves label figures out.
+        pairs: see :func:`common.data.evaluation_pairs.read_pair_list`.
+        output_dir: folder of the results.
+        convention: of the fields, one of ``common.io.fields.CONVENTIONS``.
+        pattern: form of the fields' names, with {fixed} and {moving}; default: all usual ones.
+        section: part of a data list.
+        label_groups: JSON that joins labels to groups; its evaluation groups count.
+        label_numbering: values of the label maps, "ids" or "original" of that file.
+        label_values: labels that count, such as "1-35" or [1, 2]; default: the configuration's, the file's, or all.
+        landmarks: folder of landmark CSV files (voxels) or volumes that have the images' names.
+        hd95: "voxels" as the challenges have it, "millimetres", or None to leave it out.
+        ndv_mask: where folding counts: one of ``FOREGROUNDS``; default "fixed", for LUMIR's configuration "moving".
+        grids: "header" to find the moving image by its header, "array" to ignore headers as the challenges do;
+            default: "array" for their configurations, else "header".
+        trust: whether to evaluate fields that look like another convention.
+        allow_missing: whether to score what is there when pairs are missing.
+        workers: processes; default: one per processor.
+        overwrite: whether to replace an evaluation that is there.
+        title: of the page.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        InputError: when anything given cannot be used; nothing but finished pairs is left behind.
+    """
+    given = {name: _plain(value) for name, value in locals().items() if name not in ("workers", "overwrite", "title")}
+    output = Path(output_dir)
+    if not is_unfinished(output):
+        refuse_existing(output, overwrite)
+    listed = read_pair_list(pairs, section)
+    measures = _measures(listed, given)
+    if images is None and labels is None:
+        raise InputError("Neither images nor labels are given; fields are measured on the grid of one of them.")
+    complete, missing = locate(listed, fields, images, labels, landmarks, pattern)
+    _check_missing(missing, complete, allow_missing)
+    record = Record(output, {**given, "measures": asdict(measures)}, overwrite)
+    measured = _measure_all(complete, measures, record, workers)
+    details = {
+        "settings": {key: value for key, value in given.items() if key != "output_dir"},
+        "missing": missing,
+        "pair_files": [
+            {**{k: v for k, v in asdict(f).items() if v not in (None, ())}, "convention": case["convention"]}
+            for f, case in zip(complete, measured, strict=True)
+        ],
+    }
+    panels, viewer = _pictures(complete, measured, measures)
+    if listed.challenge is not None:
+        write_challenge_results(output / CHALLENGE_FILE, listed.challenge, complete, measured)
+    name = title or (listed.challenge.name if listed.challenge else f"Evaluation of {Path(fields).resolve().name}")
+    content = write_evaluation(output, name, measured, panels, details=details, viewer=viewer)
+    record.remove()
+    _mention(measured, missing)
+    return content
+
+
+def parse_labels(text: str | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Label values of a text such as "1-35" or "1,2,5-7".
+
+    Raises:
+        InputError: when it is something else, or a value repeats.
+    """
+    if text is None:
+        return None
+    parts = text.replace(" ", "").split(",") if isinstance(text, str) else [str(value) for value in text]
+    values: list[int] = []
+    for part in parts:
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not found:
+            raise InputError(f"The label values {text!r} are not of the form 1-35 or 1,2,5-7.")
+        values += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if not values or len(set(values)) < len(values):
+        raise InputError(f"The label values {text!r} are empty or repeat a value.")
+    return tuple(values)
+
+
+def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
+    challenge = listed.challenge
+    for name, allowed in (
+        ("convention", CONVENTIONS),
+        ("hd95", ("voxels", "millimetres", None)),
+        ("ndv_mask", (*FOREGROUNDS, None)),
+        ("grids", ("header", "array", None)),
+    ):
+        if given[name] not in allowed:
+            known = ", ".join(str(value) for value in allowed if value is not None)
+            raise InputError(f"{name} is {given[name]!r}; it must be one of {known}.")
+    _, evaluated = read_label_groups(given["label_groups"], given["label_numbering"])
+    values = parse_labels(given["label_values"]) or (None if evaluated is None else tuple(evaluated))
+    is_lumir = challenge is not None and (challenge.lumir or any(m.metric == "ndv" for m in challenge.metrics))
+    measures = Measures(
+        convention=given["convention"],
+        labels=values,
+        label_groups=given["label_groups"],
+        label_numbering=given["label_numbering"],
+        hd95=given["hd95"],
+        foreground=given["ndv_mask"] or ("moving" if is_lumir else "fixed"),
+        headers=(given["grids"] or ("header" if challenge is None else "array")) == "header",
+        trust=given["trust"],
+        lumir=is_lumir,
+    )
+    if challenge is None:
+        return measures
+    asked = {metric.metric for metric in challenge.metrics}
+    hd95 = measures.hd95 if "hd95" in asked else None
+    return replace(measures, labels=values or challenge.labels, shape=challenge.shape, hd95=hd95)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON keeps it; paths absolute, so that others find the files."""
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if isinstance(value, str) and os.sep in value and Path(value).exists():
+        return str(Path(value).resolve())
+    return [str(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _check_missing(missing: Sequence[str], complete: Sequence[PairFiles], allowed: bool) -> None:
+    total = len(missing) + len(complete)
+    names = "; ".join(missing[:_LISTED]) + (f"; and {len(missing) - _LISTED} more" if len(missing) > _LISTED else "")
+    if missing and not complete:
+        raise InputError(f"Of none of the {total} pairs all files were found: {names}.")
+    if missing and not allowed:
+        raise InputError(
+            f"{len(missing)} of {total} pairs are not complete: {names}. Score the others with --allow_missing."
+        )
+    if len({files.name for files in complete}) < len(complete):
+        raise InputError("The pair list holds different images that have one name; give them names of their own.")
+
+
+def _measure_all(
+    pairs: Sequence[PairFiles], measures: Measures, record: Record, workers: int | None
+) -> list[dict[str, Any]]:
+    """Cases of all pairs in their order; what is finished already is not done again."""
+    left = [pair for pair in pairs if record.case(pair) is None]
+    if len(left) < len(pairs):
+        logger.info("%d of %d pairs are finished already.", len(pairs) - len(left), len(pairs))
+    workers = min(_processors() if workers is None else workers, len(left))
+    if workers < 1 and left:
+        raise InputError(f"workers is {workers}; it must be 1 or more.")
+    try:
+        with tqdm(total=len(pairs), initial=len(pairs) - len(left), desc="Pairs", unit="pair", mininterval=1.0) as bar:
+            for pair, case in _measured(left, measures, workers):
+                record.keep(pair, case)
+                bar.update()
+    finally:
+        record.discard_if_empty()
+    return [case for case in map(record.case, pairs) if case is not None]
+
+
+def _measured(
+    pairs: Sequence[PairFiles], measures: Measures, workers: int
+) -> Iterator[tuple[PairFiles, dict[str, Any]]]:
+    """Pairs and their cases, in the order in which they are finished."""
+    if workers <= 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for pair in pairs:
+                yield pair, measure_pair(pair, measures)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    # A copy of this process costs milliseconds, a fresh one seconds; other systems have no safe copies.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    try:
+        futures: dict[Future[dict[str, Any]], PairFiles] = {pool.submit(measure_pair, p, measures): p for p in pairs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"One of {workers} processes was killed, most likely for want of memory (about 1 GB each): repeat the "
+            "command with fewer --workers, finished pairs are kept."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread each; an interruption by the keyboard is the parent's to handle."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pictures(
+    files: Sequence[PairFiles], measured: Sequence[Mapping[str, Any]], measures: Measures
+) -> tuple[list[tuple[str, bytes]], list[ViewedPair]]:
+    """Panels and slices of the worst, the median and the best pair."""
+    if files[0].fixed is None:
+        return [], []
+    panels, viewer = [], []
+    indices = range(len(files))
+    score = [float(case.get("dice", index)) for index, case in enumerate(measured)]
+    for name, index in worst_median_best(indices, key=score.__getitem__).items():
+        pair = load_pair(files[index], measures, judge=False)
+        fixed, moving = pair.images["fixed"], pair.images["moving"][None]
+        outside = float(moving.min())
+        before = warp_within(moving, pair.to_moving_before, outside=outside)[0]
+        warped = warp_within(moving, pair.to_moving, outside=outside)[0]
+        text = f", Dice {score[index]:.3f}" if "dice" in measured[index] else ""
+        caption = f"{name}: {pair.files.moving_id} to {pair.files.fixed_id}{text}"
+        panels.append((caption, picture(fixed, before, warped, pair.ddf[0], pair.fixed_grid.spacing)))
+        viewer.append(ViewedPair(caption, Scan(fixed), Scan(before), {"Warped": Scan(warped)}, pair.fixed_grid.affine))
+    return panels, viewer
+
+
+def _mention(measured: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> None:
+    skipped = sum(int(case.get("labels_skipped", 0)) for case in measured)
+    total = sum(len(case.get("dice_per_label", ())) for case in measured)
+    if skipped:
+        print(f"{skipped} of {total} labels were skipped because the fixed or the moving image lacks them.")
+    if missing:
+        print(f"{len(missing)} pairs are missing and not in the figures; summary.json lists them.")
