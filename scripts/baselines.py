@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Register pairs with a classical package, as fields that evaluate.py scores beside the networks'.
+
+Example: ``python scripts/baselines.py greedy --dataset_dir data --section validation --output fields/greedy``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tqdm.auto import tqdm
+
+from common.checks import InputError
+from common.cli import run_tool, switch
+from common.data import read_pairs, read_subjects
+from common.data.evaluation_files import Folder
+from common.data.evaluation_pairs import read_pair_list
+from common.data.readers import READERS, SECTIONS
+from common.data.readers.datalist import load_json
+from common.data.readers.listing import distinguish_ids, make_subject
+from common.engine.provenance import provenance
+from common.io.tables import write_csv, write_json
+from scripts.baseline_pair import MARGIN, TOLERANCE, Subject, digest, field_name, read_scan, run_pair
+from scripts.classical import METHODS, SMOOTHING
+
+REQUIREMENTS = "requirements-baselines.txt"
+RECORD, PAIRS = "baselines.json", "pairs.csv"
+# The same for every pair of a folder; a run with others does not go on in it.
+SETTINGS = ("method", "package", "version", "options", "threads")
+
+
+def find_pairs(arguments: argparse.Namespace) -> list[tuple[Subject, Subject]]:
+    """(fixed, moving) subjects of the pair list or of the data set.
+
+    Raises:
+        InputError: when a list or an image is missing, or two images of a pair list share their names.
+    """
+    if arguments.pairs is None:
+        if arguments.images is not None:
+            raise InputError("--images belongs to --pairs; a data set in --dataset_dir knows its images, leave it out.")
+        where = (arguments.dataset_dir, arguments.reader, arguments.section)
+        subjects = read_subjects(*where)
+        return [(subjects[fixed], subjects[moving]) for moving, fixed in read_pairs(*where, subjects)]
+    listed = read_pair_list(arguments.pairs).pairs
+    folder = None if arguments.images is None else Folder(arguments.images, "images")
+    files: dict[str, Path] = {}
+    for entry in (entry for pair in listed for entry in (pair.fixed, pair.moving)):
+        found = folder.find(entry) if folder else _beside(arguments.pairs, entry)
+        if found is None:
+            raise InputError(
+                f"The image {entry} of the pair list {arguments.pairs} is not in {arguments.images or 'its folder'}; "
+                "give the folder of the images with --images."
+            )
+        files[entry] = found
+    unique = list(dict.fromkeys(files.values()))
+    by_file = dict(zip(unique, distinguish_ids([make_subject(file, None) for file in unique]), strict=True))
+    if len({subject["id"] for subject in by_file.values()}) < len(unique):
+        raise InputError(f"Images of {arguments.pairs} in different folders share a file name; rename one of them.")
+    return [(by_file[files[pair.fixed]], by_file[files[pair.moving]]) for pair in listed]
+
+
+def _beside(pair_list: Path, entry: str) -> Path | None:
+    return next((path for path in (pair_list.parent / entry, Path(entry)) if path.is_file()), None)
+
+
+def check_installed(name: str) -> str | None:
+    """Version of a method's package, None where it needs none.
+
+    Raises:
+        InputError: when it is absent.
+    """
+    method = METHODS[name]
+    if method.package is None:
+        return None
+    if any(importlib.util.find_spec(module) is None for module in method.modules):
+        raise InputError(f"{name} needs the package {method.package}: pip install -r {REQUIREMENTS}")
+    return version(method.package)
+
+
+def open_record(output: Path, settings: dict[str, Any], overwrite: bool, names: Sequence[str]) -> dict[str, Any]:
+    """The folder's record, new or of an interrupted run with the same settings.
+
+    Raises:
+        InputError: when the folder holds fields of something else and ``overwrite`` is not set.
+    """
+    path = output / RECORD
+    advice = "choose another --output, or replace them with --overwrite."
+    if path.is_file() and not overwrite:
+        record = load_json(path)
+        different = [name for name in SETTINGS if record.get(name) != settings[name]]
+        if different:
+            raise InputError(f"{output} holds fields made with another {', '.join(different)}: {advice}")
+        return record
+    existing = [name for name in names if (output / name).exists()]
+    if existing and not overwrite:
+        raise InputError(f"{output} holds fields that this tool did not make ({existing[0]}): {advice}")
+    if path.is_file():
+        for case in load_json(path).get("cases", []):
+            (output / field_name(case["fixed_id"], case["moving_id"])).unlink(missing_ok=True)
+    record = {**settings, "margin": MARGIN, "tolerance": TOLERANCE, "cases": [], "provenance": provenance()}
+    write_json(path, record)
+    return record
+
+
+def is_done(case: dict[str, Any], fixed: Subject, moving: Subject, output: Path) -> bool:
+    """Whether an entry of the record belongs to a pair and its field is there.
+
+    Raises:
+        InputError: when an image has changed since.
+    """
+    if (case["fixed_id"], case["moving_id"]) != (fixed["id"], moving["id"]):
+        return False
+    if (case["fixed_sha256"], case["moving_sha256"]) != (digest(fixed), digest(moving)):
+        raise InputError(
+            f"An image of {moving['id']} to {fixed['id']} has changed since {output / RECORD} was written; choose "
+            "another --output, or register anew with --overwrite."
+        )
+    return (output / field_name(fixed["id"], moving["id"])).is_file()
+
+
+def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: Path, overwrite: bool) -> None:
+    """Register all pairs that the folder does not hold yet.
+
+    Raises:
+        InputError: as :func:`open_record`, :func:`read_scan` and :func:`run_pair`; pairs that are finished stay.
+    """
+    names = [field_name(fixed["id"], moving["id"]) for fixed, moving in pairs]
+    record = open_record(output, settings, overwrite, names)
+    with tqdm(pairs, desc=settings["method"], unit="pair") as bar:
+        for fixed, moving in bar:
+            if any(is_done(case, fixed, moving, output) for case in record["cases"]):
+                continue
+            case = run_pair(read_scan(fixed), read_scan(moving), settings, output)
+            ids = (case["fixed_id"], case["moving_id"])
+            others = [known for known in record["cases"] if (known["fixed_id"], known["moving_id"]) != ids]
+            record["cases"] = [*others, case]
+            write_json(output / RECORD, record)
+            bar.write(describe(case))
+    write_csv(output / PAIRS, [_listed(case) for case in record["cases"]])
+    print(summary(settings, record["cases"], output))
+
+
+def describe(case: dict[str, Any]) -> str:
+    """One line about a pair."""
+    return (
+        f"{case['moving_id']} to {case['fixed_id']}: {case['seconds']:.1f} s ({case['cpu_seconds']:.1f} CPU s, "
+        f"{case['peak_memory_mb']:.0f} MB); differs from the package's image by at most {case['max_difference']:.1e} "
+        f"of the range, mean {case['mean_difference']:.1e}"
+    )
+
+
+def summary(settings: dict[str, Any], cases: list[dict[str, Any]], output: Path) -> str:
+    """Last lines of the terminal."""
+    seconds = statistics.fmean(case["seconds"] for case in cases)
+    largest = max(case["max_difference"] for case in cases)
+    return (
+        f"{output}: {len(cases)} fields of {settings['method']}, {seconds:.1f} s per pair with {settings['threads']} "
+        f"thread(s); images warped by them equal the package's to {largest:.1e} of the range.\nScore them: python "
+        f"scripts/evaluate.py --fields {output} --pairs {output / PAIRS} --labels ... --images ... --output ..."
+    )
+
+
+def _listed(case: dict[str, Any]) -> dict[str, Any]:
+    fixed, moving = case["fixed_id"], case["moving_id"]
+    return {"fixed": fixed, "moving": moving, "field": field_name(fixed, moving), "seconds": case["seconds"]}
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is recorded of a run, the package's version included.
+
+    Raises:
+        InputError: when the package is absent or an option does not belong to the method.
+    """
+    method = METHODS[arguments.method]
+    options = dict(method.options)
+    if arguments.smoothing is not None:
+        if "smoothing" not in options:
+            raise InputError(f"--smoothing is an option of greedy, {arguments.method} has none; leave it out.")
+        options["smoothing"] = SMOOTHING[arguments.smoothing]
+    if arguments.threads < 1:
+        raise InputError(f"--threads is {arguments.threads}; give 1 or more.")
+    found = check_installed(arguments.method)
+    settings = {"method": arguments.method, "package": method.package, "version": found, "options": options}
+    return {**settings, "threads": arguments.threads}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    options = argparse.ArgumentParser(
+        description="Register pairs with a classical package. Writes MOVING_to_FIXED_ddf.nii.gz (voxels), "
+        f"{RECORD} (time, memory, options, check of each field) and {PAIRS} for evaluate.py.",
+        epilog=f"The packages: pip install -r {REQUIREMENTS}. The same command goes on after an interruption.",
+    )
+    add = options.add_argument
+    add("method", choices=tuple(METHODS), help="zero needs no package")
+    source = options.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pairs", type=Path, help="CSV fixed,moving; JSON list; data list; evaluation config")
+    source.add_argument("--dataset_dir", type=Path, help="folder of a data set that lists its pairs")
+    add("--images", type=Path, help="with --pairs: folder of the images, or that which the list's paths start from")
+    add("--reader", default="datalist", choices=tuple(READERS), help="with --dataset_dir; default: %(default)s")
+    add("--section", default="validation", choices=SECTIONS, help="with --dataset_dir; default: %(default)s")
+    add("--output", type=Path, required=True, help="folder of the fields")
+    add("--threads", type=int, default=2, help="default: %(default)s")
+    add("--smoothing", choices=tuple(SMOOTHING), help="of greedy: its default in voxels, or that published for 1 mm")
+    meaning = "replace what is in the folder"
+    add("--overwrite", type=switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    arguments = parser().parse_args(argv)
+    run(settings_of(arguments), find_pairs(arguments), arguments.output, arguments.overwrite)
+
+
+if __name__ == "__main__":
+    run_tool(main)
