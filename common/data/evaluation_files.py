@@ -13,6 +13,7 @@ from pathlib import Path
 from common.checks import InputError
 from common.data.evaluation_pairs import ListedPair, PairList
 from common.data.readers.listing import file_stem, subject_id
+from common.io.grids import check_is_file, is_dicom
 
 FIELD_SUFFIXES = (".nii.gz", ".nii", ".npz", ".npy", ".h5", ".hdf5", ".tfm", ".mat", ".txt", ".xfm")
 # The first that exists is taken: one registration leaves several forms of the same field.
@@ -58,12 +59,14 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, what: str, suffixes: Sequence[str] = (".nii.gz", ".nii")) -> None:
-        self.path, self.what = Path(path), what
+        self.path, self.what = Path(path).absolute(), what
         if not self.path.is_dir():
             raise InputError(f"The folder of the {what}, {path}, does not exist.")
         files = self._files("*", suffixes) or self._files("**/*", suffixes)
         if not files:
-            raise InputError(f"The folder of the {what}, {path}, holds no file that ends in {', '.join(suffixes)}.")
+            raise InputError(
+                f"The folder of the {what}, {path}, holds no file that ends in {', '.join(suffixes)}{self._dicom()}."
+            )
         self.files: dict[str, list[Path]] = defaultdict(list)
         for file in files:
             self.files[_stem(file.name, suffixes)].append(file)
@@ -72,13 +75,23 @@ class Folder:
         found = (path for path in self.path.glob(pattern) if path.name.endswith(tuple(suffixes)))
         return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
-    def find(self, entry: str) -> Path | None:
+    def _dicom(self) -> str:
+        first = next((path for path in sorted(self.path.iterdir()) if path.is_file()), None)
+        is_series = first is not None and is_dicom(first)
+        return ": these are DICOM files, which become NIfTI files with dcm2niix" if is_series else ""
+
+    def find(self, entry: str, as_path: bool = True) -> Path | None:
         """The file of an image or subject: by path, by whole name, without modality, or by the challenge's number.
 
+        Args:
+            entry: id, file name or path.
+            as_path: whether a path counts as it is; not for the label map of an image.
+
         Raises:
-            InputError: when several files fit equally well.
+            InputError: when several files fit equally well, or only a folder does.
         """
-        for candidate in (Path(entry), self.path / entry, self.path.parent / entry):
+        places = (Path(entry), self.path / entry, self.path.parent / entry) if as_path else ()
+        for candidate in places:
             if candidate.is_file():
                 return candidate
         wanted = {file_stem(entry), subject_id(entry)}
@@ -89,6 +102,9 @@ class Folder:
                 raise InputError(f"In the {self.what} folder {self.path} several files fit {entry}: {names}.")
             if found:
                 return found[0]
+        for candidate in places:
+            if candidate.is_dir():
+                check_is_file(candidate)
         return None
 
 
@@ -172,12 +188,11 @@ def _locate_pair(
     field = find_field(field_folder, pair, pattern)
     lacking = [] if field else ["field"]
     for side in ("fixed", "moving"):
-        entry, own_label = getattr(pair, side), getattr(pair, f"{side}_label")
         for kind, folder in (("image", folders["image"]), ("label", folders["label"])):
             if folder is None:
                 continue
-            path = folder.find(own_label if kind == "label" and own_label else _renamed(entry, f"{kind}s"))
-            found[side if kind == "image" else f"{side}_label"] = None if path is None else str(path)
+            path = folder.find(getattr(pair, side)) if kind == "image" else _find_label(folder, pair, side)
+            found[side if kind == "image" else f"{side}_label"] = None if path is None else str(path.absolute())
             if path is None:
                 lacking.append(f"{side} {kind}")
     points: list[tuple[str, str, str]] = []
@@ -191,7 +206,7 @@ def _locate_pair(
         else:
             points.append((name, str(sides[0]), str(sides[1])))
     identities = (_id(pair.fixed), _id(pair.moving))
-    return PairFiles(*identities, str(field), **found, landmarks=tuple(points), seconds=pair.seconds), lacking  # type: ignore[arg-type]
+    return PairFiles(*identities, str(field and field.absolute()), **found, landmarks=tuple(points), seconds=pair.seconds), lacking  # type: ignore[arg-type]
 
 
 def _landmarks(
@@ -217,8 +232,13 @@ def _beside(images: Folder, entry: str, kind: str) -> Path | None:
     return next((path for path in candidates if path.is_file() and path != image), None)
 
 
-def _renamed(entry: str, kind: str) -> str:
-    return entry.replace("images", "labels") if kind == "labels" and "/" in entry else entry
+def _find_label(folder: Folder, pair: ListedPair, side: str) -> Path | None:
+    """The label map: as listed, or under the image's path with "images" replaced by "labels", or by its name."""
+    entry, listed = getattr(pair, side), getattr(pair, f"{side}_label")
+    if listed is not None:
+        return folder.find(listed)
+    renamed = entry.replace("images", "labels")
+    return folder.find(renamed, as_path=renamed != entry)
 
 
 def _id(entry: str) -> str:
@@ -229,7 +249,8 @@ def _id(entry: str) -> str:
 def _forms(entry: str) -> list[str]:
     """Names under which a subject may stand in a file name, the most complete first."""
     stem = file_stem(entry)
-    forms = [stem, f"{stem}_0000", subject_id(entry), _number_with_modality(stem), _number(stem)]
+    whole = stem if _number_with_modality(stem) else f"{stem}_0000"
+    forms = [stem, whole, subject_id(entry), _number_with_modality(whole), _number(stem)]
     return list(dict.fromkeys(form for form in forms if form))
 
 
@@ -266,5 +287,5 @@ def _number_with_modality(stem: str) -> str:
 
 def _number(stem: str) -> str:
     """``0395`` of ``OASIS_0395_0000``."""
-    found = re.search(r"(\d+)(_\d{4})?$", stem)
+    found = re.search(r"(\d+)(_\d{4})?$", _LABEL_ENDING.sub("", stem))
     return found[1] if found else ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,9 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
 
     Args:
         source: a CSV with the columns ``fixed`` and ``moving`` (or ``fixed_id`` and ``moving_id``, as this evaluation
-            itself writes them) and, if wanted, ``field``, ``fixed_label``, ``moving_label``, ``seconds``; a JSON list of
-            [fixed, moving] or {"fixed", "moving", ...}; a data list of Learn2Reg or MONAI; an evaluation configuration
-            with "eval_pairs"; or such a list itself.
+            itself writes them) and, if wanted, ``field``, ``fixed_label``, ``moving_label``, ``seconds``; a JSON list
+            of [fixed, moving] or {"fixed", "moving", ...}; a data list of Learn2Reg or MONAI; an evaluation
+            configuration with "eval_pairs"; or such a list itself.
         section: part of a data list, "validation", "test" or "training"; default: the first with pairs or subjects.
 
     Returns:
@@ -168,12 +168,13 @@ def _pair(entry: Any, source: str) -> ListedPair:
         entry = dict(zip(("fixed", "moving", "field"), entry, strict=False))
     if not isinstance(entry, Mapping) or not entry.get("fixed") or not entry.get("moving"):
         raise InputError(f"The pair list {source} has the entry {entry!r}; expected fixed and moving.")
-    values = {name: str(entry[name]) for name in ListedPair.__annotations__ if entry.get(name) not in (None, "")}
-    seconds = values.pop("seconds", None)
+    given = {name: str(entry[name]) for name in ListedPair.__annotations__ if entry.get(name) not in (None, "")}
     try:
-        return replace(ListedPair(**values), seconds=None if seconds is None else float(seconds))
+        seconds = float(given["seconds"]) if "seconds" in given else None
     except ValueError as error:
-        raise InputError(f"The pair list {source} gives {seconds!r} as seconds; a number is expected.") from error
+        raise InputError(f"The pair list {source} gives {given['seconds']!r} as seconds: a number is meant.") from error
+    field, fixed_label, moving_label = (given.get(name) for name in ("field", "fixed_label", "moving_label"))
+    return ListedPair(given["fixed"], given["moving"], field, fixed_label, moving_label, seconds)
 
 
 def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:
@@ -186,9 +187,9 @@ def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:
         )
     subjects = read_subjects(path.parent, "datalist", chosen, path.name)
     for moving, fixed in read_pairs(path.parent, "datalist", chosen, subjects, path.name):
-        sides = {"fixed": subjects[fixed], "moving": subjects[moving]}
-        labels = {f"{side}_label": subject.get("label") for side, subject in sides.items()}
-        yield ListedPair(sides["fixed"]["image"], sides["moving"]["image"], **labels)
+        one, other = subjects[fixed], subjects[moving]
+        labels = {"fixed_label": one.get("label"), "moving_label": other.get("label")}
+        yield _pair({"fixed": one["image"], "moving": other["image"], **labels}, str(path))
 
 
 def _challenge(content: Mapping[str, Any], path: Path) -> Challenge:

@@ -129,7 +129,7 @@ def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> Loade
         InputError: as :func:`measure_pair`.
     """
     sides = {side: getattr(files, side) or getattr(files, f"{side}_label") for side in ("fixed", "moving")}
-    pair = LoadedPair(files, measures, *(read_grid(sides[side]) for side in ("fixed", "moving")))
+    pair = LoadedPair(files, measures, read_grid(sides["fixed"]), read_grid(sides["moving"]))
     if not measures.headers and pair.fixed_grid.shape != pair.moving_grid.shape:
         raise InputError(
             f"{sides['moving']} has shape {pair.moving_grid.shape} and {sides['fixed']} {pair.fixed_grid.shape}: a "

@@ -22,7 +22,7 @@ from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb, provenance
 from common.io.nifti import write_ddf, write_image
 from common.io.panels import as_png, panel
-from common.io.tables import write_bytes, write_json
+from common.io.tables import write_bytes, write_csv, write_json
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.metrics import dice_l2r, mean_over_labels
 from common.spatial import (
@@ -37,6 +37,8 @@ from common.spatial.invert import invert
 
 logger = logging.getLogger(__name__)
 LEDGER = "provenance.json"
+PAIRS = "pairs.csv"
+"""Pair list of the fields, as ``scripts/evaluate.py --pairs`` takes it."""
 INVERSE_TOLERANCE = 0.05
 """Voxels; a field whose inverse does not come back this near has folds, and gets no inverse file."""
 
@@ -44,7 +46,7 @@ INVERSE_TOLERANCE = 0.05
 class RegistrationFolder:
     """The output folder of an inference: what is finished there, and with which settings.
 
-    ``provenance.json`` lists the finished pairs. A run that was interrupted goes on with the others; a run with other
+    ``provenance.json`` lists the finished pairs, ``pairs.csv`` their fields, for ``scripts/evaluate.py``. A run that was interrupted goes on with the others; a run with other
     settings or other scans of the same names is refused.
 
     Args:
@@ -97,6 +99,16 @@ class RegistrationFolder:
         self._write()
 
     def _write(self) -> None:
+        fields = [
+            {
+                "fixed": entry["fixed_id"],
+                "moving": entry["moving_id"],
+                "field": f"{name}_ddf.nii.gz",
+                "seconds": entry["network_seconds"],
+            }
+            for name, entry in self.pairs.items()
+        ]
+        write_csv(self.output_dir / PAIRS, fields)
         write_json(self.output_dir / LEDGER, {**provenance(), "settings": self.settings, "pairs": self.pairs})
 
     def _check_unrecorded(self, name: str) -> None:
@@ -172,6 +184,8 @@ class RegistrationWriter:
             entry = {
                 "moving": pair["path_moving"],
                 "fixed": pair["path_fixed"],
+                "moving_id": pair["moving_id"],
+                "fixed_id": pair["fixed_id"],
                 "files": [path.name for path in files],
                 "network_seconds": round(seconds, 3),
                 **result.figures(),
@@ -197,7 +211,7 @@ class _Registration:
         working = _grid_of(self.pair["ddf"], self.pair["affine"])
         self.alignment: Tensor = self.pair["alignment"]
         # MONAI's decollation makes None of an empty dictionary.
-        self.aligned: Mapping[str, Any] = self.pair["aligned"] or {}
+        self.aligned: dict[str, Any] = dict(pair["aligned"] or {})
         self.ddf = resample_ddf(self.pair["ddf"][None].float(), working, self.fixed)
         self.to_moving = displacement_to_moving(self.fixed, self.moving, self.ddf, self.alignment)
         # The alignment in voxels of the fixed grid: where tools that know no affine find their value.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,6 @@ from torch import Tensor
 from common.checks import InputError
 from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb, provenance
-from common.io.nifti import write_ddf, write_image
 from common.io.panels import panel
 from common.io.report import write_report
 from common.io.tables import read_csv, write_csv, write_json
@@ -27,7 +25,6 @@ from common.io.viewer import ViewedPair
 from common.metrics.handlers import RegistrationMetrics
 from common.spatial import warp
 
-logger = logging.getLogger(__name__)
 EVALUATION_FILES = ("cases.csv", "labels.csv", "summary.json", "report.html")
 Item = TypeVar("Item")
 
@@ -93,9 +90,7 @@ class EvaluationWriter:
             self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
 
     def _write(self, engine: Engine) -> None:
-        cases = [
-            {**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)
-        ]
+        cases = [{**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)]
         write_evaluation(
             self.output_dir,
             self.title,
@@ -113,56 +108,6 @@ class EvaluationWriter:
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
             pictures.append((caption, picture(pair["fixed"], pair["moving"], warped, pair["ddf"])))
         return pictures
-
-
-class RegistrationWriter:
-    """Writes the warped moving image and the displacement field of each pair on the fixed grid.
-
-    Files: ``<moving>_to_<fixed>_warped.nii.gz`` and ``<moving>_to_<fixed>_ddf.nii.gz`` (voxels of the fixed grid,
-    component k along array axis k, pull-back).
-
-    Args:
-        output_dir: folder of the files.
-        overwrite: whether files of an earlier run may be replaced.
-    """
-
-    def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
-        self.output_dir = Path(output_dir)
-        self.overwrite = overwrite
-
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator; refuses at its start what would be overwritten."""
-        engine.add_event_handler(Events.STARTED, self._check)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
-        engine.add_event_handler(Events.COMPLETED, self._conclude)
-
-    def _paths(self, moving_id: str, fixed_id: str) -> tuple[Path, Path]:
-        name = f"{moving_id}_to_{fixed_id}"
-        return self.output_dir / f"{name}_warped.nii.gz", self.output_dir / f"{name}_ddf.nii.gz"
-
-    def _check(self, engine: Any) -> None:
-        loader = engine.data_loader
-        ids = [subject["id"] for subject in loader.dataset.data]
-        planned = [
-            path for moving, fixed in loader.sampler.epoch_pairs() for path in self._paths(ids[moving], ids[fixed])
-        ]
-        existing = [path for path in planned if path.exists()]
-        if existing and not self.overwrite:
-            raise InputError(
-                f"{len(existing)} file(s) of this registration exist already, the first is {existing[0]}: choose "
-                "another --output_dir, or replace them with --overwrite True."
-            )
-
-    def _write(self, engine: Engine) -> None:
-        for pair in registered(engine.state.output):
-            warped_path, ddf_path = self._paths(pair["moving_id"], pair["fixed_id"])
-            warped = warp(pair["moving"][None], pair["ddf"][None])[0]
-            write_image(warped_path, warped, pair["affine"])
-            write_ddf(ddf_path, pair["ddf"], pair["affine"])
-            logger.info("%s registered to %s: %s, %s", pair["moving_id"], pair["fixed_id"], warped_path, ddf_path)
-
-    def _conclude(self, engine: Engine) -> None:
-        write_json(self.output_dir / "provenance.json", provenance())
 
 
 def write_evaluation(
@@ -236,8 +181,8 @@ def refuse_existing(output_dir: Path, overwrite: bool) -> None:
     existing = [name for name in EVALUATION_FILES if (output_dir / name).exists()]
     if existing and not overwrite:
         raise InputError(
-            f"{output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, or replace "
-            "it with --overwrite True."
+            f"{output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, or "
+            "replace it with --overwrite True."
         )
 
 

@@ -30,10 +30,11 @@ LENGTH_SHARE = 0.85
 """The same for readings that only change the lengths of displacements. Noise gets better when it is shortened, and an
 honest method may fall short: only a very good result, and the best of all lengths, is taken for a matter of units."""
 LENGTHS = (0.75, 1.3)
+FAR = 5.0
 SAME = 0.05
 """Readings whose displacements differ by less than this factor are one."""
 _LPS = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
-_FRAMES = {(1, 1, 1): "RAS", (-1, -1, 1): "LPS", (-1, 1, 1): "LAS", (1, -1, 1): "RPS"}
+_FRAMES: dict[tuple[int, ...], str] = {(1, 1, 1): "RAS", (-1, -1, 1): "LPS", (-1, 1, 1): "LAS", (1, -1, 1): "RPS"}
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def diagnose(
         advice = "exchange fixed and moving in the pair list"
     return (
         f"{path}, read as {convention}, takes the {'labels' if sides[0].is_label else 'images'} from a similarity of "
-        f"{before:.3f} to {now:.3f}, but to {value:.3f} if its values were {reading.name}, which is what it looks like: "
-        f"{advice}, or evaluate it as it is with --trust."
+        f"{before:.3f} to {now:.3f}, but to {value:.3f} if its values were {reading.name}, which is what it looks "
+        f"like: {advice}, or evaluate it as it is with --trust."
     )
 
 
@@ -175,7 +176,12 @@ def _frame(signs: tuple[int, ...]) -> tuple[str, bool]:
 
 def _name(unit: str, frame: str, opposite: bool, reverse: bool) -> tuple[str, int]:
     """Words for a reading, and how far-fetched it is."""
-    axes = {"RAS": "", "LPS": " with axes 0 and 1 reversed", "LAS": " with axis 0 reversed", "RPS": " with axis 1 reversed"}
+    axes = {
+        "RAS": "",
+        "LPS": " with axes 0 and 1 reversed",
+        "LAS": " with axis 0 reversed",
+        "RPS": " with axis 1 reversed",
+    }
     name = f"{frame} millimetres" if unit == "mm" else unit + axes[frame]
     # Millimetres have a world, in which LPS is common; array axes have none.
     cost = {"voxels": 0, "mm": 1}.get(unit, 6) + {"RAS": 0, "LPS": 0 if unit == "mm" else 3}.get(frame, 5)
@@ -195,11 +201,14 @@ def _matrix_of(convention: str, grid: Grid) -> Tensor:
 
 
 def _change(relative: Tensor) -> str:
-    """What another reading does to the displacements: "none", their "length" or a "turn"."""
-    diagonal = relative.diagonal()
-    if (relative - torch.diag(diagonal)).abs().max() > SAME * diagonal.abs().max() or diagonal.min() < 0:
+    """What another reading does to the displacements: "none", their "length" or a "turn".
+
+    Many times longer counts as a matter of length, too: there noise may gain by any turn.
+    """
+    diagonal, size = relative.diagonal(), float(torch.linalg.matrix_norm(relative, 2))
+    if size < FAR and ((relative - torch.diag(diagonal)).abs().max() > SAME * size or diagonal.min() < 0):
         return "turn"
-    return "none" if bool(((diagonal - 1).abs() < SAME).all()) else "length"
+    return "none" if bool((relative - torch.eye(3)).abs().max() < SAME) else "length"
 
 
 def _is_better(value: float, now: float, before: float, kind: str) -> bool:
@@ -244,4 +253,3 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     one, other = one - one.mean(), other - other.mean()
     scale = one.norm() * other.norm()
     return float(one @ other / scale) if float(scale) > 0 else 0.0
-

@@ -206,7 +206,7 @@ def _turned(ddf: Tensor, linear: Tensor) -> Tensor:
     return torch.einsum("rc,bcijk->brijk", linear.to(ddf.device, ddf.dtype), ddf)
 
 
-def _closest_axes(directions: Tensor) -> tuple[int, int, int]:
+def _closest_axes(directions: Tensor) -> tuple[int, ...]:
     """Array axis that runs most nearly along right-left, posterior-anterior and inferior-superior."""
     return max(permutations(range(3)), key=lambda order: sum(abs(float(directions[r, a])) for r, a in enumerate(order)))
 

@@ -143,7 +143,8 @@ def _published_list(dataset_dir: Path) -> dict[str, list[dict[str, str]]]:
         for number in split["validation_ids_with_labels"]
     ]
     pairs = [
-        {"fixed": name("imagesVal", fixed), "moving": name("imagesVal", moving)} for fixed, moving in split["test_pairs"]
+        {"fixed": name("imagesVal", fixed), "moving": name("imagesVal", moving)}
+        for fixed, moving in split["test_pairs"]
     ]
     content = {
         "training": [{"image": image} for image in training],

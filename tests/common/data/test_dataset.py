@@ -60,6 +60,22 @@ def test_a_pair_holds_both_subjects_as_plain_tensors(datalist: Path) -> None:
     assert item["affine"].dtype == torch.float64 and item["affine"].shape == (4, 4)
 
 
+def test_a_flipped_pair_is_mirrored_as_a_whole_and_its_affine_still_tells_where_it_is(datalist: Path) -> None:
+    pairs = dataset(datalist)
+    plain = pairs[0, 2]
+    for axes in ((), (0,), (1,), (0, 2)):
+        item = pairs[0, 2, axes]
+        for name in ("moving", "fixed", "moving_label", "fixed_label"):
+            expected = np.flip(plain[name].numpy(), [1 + axis for axis in axes])
+            np.testing.assert_array_equal(item[name].numpy(), expected)
+        voxel = torch.tensor([1.0, 2, 3, 1], dtype=torch.float64)
+        mirrored = voxel.clone()
+        for axis in axes:
+            mirrored[axis] = plain["fixed"].shape[1 + axis] - 1 - voxel[axis]
+        torch.testing.assert_close(item["affine"] @ mirrored, plain["affine"] @ voxel)
+    assert torch.equal(pairs[0, 2]["moving"], plain["moving"]), "the cache was written to"
+
+
 def test_length_and_data_are_the_subjects(datalist: Path) -> None:
     pairs = dataset(datalist)
     assert len(pairs) == 3 and pairs.data == read_subjects(datalist)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.checks import InputError
 from common.data import PairSampler, draw_pairs
+from common.data.pairs import draw_flips
 
 STRATEGIES = ["random_partner", "all", "atlas", "consecutive"]
 
@@ -83,12 +84,39 @@ def test_listed_pairs_keep_their_order_in_every_epoch() -> None:
     assert draw_pairs("listed", 3, epoch=5, pairs=listed) == [(2, 0), (0, 1), (2, 0)]
 
 
+def test_either_way_takes_each_listed_pair_once_in_either_direction_and_any_order() -> None:
+    listed = [(0, 1), (2, 3), (4, 5)]
+    seen: Counter[tuple[int, ...]] = Counter()
+    for epoch in range(1200):
+        pairs = draw_pairs("either_way", 6, seed=4, epoch=epoch, pairs=listed)
+        assert pairs == draw_pairs("either_way", 6, seed=4, epoch=epoch, pairs=listed)
+        assert sorted((min(pair), max(pair)) for pair in pairs) == listed
+        seen.update(pairs)
+        seen[tuple(min(pair) for pair in pairs)] += 1
+    directions = [count for key, count in seen.items() if len(key) == 2]
+    orders = [count for key, count in seen.items() if len(key) == 3]
+    assert len(directions) == 6 and all(abs(count - 600) < 70 for count in directions)
+    assert len(orders) == 6 and all(abs(count - 200) < 55 for count in orders)
+
+
+def test_flips_take_each_axis_with_probability_one_half_whatever_the_pairs_are() -> None:
+    flips = draw_flips(4000, (0, 1), seed=3, epoch=7)
+    assert flips == draw_flips(4000, (0, 1), seed=3, epoch=7) != draw_flips(4000, (0, 1), seed=3, epoch=8)
+    counts = Counter(flips)
+    assert set(counts) == {(), (0,), (1,), (0, 1)} and all(abs(count - 1000) < 110 for count in counts.values())
+    # Not the random numbers that turn the pairs around.
+    turned = [pair[0] > pair[1] for pair in draw_pairs("either_way", 2, 3, 7, [(0, 1)] * 4000)]
+    agreement = sum(turn == bool(flip) for turn, flip in zip(turned, draw_flips(4000, (0,), 3, 7), strict=True))
+    assert abs(agreement - 2000) < 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strategy": "some", "n": 3}, "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed"),
+        ({"strategy": "some", "n": 3}, "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed, either"),
         ({"strategy": "all", "n": 1}, r"Pairs of 1 subject\(s\)"),
-        ({"strategy": "listed", "n": 3}, "got no pairs"),
+        ({"strategy": "listed", "n": 3}, "'listed' got no pairs"),
+        ({"strategy": "either_way", "n": 3}, "'either_way' got no pairs"),
         ({"strategy": "listed", "n": 3, "pairs": [(0, 3)]}, r"pair \(0, 3\) is outside the 3 subjects"),
         ({"strategy": "atlas", "n": 3, "atlas": 3}, "atlas index 3 is outside the 3 subjects"),
     ],
@@ -144,6 +172,23 @@ def test_short_epochs_see_other_pairs_each_time() -> None:
         sampler.set_epoch(epoch)
         epochs.append(list(sampler))
     assert [len(pairs) for pairs in epochs] == [5, 5] and len(sampler) == 5 and epochs[0] != epochs[1]
+
+
+def test_flipped_items_are_the_same_on_any_number_of_ranks_and_after_a_resume() -> None:
+    listed = [(2 * i, 2 * i + 1) for i in range(12)]
+
+    def sampler(**options: Any) -> PairSampler:
+        made = PairSampler(Echo(24), "either_way", listed, seed=1, flip_axes=(0, 1), **options)
+        made.set_epoch(3)
+        return made
+
+    whole: list[Any] = list(sampler())
+    assert [item[:2] for item in whole] == draw_pairs("either_way", 24, 1, 3, listed)
+    assert [item[2] for item in whole] == draw_flips(12, (0, 1), 1, 3)
+    assert [list(sampler(num_replicas=3, rank=rank)) for rank in range(3)] == [whole[rank::3] for rank in range(3)]
+    resumed = sampler()
+    resumed.start = 5
+    assert list(resumed) == whole[5:]
 
 
 def test_start_skips_once_and_leaves_the_length() -> None:

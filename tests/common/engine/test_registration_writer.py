@@ -22,6 +22,7 @@ from common.checks import InputError
 from common.data import LoadSubjectd, PairSampler, ScanPairDataset, registration_request
 from common.data.request import Request
 from common.engine import PrepareRegistrationBatch, RegistrationFolder, RegistrationInferer, RegistrationWriter
+from common.io.tables import read_csv
 from common.io.transforms import read_transform
 
 SUFFIXES = (
@@ -110,12 +111,14 @@ def result(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_every_file_of_a_pair_is_there(result: Path) -> None:
     names = sorted(path.name for path in result.iterdir())
-    assert names == sorted(["provenance.json", *(f"m_image_to_f_image_{suffix}" for suffix in SUFFIXES)])
+    assert names == sorted(["pairs.csv", "provenance.json", *(f"m_image_to_f_image_{suffix}" for suffix in SUFFIXES)])
     record = json.loads((result / "provenance.json").read_text())
     pair = record["pairs"]["m_image_to_f_image"]
     assert set(pair["dice"]) == {"header", "affine", "registered"} and pair["labels"] == 1
     assert pair["affine"]["similarity_after"] == 0.2 and {"versions", "machine", "settings"} <= set(record)
     np.testing.assert_allclose(pair["alignment"], tilt().numpy())
+    (row,) = read_csv(result / "pairs.csv")
+    assert (row["fixed"], row["moving"]) == ("f_image", "m_image") and (result / row["field"]).is_file()
 
 
 def test_results_lie_on_the_fixed_grid_with_its_header(result: Path, files: dict[str, str]) -> None:

@@ -23,7 +23,6 @@ from common.engine import (
     EvaluationWriter,
     PrepareRegistrationBatch,
     RegistrationInferer,
-    RegistrationWriter,
     registered,
 )
 from common.engine.results import summary_table
@@ -117,26 +116,6 @@ def test_many_pairs_keep_the_worst_and_the_best(tmp_path: Path) -> None:
     kept = sorted(score for score, _ in writer._pairs)
     assert len(kept) <= 16 and kept[0] == 0 and kept[-1] == 1
     assert abs(kept[len(kept) // 2] - 0.5) < 0.25
-
-
-def test_registration_writes_on_the_fixed_grid(loader: Any, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    evaluator(loader, [RegistrationWriter(out)]).run()
-    assert sorted(path.name for path in out.iterdir())[:2] == ["provenance.json", "s1_to_s0_ddf.nii.gz"]
-    warped: Any = nibabel.load(out / "s1_to_s0_warped.nii.gz")
-    ddf: Any = nibabel.load(out / "s1_to_s0_ddf.nii.gz")
-    np.testing.assert_allclose(warped.affine, AFFINE)
-    np.testing.assert_allclose(warped.get_fdata(), nibabel.load(loader.dataset.data[0]["image"]).get_fdata())
-    assert ddf.shape == (10, 9, 8, 3) and (ddf.get_fdata()[..., 0] == 1).all() and (ddf.get_fdata()[..., 1:] == 0).all()
-
-
-def test_registration_refuses_before_it_computes(loader: DataLoader, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "s2_to_s0_ddf.nii.gz").write_text("")
-    with pytest.raises(InputError, match="s2_to_s0_ddf.nii.gz"):
-        evaluator(loader, [RegistrationWriter(out)]).run()
-    assert [path.name for path in out.iterdir()] == ["s2_to_s0_ddf.nii.gz"]
 
 
 def test_table_for_the_terminal_shows_before_and_after() -> None:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renaming the entries of an official state dict."""
+"""Official checkpoints: containers, names, and what differs."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 from common.checks import InputError
-from common.io.state_dicts import rename_keys
+from common.io.state_dicts import differing_keys, rename_keys, unpack_state_dict
 
 KEY_MAP: dict[str, str | None] = {r"grid$": None, r"^enc\.(\d)\.": r"encoder.\1.", r"^(?:head|flow)\.": "flow."}
 
@@ -45,3 +48,41 @@ def test_two_entries_of_one_name_are_refused() -> None:
 
 def test_nothing_gives_nothing() -> None:
     assert rename_keys({}, KEY_MAP) == {}
+
+
+STATE = {"b.weight": torch.ones(2), "a.bias": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"model_state_dict": STATE, "optimizer_state_dict": {"state": {}}},
+        {f"module.{name}": value for name, value in STATE.items()},
+        {"model_state_dict": {f"module.{name}": value for name, value in STATE.items()}},
+    ],
+)
+def test_state_dict_comes_out_of_each_container_in_its_order(content: Any) -> None:
+    unpacked = unpack_state_dict(content, "net.pth")
+    assert list(unpacked) == list(STATE)
+    assert all(unpacked[name] is value for name, value in STATE.items())
+
+
+def test_prefix_that_some_entries_have_is_a_name_and_stays() -> None:
+    state = {"module.weight": torch.ones(1), "head.weight": torch.ones(1)}
+    assert list(unpack_state_dict(state, "net.pth")) == list(state)
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model_state_dict": {"a": 1}}, [torch.ones(1)], 3])
+def test_file_without_a_state_dict_is_refused(content: Any) -> None:
+    with pytest.raises(InputError, match="net.pth holds .*; expected a state dict, or one under 'model_state_dict'"):
+        unpack_state_dict(content, "net.pth")
+
+
+def test_differing_keys_name_what_is_missing_unknown_or_of_another_shape() -> None:
+    assert differing_keys(STATE, {"b.weight": (2,), "a.bias": (3,)}) == []
+    assert differing_keys(STATE, {"b.weight": (2, 1), "c.bias": (3,)}) == [
+        "missing c.bias",
+        "unknown a.bias",
+        "b.weight is (2,) instead of (2, 1)",
+    ]

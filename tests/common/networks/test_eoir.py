@@ -16,6 +16,8 @@ from torch import Tensor
 from common.io.state_dicts import rename_keys
 from common.networks import EOIR
 from common.networks.eoir import KEY_MAP, OASIS_KEY_MAP
+from common.networks.eoir_official import describe_official
+from common.networks.eoir_official import official_entries as eoir_official_entries
 from common.spatial import compose, integrate
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "eoir"
@@ -263,6 +265,19 @@ def test_official_weights_fill_the_network_completely_and_each_in_one_place(
     assert len(loaded) + len(dropped) == len(official)
     unused = "disp_warp_4." if variant == "oasis" else "none"
     assert all(name.endswith("grid") or name.startswith(unused) for name in dropped)
+
+
+@pytest.mark.parametrize(
+    "case", ["plain_c4", "plain_noint_cv2_c3", "acdc_batch2_c4", "oasis_c4", "oasis_int_lk3_c4", "wide_oasis_c32"]
+)
+def test_official_entries_are_those_of_the_published_networks_in_their_order(case: str) -> None:
+    stored = official_entries(case)
+    state = {name: torch.empty(shape) for name, shape, _ in stored}
+    weights = describe_official(state, None if "oasis" in case else case.split("_")[0])
+    assert [(name, list(shape)) for name, _, shape in eoir_official_entries(weights)] == [
+        (name, shape) for name, shape, _ in stored
+    ]
+    assert weights.start_channel == int(case[-2:].strip("c")) and weights.size is None
 
 
 def test_key_map_of_the_plain_network_keeps_the_fifth_estimator() -> None:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply saved transforms to an image, a label map or a table of landmarks."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.checks import InputError
+from common.cli import run_tool, switch
+from common.io.apply import COORDINATES, Chain, move_landmarks, warp_file
+from common.io.grids import check_nifti_name, read_grid
+from common.io.transforms import CONVENTIONS
+
+_DESCRIPTION = """\
+Apply one or more saved transforms to an image (linear), a label map (nearest) or a table of landmarks.
+
+A transform M_to_F, made by registering the moving scan M to the fixed scan F, maps points of F to points of M. That is
+what resampling M on the grid of F needs:
+
+  python scripts/apply.py --transform M_to_F_transform.h5 --moving M.nii.gz --reference F.nii.gz --output warped.nii.gz
+
+Landmarks of F therefore go to M by the transform itself, and landmarks of M to F by its inverse:
+
+  python scripts/apply.py --transform M_to_F_transform.h5 --landmarks points_in_F.csv --output points_in_M.csv
+  python scripts/apply.py --transform inverse:M_to_F_transform.h5 --landmarks points_in_M.csv --output points_in_F.csv
+
+Several transforms are named in the order in which a point of the reference goes through them, as for
+antsApplyTransforms: M comes to F over A by --transform A_to_F_transform.h5 M_to_A_transform.h5.
+"""
+_EPILOG = """\
+Files: ITK transforms (.h5 .hdf5 .tfm .txt .mat: this project, ITK, ANTs, SimpleITK, 3D Slicer), NIfTI vector images in
+millimetres (ITK, ANTs, Greedy), fields in voxels (.nii.gz .npz .npy, Learn2Reg).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    options = argparse.ArgumentParser(
+        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--transform",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="from the reference to the moving scan; inverse:FILE is backwards",
+    )
+    what = options.add_mutually_exclusive_group(required=True)
+    what.add_argument("--moving", type=Path, metavar="IMAGE", help="image to warp, linear interpolation")
+    what.add_argument("--label", type=Path, metavar="IMAGE", help="label map to warp, nearest voxel, 0 outside")
+    what.add_argument("--landmarks", type=Path, metavar="CSV", help="table with the columns x, y, z; others are kept")
+    options.add_argument("--output", type=Path, required=True, help="file to write: .nii.gz or .nii, or .csv")
+    options.add_argument(
+        "--reference",
+        type=Path,
+        metavar="IMAGE",
+        help="grid of the result, any; for landmarks the image whose voxels they are given in",
+    )
+    options.add_argument(
+        "--target", type=Path, metavar="IMAGE", help="for landmarks in voxels: the image whose voxels come out"
+    )
+    options.add_argument("--coordinates", choices=COORDINATES, default="ras", help="of landmarks; default: %(default)s")
+    options.add_argument("--outside", type=float, help="value outside of the image; default: its smallest value")
+    options.add_argument(
+        "--convention", choices=CONVENTIONS, default="auto", help="of displacement fields; default: %(default)s"
+    )
+    options.add_argument("--overwrite", type=switch, nargs="?", const=True, default=False, help="replace the output")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _check(arguments)
+    reference = None if arguments.reference is None else read_grid(arguments.reference)
+    chain = Chain(arguments.transform, reference, arguments.convention)
+    if arguments.landmarks is not None:
+        count = move_landmarks(
+            arguments.landmarks,
+            arguments.output,
+            chain,
+            arguments.coordinates,
+            arguments.reference,
+            arguments.target,
+        )
+        print(f"{arguments.output}: {count} landmarks, {arguments.coordinates}.")
+        return
+    is_label = arguments.label is not None
+    source = arguments.label if is_label else arguments.moving
+    warp_file(source, arguments.output, chain, arguments.reference, is_label, arguments.outside)
+    print(f"{arguments.output}: {source} on the grid of {arguments.reference}.")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What can be refused before anything is read."""
+    if arguments.output.exists() and not arguments.overwrite:
+        raise InputError(f"{arguments.output} exists: choose another name, or replace it with --overwrite.")
+    if arguments.landmarks is not None:
+        if arguments.outside is not None:
+            raise InputError("--outside is for images, not for landmarks.")
+        if arguments.output.suffix != ".csv":
+            raise InputError(f"{arguments.output}: landmarks are written as .csv.")
+        return
+    check_nifti_name(arguments.output)
+    if arguments.reference is None:
+        raise InputError("An image needs --reference, the image on whose grid the result shall lie.")
+    if arguments.label is not None and arguments.outside is not None:
+        raise InputError("--outside is for images; outside of a label map is 0.")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import itk
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from common.checks import InputError
+from common.io.grids import set_world
+from common.io.nifti import write_ddf
+from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
+from common.spatial import Grid, resize_image
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "apply.py"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+MATRIX = torch.tensor([[1.03, 0.1, 0, 2.1], [-0.08, 0.97, 0.05, -1.3], [0, 0.02, 1.02, 1.7], [0, 0, 0, 1]])
+
+
+def placed(rotation: tuple[float, float, float], spacing: tuple[float, float, float], shape: Any) -> Grid:
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = torch.from_numpy(Rotation.from_euler("xyz", rotation, degrees=True).as_matrix() * spacing)
+    affine[:3, 3] = 20 - affine[:3, :3] @ ((torch.tensor(shape, dtype=torch.float64) - 1) / 2)
+    return Grid(shape, affine)
+
+
+FIXED = placed((20, -15, 10), (-1.8, 1.2, 2.4), (16, 20, 12))
+MIDDLE = placed((5, 0, -10), (1.5, -1.4, 1.3), (20, 19, 21))
+MOVING = placed((90, 8, 95), (-2.0, 1.4, 1.6), (17, 19, 18))
+
+
+@pytest.fixture(scope="module")
+def apply() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("apply_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["apply_script"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def smooth(shape: tuple[int, int, int], channels: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return resize_image(torch.randn(1, channels, *[max(2, n // 4) for n in shape], generator=generator), shape)
+
+
+def save(path: Path, array: np.ndarray, grid: Grid) -> Path:
+    file: Any = nibabel.Nifti1Image(array, None)
+    set_world(file, grid.affine.numpy())
+    nibabel.save(file, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Scans F, A, M and the transforms M_to_A (affine and field) and A_to_F (field)."""
+    save(tmp_path / "F.nii.gz", np.zeros(FIXED.shape, np.int16), FIXED)
+    save(tmp_path / "A.nii.gz", np.zeros(MIDDLE.shape, np.float32), MIDDLE)
+    save(tmp_path / "M.nii.gz", smooth(MOVING.shape, 1, 0)[0, 0].numpy() + 5, MOVING)
+    label = (smooth(MOVING.shape, 1, 1)[0, 0].numpy() * 2).round().clip(0, 3)
+    save(tmp_path / "M_label.nii.gz", (label * 100).astype(np.uint16), MOVING)
+    write_transform(
+        tmp_path / "M_to_A.h5", Transform((Field(MIDDLE, 0.6 * smooth(MIDDLE.shape, 3, 2)), Affine(MATRIX)))
+    )
+    write_transform(tmp_path / "A_to_F.h5", Transform((Field(FIXED, 0.4 * smooth(FIXED.shape, 3, 3)),)))
+    return tmp_path
+
+
+def run(apply: ModuleType, folder: Path, *arguments: str) -> Path:
+    """Runs the tool with names of files in the folder; the output."""
+    output = folder / ("out.csv" if "--landmarks" in arguments else "out.nii.gz")
+    words = [folder / word if word.endswith((".gz", ".csv", ".npz")) else word for word in arguments]
+    words = [inside(folder, word) if str(word).endswith(".h5") else word for word in words]
+    apply.main([*map(str, words), "--output", str(output), "--overwrite"])
+    return output
+
+
+def inside(folder: Path, word: Any) -> str:
+    return f"inverse:{folder / word[8:]}" if word.startswith("inverse:") else str(folder / word)
+
+
+def values(path: Path) -> np.ndarray:
+    file: Any = nibabel.load(path)
+    return np.asarray(file.dataobj)
+
+
+def composed(folder: Path, names: Sequence[str]) -> Any:
+    """By ITK, which applies the transform that was added last to a point first."""
+    composition = itk.CompositeTransform[itk.D, 3].New()
+    for name in reversed(names):
+        composition.AddTransform(itk.transformread(str(folder / name))[0])
+    return composition
+
+
+def by_itk(folder: Path, names: list[str], image: str, nearest: bool = False, outside: float = 0) -> np.ndarray:
+    """Resampled on F by ITK."""
+    composition = composed(folder, names)
+    moving, fixed = (itk.imread(str(folder / name), itk.F) for name in (image, "F.nii.gz"))
+    kind = type(moving)
+    interpolator = itk.NearestNeighborInterpolateImageFunction if nearest else itk.LinearInterpolateImageFunction
+    result = itk.resample_image_filter(
+        moving,
+        transform=composition,
+        use_reference_image=True,
+        reference_image=fixed,
+        interpolator=interpolator[kind, itk.D].New(),
+        default_pixel_value=outside,
+    )
+    return itk.array_from_image(result).T
+
+
+# Images
+
+
+def test_image_of_a_composition_is_that_of_itk(apply: ModuleType, folder: Path) -> None:
+    names = ("A_to_F.h5", "M_to_A.h5")
+    output = run(apply, folder, "--transform", *names, "--moving", "M.nii.gz", "--reference", "F.nii.gz")
+    smallest = float(values(folder / "M.nii.gz").min())
+    expected = by_itk(folder, list(names), "M.nii.gz", outside=smallest)
+    np.testing.assert_allclose(values(output), expected, atol=3e-4)
+    assert (expected != smallest).mean() > 0.5
+    swapped = by_itk(folder, list(names[::-1]), "M.nii.gz", outside=smallest)
+    assert np.abs(values(output) - swapped).max() > 0.1
+
+
+def test_image_of_a_composition_is_that_of_ants(apply: ModuleType, folder: Path) -> None:
+    ants = pytest.importorskip("ants")
+    names = ["A_to_F.h5", "M_to_A.h5"]
+    arguments = ("--moving", "M.nii.gz", "--reference", "F.nii.gz", "--outside", "-1")
+    output = run(apply, folder, "--transform", *names, *arguments)
+    fixed, moving = (ants.image_read(str(folder / name)) for name in ("F.nii.gz", "M.nii.gz"))
+    expected = ants.apply_transforms(fixed, moving, [str(folder / name) for name in names], defaultvalue=-1)
+    np.testing.assert_allclose(values(output), expected.numpy(), atol=3e-4)
+
+
+def test_result_has_the_header_of_the_reference(apply: ModuleType, folder: Path) -> None:
+    reference: Any = nibabel.load(folder / "F.nii.gz")
+    reference.header["qform_code"], reference.header["sform_code"] = 1, 4
+    reference.header.set_slope_inter(0.5, 3)
+    reference.header["cal_max"] = 9
+    nibabel.save(reference, folder / "F.nii.gz")
+    arguments = ("--transform", "A_to_F.h5", "--moving", "M.nii.gz", "--reference", "F.nii.gz")
+    header: Any = nibabel.load(run(apply, folder, *arguments)).header
+    assert header.get_data_dtype() == np.float32 and header["cal_max"] == 0
+    assert header.get_slope_inter() in ((None, None), (1, 0))
+    for name in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "pixdim", "dim"):
+        np.testing.assert_array_equal(header[name], reference.header[name])
+
+
+def test_any_reference_grid(apply: ModuleType, folder: Path) -> None:
+    arguments = ("--transform", "M_to_A.h5", "--moving", "M.nii.gz", "--reference", "M_label.nii.gz")
+    assert values(run(apply, folder, *arguments)).shape == MOVING.shape
+
+
+@pytest.mark.parametrize("form", ["mm.nii.gz", "voxels.nii.gz", "voxels.npz"])
+def test_fields_serve_as_transforms(apply: ModuleType, folder: Path, form: str) -> None:
+    ddf = 0.4 * smooth(FIXED.shape, 3, 3)
+    write_displacement(folder / "mm.nii.gz", ddf, FIXED)
+    write_ddf(folder / "voxels.nii.gz", ddf[0], FIXED.affine)
+    np.savez(folder / "voxels.npz", ddf[0].numpy())
+    arguments = ("--moving", "M.nii.gz", "--reference", "F.nii.gz", "--transform")
+    expected = values(run(apply, folder, *arguments, "A_to_F.h5"))
+    np.testing.assert_allclose(values(run(apply, folder, *arguments, form)), expected, atol=1e-4)
+
+
+def test_inverse_undoes_a_transform(apply: ModuleType, folder: Path) -> None:
+    arguments = ("--moving", "M.nii.gz", "--reference", "F.nii.gz", "--transform")
+    back = values(run(apply, folder, *arguments, "A_to_F.h5", "inverse:A_to_F.h5"))
+    write_transform(folder / "none.h5", Transform(()))
+    plain = values(run(apply, folder, *arguments, "none.h5"))
+    there = values(run(apply, folder, *arguments, "A_to_F.h5"))
+    inner = (slice(3, -3),) * 3
+    assert np.abs(back - plain)[inner].mean() < 0.05 * np.abs(there - plain)[inner].mean()
+
+
+# Labels
+
+
+def test_labels_are_nearest_and_keep_their_type(apply: ModuleType, folder: Path) -> None:
+    names = ("A_to_F.h5", "M_to_A.h5")
+    output = run(apply, folder, "--transform", *names, "--label", "M_label.nii.gz", "--reference", "F.nii.gz")
+    assert values(output).dtype == np.uint16
+    # ITK counts half a voxel around the moving scan as inside: that rim is 0 here, as in the evaluation of Learn2Reg.
+    expected = by_itk(folder, list(names), "M_label.nii.gz", nearest=True)
+    parts = [
+        part
+        for name in ("A_to_F.h5", "M_to_A.h5")
+        for part in apply.Chain([str(folder / name)], None).transform().stages
+    ]
+    axes = [torch.arange(n, dtype=torch.float64) for n in FIXED.shape]
+    world = Affine(FIXED.affine).points(torch.cartesian_prod(*axes))
+    voxels = Affine(torch.linalg.inv(MOVING.affine)).points(Transform(tuple(parts)).points(world))
+    last = torch.tensor(MOVING.shape) - 1
+    within = ((voxels >= 0) & (voxels <= last)).all(1).view(FIXED.shape).numpy()
+    assert (values(output)[~within] == 0).all() and (expected[~within] != 0).any()
+    # Ties and points on the outermost centres go by rounding.
+    assert (values(output)[within] != expected[within]).mean() < 1e-3
+    oracle = map_coordinates(values(folder / "M_label.nii.gz"), voxels.T.numpy(), order=0).reshape(FIXED.shape)
+    assert (values(output) != oracle).mean() < 1e-3
+
+
+def test_an_image_is_no_label_map(apply: ModuleType, folder: Path) -> None:
+    with pytest.raises(InputError, match="not whole numbers: is it an image"):
+        run(apply, folder, "--transform", "A_to_F.h5", "--label", "M.nii.gz", "--reference", "F.nii.gz")
+
+
+# Landmarks
+
+
+def table(path: Path, points: np.ndarray) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "X", "y", "z", "weight"])
+        writer.writerows([[f"p{n}", *point, 0.5 * n] for n, point in enumerate(points.tolist())])
+
+
+def rows(path: Path) -> tuple[list[list[str]], np.ndarray]:
+    with open(path, newline="") as file:
+        content = list(csv.reader(file))
+    return content, np.array([[float(value) for value in row[1:4]] for row in content[1:]])
+
+
+POINTS = np.array([[18.0, 22, 19], [25, 18, 21], [20, 20, 20]])
+
+
+@pytest.mark.parametrize("coordinates", ["ras", "lps"])
+def test_landmarks_of_the_fixed_scan_go_through_the_transform(
+    apply: ModuleType, folder: Path, coordinates: str
+) -> None:
+    signs = np.array([-1, -1, 1])
+    table(folder / "in.csv", POINTS * (signs if coordinates == "lps" else 1))
+    names = ("A_to_F.h5", "M_to_A.h5")
+    content, found = rows(
+        run(apply, folder, "--transform", *names, "--landmarks", "in.csv", "--coordinates", coordinates)
+    )
+    composition = composed(folder, names)
+    expected = np.array([list(composition.TransformPoint(point)) for point in (POINTS * signs).tolist()])
+    np.testing.assert_allclose(found * (1 if coordinates == "lps" else signs), expected, atol=1e-4)
+    assert content[0] == ["name", "X", "y", "z", "weight"] and [row[4] for row in content[1:]] == ["0.0", "0.5", "1.0"]
+
+
+def test_landmarks_come_back_by_the_inverse(apply: ModuleType, folder: Path) -> None:
+    table(folder / "in.csv", POINTS)
+    there = run(apply, folder, "--transform", "A_to_F.h5", "M_to_A.h5", "--landmarks", "in.csv")
+    there.rename(folder / "there.csv")
+    names = ("inverse:M_to_A.h5", "inverse:A_to_F.h5")
+    _, back = rows(run(apply, folder, "--transform", *names, "--landmarks", "there.csv"))
+    np.testing.assert_allclose(back, POINTS, atol=1e-3)
+
+
+def test_landmarks_in_voxels_need_both_images(apply: ModuleType, folder: Path) -> None:
+    voxels = np.array([[7.5, 9, 6], [8, 10, 5]])
+    table(folder / "in.csv", voxels)
+    arguments = [
+        "--transform",
+        "A_to_F.h5",
+        "--landmarks",
+        "in.csv",
+        "--coordinates",
+        "voxel",
+        "--reference",
+        "F.nii.gz",
+    ]
+    with pytest.raises(InputError, match="give --reference and --target"):
+        run(apply, folder, *arguments)
+    _, found = rows(run(apply, folder, *arguments, "--target", "M.nii.gz"))
+    world = Affine(FIXED.affine).points(torch.from_numpy(voxels))
+    moved = apply.Chain([str(folder / "A_to_F.h5")], None).points(world)
+    np.testing.assert_allclose(found, Affine(torch.linalg.inv(MOVING.affine)).points(moved).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "has the columns a, b; expected x, y and z"),
+        ("", "expected x, y and z"),
+        ("x,y,z\n1,2,three\n", "line 2: x, y and z have to be numbers"),
+        ("x,y,z\n1,2\n", "line 2: x, y and z have to be numbers"),
+        ("x,y,z\n1,2,nan\n", "line 2: x, y and z have to be numbers"),
+        ("x,y,z\n1,2,3,4\n", "more values than the header"),
+    ],
+)
+def test_tables_without_points(apply: ModuleType, folder: Path, text: str, message: str) -> None:
+    (folder / "in.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        run(apply, folder, "--transform", "A_to_F.h5", "--landmarks", "in.csv")
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--moving", "M.nii.gz"), "needs --reference"),
+        (("--moving", "M.nii.gz", "--reference", "none.nii.gz"), "does not exist"),
+        (("--moving", "none.nii.gz", "--reference", "F.nii.gz"), "does not exist"),
+        (("--label", "M_label.nii.gz", "--reference", "F.nii.gz", "--outside", "3"), "outside of a label map is 0"),
+        (("--landmarks", "M.nii.gz"), "cannot be read as CSV"),
+    ],
+)
+def test_mistakes_are_one_sentence(apply: ModuleType, folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(apply, folder, "--transform", "A_to_F.h5", *arguments)
+    assert not list(folder.glob("*out*"))
+
+
+def test_nothing_is_overwritten_unasked(
+    apply: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / "out.nii.gz"
+    output.write_text("mine")
+    words = ["--transform", folder / "A_to_F.h5", "--moving", folder / "M.nii.gz", "--reference", folder / "F.nii.gz"]
+    monkeypatch.setattr(sys, "argv", ["apply.py", *map(str, words), "--output", str(output)])
+    with pytest.raises(SystemExit) as stopped:
+        apply.run_tool(apply.main)
+    assert stopped.value.code == 1 and output.read_text() == "mine"
+    assert capsys.readouterr().err == f"ERROR: {output} exists: choose another name, or replace it with --overwrite.\n"
+
+
+def test_a_name_that_is_no_image_is_refused_first(apply: ModuleType, folder: Path) -> None:
+    with pytest.raises(InputError, match="written as .nii.gz or .nii"):
+        apply.main(
+            ["--transform", "none.h5", "--moving", "none.nii", "--reference", "F", "--output", str(folder / "a.png")]
+        )
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data pack is not beside the repository")
+def test_voxels_of_real_scans_are_those_of_itk(apply: ModuleType, tmp_path: Path) -> None:
+    with open(DATA / "lung" / "elastix_landmarks.csv", newline="") as file:
+        pairs = list(csv.DictReader(file))
+    table(tmp_path / "in.csv", np.array([[float(row[f"baseline_{axis}"]) for axis in "ijk"] for row in pairs]))
+    write_transform(tmp_path / "none.h5", Transform(()))
+    scans = [DATA / "lung" / f"elastix_{side}_ct.nii.gz" for side in ("baseline", "followup")]
+    arguments = ("--coordinates", "voxel", "--reference", str(scans[0]), "--target", str(scans[1]))
+    _, found = rows(run(apply, tmp_path, "--transform", "none.h5", "--landmarks", "in.csv", *arguments))
+    followup = itk.imread(str(scans[1]))
+    places = [[float(row[f"baseline_{axis}_lps_mm"]) for axis in "xyz"] for row in pairs]
+    expected = [list(followup.TransformPhysicalPointToContinuousIndex(place)) for place in places]
+    # The table rounds its voxels.
+    np.testing.assert_allclose(found, expected, atol=0.26)
