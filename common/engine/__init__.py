@@ -9,7 +9,8 @@ from common.engine.guard import guard
 from common.engine.inferer import RegistrationInferer
 from common.engine.progress import History, ProgressBar
 from common.engine.provenance import provenance
-from common.engine.registration_writer import RegistrationFolder, RegistrationWriter
+from common.engine.registration_folder import RegistrationFolder
+from common.engine.registration_writer import RegistrationWriter
 from common.engine.results import EvaluationWriter
 from common.engine.tensorboard import TensorBoardHandler
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of an output folder of inference: what is finished there, and what it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.checks import InputError
+from common.data.request import Request
+from common.engine.provenance import provenance
+from common.io.tables import write_csv, write_json
+
+logger = logging.getLogger(__name__)
+LEDGER = "provenance.json"
+PAIRS = "pairs.csv"
+"""Pair list of the fields, as ``scripts/evaluate.py --pairs`` takes it."""
+
+
+class RegistrationFolder:
+    """The output folder of an inference: what is finished there, and with which settings.
+
+    ``provenance.json`` lists the finished pairs, ``pairs.csv`` their fields for ``scripts/evaluate.py``. A run that was
+    interrupted goes on with the others; a run with other settings or other scans of the same names is refused.
+
+    Args:
+        output_dir: the folder.
+        settings: what the result depends on, JSON-ready; paths of files are replaced by their SHA-256.
+        overwrite: whether finished pairs are made anew.
+
+    Raises:
+        InputError: on :meth:`remaining`, when everything is finished or was made with other settings.
+    """
+
+    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.output_dir = Path(output_dir)
+        self.settings = {name: _fingerprint(value) for name, value in settings.items()}
+        self.overwrite = overwrite
+        self.pairs: dict[str, dict[str, Any]] = {}
+
+    def remaining(self, request: Request) -> list[tuple[int, int]]:
+        """The pairs of a request that are not finished yet, (moving, fixed) indices."""
+        finished = self._finished()
+        left = []
+        for moving, fixed in request.pairs:
+            name = pair_name(request.subjects[moving]["id"], request.subjects[fixed]["id"])
+            self._check_unrecorded(name)
+            scans = {"moving": request.subjects[moving]["image"], "fixed": request.subjects[fixed]["image"]}
+            if name not in finished:
+                left.append((moving, fixed))
+            elif {side: finished[name].get(side) for side in scans} != scans:
+                raise InputError(
+                    f"{self.output_dir} holds a registration {name} of other files of these names: choose another "
+                    "--output_dir, or replace it with --overwrite true."
+                )
+        if not left:
+            raise InputError(
+                f"The {len(request.pairs)} pair(s) are registered in {self.output_dir} already: choose another "
+                "--output_dir, or make them anew with --overwrite true."
+            )
+        if finished:
+            logger.info("%d pair(s) are finished in %s; %d remain.", len(finished), self.output_dir, len(left))
+        self.pairs = finished
+        return left
+
+    def begin(self) -> None:
+        """Claim the folder: from now on its files are those of an interrupted run."""
+        self._write()
+
+    def record(self, name: str, entry: dict[str, Any]) -> None:
+        """Note a pair whose files are all written."""
+        self.pairs[name] = entry
+        self._write()
+
+    def _write(self) -> None:
+        fields = [
+            {
+                "fixed": entry["fixed_id"],
+                "moving": entry["moving_id"],
+                "field": f"{name}_ddf.nii.gz",
+                "seconds": entry["network_seconds"],
+            }
+            for name, entry in self.pairs.items()
+        ]
+        write_csv(self.output_dir / PAIRS, fields)
+        write_json(self.output_dir / LEDGER, {**provenance(), "settings": self.settings, "pairs": self.pairs})
+
+    def _check_unrecorded(self, name: str) -> None:
+        if self.overwrite or (self.output_dir / LEDGER).is_file():
+            return
+        foreign = sorted(self.output_dir.glob(f"{name}_*"))
+        if foreign:
+            raise InputError(
+                f"{foreign[0]} exists, and {self.output_dir} has no {LEDGER} that says where from: choose another "
+                "--output_dir, or replace it with --overwrite true."
+            )
+
+    def _finished(self) -> dict[str, dict[str, Any]]:
+        path = self.output_dir / LEDGER
+        if self.overwrite or not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            settings, pairs = content["settings"], dict(content["pairs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not the record of a registration: choose another --output_dir, or replace it with "
+                "--overwrite true."
+            ) from error
+        changed = [name for name, value in self.settings.items() if settings.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{self.output_dir} holds registrations that were made with another {' and '.join(changed)}: choose "
+                "another --output_dir, or replace them with --overwrite true."
+            )
+        return pairs
+
+
+def pair_name(moving_id: str, fixed_id: str) -> str:
+    """How the files of a pair begin."""
+    return f"{moving_id}_to_{fixed_id}"
+
+
+def _fingerprint(value: Any) -> Any:
+    """A file's content instead of its name: the same weights elsewhere are the same, others in the same place not."""
+    if isinstance(value, str | Path) and Path(value).is_file():
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return list(value) if isinstance(value, tuple) else value
