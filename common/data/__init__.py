@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Subjects, pairs, readers of data sets, transforms of one subject, published splits and synthetic phantoms."""
 
-from common.data.abdomen import prepare_abdomen
+from common.data.abdomen import PrepareAbdomend, prepare_abdomen
 from common.data.dataset import PairDataset
 from common.data.label_groups import MapLabelsd, read_label_groups
 from common.data.pairs import PairSampler, draw_pairs
@@ -23,6 +23,7 @@ __all__ = [
     "MapLabelsd",
     "PairDataset",
     "PairSampler",
+    "PrepareAbdomend",
     "ScanPairDataset",
     "draw_pairs",
     "load_arrays",

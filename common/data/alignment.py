@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -31,6 +32,8 @@ _TOLERANCE = 1e-6
 _SMALLEST_SIMILARITY = 0.3
 """Noise reaches 0.1 by chance, brains of different people nearly 0.9."""
 _SCALES = (0.5, 2.0)
+_LARGEST_ANISOTROPY = 1.6
+"""Ratio of the largest scale to the smallest; maps that squeeze one organ onto another one have more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ def align(
 
     Several starts (the headers, the centres of mass, the centres of the grids, each also turned by 20 degrees) are
     tried at the coarsest resolution; the best one is refined rigidly, then with all twelve parameters. The same input
-    gives the same result on the same number of threads.
+    gives the same result. Runs on one thread.
 
     Args:
         fixed: (1, *fixed_grid.shape), any numeric dtype, finite.
@@ -86,6 +89,22 @@ def align(
         InputError: when a scan is constant, not finite or does not fit its grid.
     """
     started = time.perf_counter()
+    with _one_thread():
+        matrix, before, after, reason = _searched(fixed, fixed_grid, fixed_name, moving, moving_grid, moving_name)
+    warning = None
+    if reason:
+        figures = f"similarity {before:.2f} by the headers, {after:.2f} with the result; 1 is best"
+        warning = (
+            f"The affine alignment of {moving_name} to {fixed_name} did not converge: {reason} ({figures}, below "
+            f"{_SMALLEST_SIMILARITY} is chance). Look at the warped image, or align the scans with another tool first."
+        )
+    return Alignment(matrix, before, after, reason is None, time.perf_counter() - started, warning)
+
+
+def _searched(
+    fixed: Tensor, fixed_grid: Grid, fixed_name: str, moving: Tensor, moving_grid: Grid, moving_name: str
+) -> tuple[Tensor, float, float, str | None]:
+    """The map, the similarity before and after, and why the map should not be trusted."""
     _check(fixed, fixed_grid, fixed_name)
     _check(moving, moving_grid, moving_name)
     spacings = [_mean_side(fixed_grid) / voxels for voxels, _ in _LEVELS]
@@ -101,14 +120,18 @@ def align(
         affine, settled = _refined(pair, affine, "affine")
     before, _ = pairs[-1].similarity(torch.eye(4, dtype=torch.float64))
     matrix, after, reason = _judged(pairs[-1], before, rigid, affine, settled)
-    warning = None
-    if reason:
-        figures = f"similarity {before:.2f} by the headers, {after:.2f} with the result; 1 is best"
-        warning = (
-            f"The affine alignment of {moving_name} to {fixed_name} did not converge: {reason} ({figures}, below "
-            f"{_SMALLEST_SIMILARITY} is chance). Look at the warped image, or align the scans with another tool first."
-        )
-    return Alignment(matrix, before, after, reason is None, time.perf_counter() - started, warning)
+    return matrix, before, after, reason
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The work comes in pieces too small to share: threads make it slower, far slower on busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check(image: Tensor, grid: Grid, name: str) -> None:
@@ -193,7 +216,8 @@ def _judged(
     scales = torch.linalg.svdvals(affine[:3, :3])
     low, high = float(scales.min()), float(scales.max())
     after, overlap = pair.similarity(affine)
-    if not _SCALES[0] <= low <= high <= _SCALES[1] or float(torch.linalg.det(affine[:3, :3])) <= 0:
+    plausible = _SCALES[0] <= low <= high <= _SCALES[1] and high <= _LARGEST_ANISOTROPY * low
+    if not plausible or float(torch.linalg.det(affine[:3, :3])) <= 0:
         after, _ = pair.similarity(rigid)
         return rigid, after, f"it scales by {low:.2f} to {high:.2f}, so only the rigid part is kept"
     if after < before - 1e-3:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from common.checks import InputError
 from common.data.evaluation_pairs import ListedPair, PairList
@@ -182,7 +183,7 @@ def locate(
 def _locate_pair(
     pair: ListedPair, listed: PairList, folders: dict[str, Folder | None], pattern: str | None
 ) -> tuple[PairFiles, list[str]]:
-    found: dict[str, str | None] = {}
+    found: dict[str, Any] = {}
     field_folder, challenge = folders["field"], listed.challenge
     assert field_folder is not None
     field = find_field(field_folder, pair, pattern)
@@ -205,8 +206,8 @@ def _locate_pair(
             lacking.append(name)
         else:
             points.append((name, str(sides[0]), str(sides[1])))
-    identities = (_id(pair.fixed), _id(pair.moving))
-    return PairFiles(*identities, str(field and field.absolute()), **found, landmarks=tuple(points), seconds=pair.seconds), lacking  # type: ignore[arg-type]
+    one, other, where = _id(pair.fixed), _id(pair.moving), str(field.absolute()) if field else ""
+    return PairFiles(one, other, where, **found, landmarks=tuple(points), seconds=pair.seconds), lacking
 
 
 def _landmarks(

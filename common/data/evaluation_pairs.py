@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,26 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
             raise InputError(f"The pair list {name} holds the pair fixed {pair.fixed}, moving {pair.moving} twice.")
         seen.add((pair.fixed, pair.moving))
     return listed
+
+
+def parse_labels(text: str | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Label values of a text such as "1-35" or "1,2,5-7".
+
+    Raises:
+        InputError: when it is something else, or a value repeats.
+    """
+    if text is None:
+        return None
+    parts = text.replace(" ", "").split(",") if isinstance(text, str) else [str(value) for value in text]
+    values: list[int] = []
+    for part in parts:
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not found:
+            raise InputError(f"The label values {text!r} are not of the form 1-35 or 1,2,5-7.")
+        values += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if not values or len(set(values)) < len(values):
+        raise InputError(f"The label values {text!r} are empty or repeat a value.")
+    return tuple(values)
 
 
 def _read_file(path: Path, section: str | None) -> PairList:

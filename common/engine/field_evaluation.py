@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +23,7 @@ from tqdm.auto import tqdm
 
 from common.checks import InputError
 from common.data.evaluation_files import PairFiles, locate
-from common.data.evaluation_pairs import PairList, read_pair_list
+from common.data.evaluation_pairs import PairList, parse_labels, read_pair_list
 from common.data.label_groups import read_label_groups
 from common.engine.challenge_results import FILE as CHALLENGE_FILE
 from common.engine.challenge_results import write_challenge_results
@@ -118,30 +120,11 @@ def evaluate_fields(
     if listed.challenge is not None:
         write_challenge_results(output / CHALLENGE_FILE, listed.challenge, complete, measured)
     name = title or (listed.challenge.name if listed.challenge else f"Evaluation of {Path(fields).resolve().name}")
-    content = write_evaluation(output, name, measured, panels, details=details, viewer=viewer)
+    names = _label_names(given["label_groups"])
+    content = write_evaluation(output, name, measured, panels, details=details, viewer=viewer, label_names=names)
     record.remove()
     _mention(measured, missing)
     return content
-
-
-def parse_labels(text: str | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Label values of a text such as "1-35" or "1,2,5-7".
-
-    Raises:
-        InputError: when it is something else, or a value repeats.
-    """
-    if text is None:
-        return None
-    parts = text.replace(" ", "").split(",") if isinstance(text, str) else [str(value) for value in text]
-    values: list[int] = []
-    for part in parts:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if not found:
-            raise InputError(f"The label values {text!r} are not of the form 1-35 or 1,2,5-7.")
-        values += range(int(found[1]), int(found[2] or found[1]) + 1)
-    if not values or len(set(values)) < len(values):
-        raise InputError(f"The label values {text!r} are empty or repeat a value.")
-    return tuple(values)
 
 
 def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
@@ -174,6 +157,13 @@ def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
     asked = {metric.metric for metric in challenge.metrics}
     hd95 = measures.hd95 if "hd95" in asked else None
     return replace(measures, labels=values or challenge.labels, shape=challenge.shape, hd95=hd95)
+
+
+def _label_names(label_groups: str | None) -> dict[int, str]:
+    """Names of the groups, where the file has them as {"groups": {number: {"name"}}}."""
+    groups = {} if label_groups is None else json.loads(Path(label_groups).read_text(encoding="utf-8")).get("groups")
+    named = groups.items() if isinstance(groups, dict) else ()
+    return {int(number): str(entry["name"]) for number, entry in named if isinstance(entry, dict) and "name" in entry}
 
 
 def _plain(value: Any) -> Any:
@@ -233,7 +223,7 @@ def _measured(
         return
     # A copy of this process costs milliseconds, a fresh one seconds; other systems have no safe copies.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(),))
     try:
         futures: dict[Future[dict[str, Any]], PairFiles] = {pool.submit(measure_pair, p, measures): p for p in pairs}
         for future in as_completed(futures):
@@ -247,10 +237,18 @@ def _measured(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """One thread each; an interruption by the keyboard is the parent's to handle."""
+def _start_worker(parent: int) -> None:
+    """One thread each; an interruption by the keyboard is the parent's to handle, and its end ends the worker."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # A killed parent closes no pipe: its workers would wait for the next pair for ever.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _processors() -> int:

@@ -67,7 +67,7 @@ def guard(bundle_root: str | Path, output_dir: str | Path, distributed: bool = F
             handler.addFilter(_not_announced)
         keep_freed_memory()
         check_options(sys.argv[1:])
-        _start_again(with_python_switches(sys.argv[1:]))
+        _start_again(as_monai_reads(sys.argv[1:]))
     check_bundle(bundle_root)
     check_writable(output_dir)
     if distributed:
@@ -98,23 +98,32 @@ def check_options(arguments: Sequence[str]) -> None:
             )
 
 
-def with_python_switches(arguments: Sequence[str]) -> list[str]:
-    """The command line with True and False where a switch of the config was given as true or false.
+def as_monai_reads(arguments: Sequence[str]) -> list[str]:
+    """The command line with True and False for true and false of a switch, and with "$None" for None.
+
+    MONAI takes the former for texts, and leaves out an option whose value is None.
 
     Args:
         arguments: as for :func:`check_options`.
     """
-    config = _config(arguments) or {}
+    config = _config(arguments)
     words = list(arguments)
-    for position, argument in enumerate(arguments):
+    for position, argument in enumerate(arguments if config is not None else []):
         name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or not isinstance(config.get(name.replace("-", "_")), bool):
+        if not argument.startswith("-"):
             continue
-        if equals and _is_lower_switch(value):
-            words[position] = f"--{name}={value.title()}"
-        elif position + 1 < len(words) and _is_lower_switch(words[position + 1]):
-            words[position + 1] = words[position + 1].title()
+        is_switch = isinstance((config or {}).get(name.replace("-", "_")), bool)
+        if equals:
+            words[position] = f"--{name}={_monai_value(value, is_switch)}"
+        elif position + 1 < len(words):
+            words[position + 1] = _monai_value(words[position + 1], is_switch)
     return words
+
+
+def _monai_value(value: str, is_switch: bool) -> str:
+    if value == "None":
+        return "$None"
+    return value.title() if is_switch and _is_lower_switch(value) else value
 
 
 def _config(arguments: Sequence[str]) -> dict[str, Any] | None:

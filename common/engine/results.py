@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,7 +182,7 @@ def refuse_existing(output_dir: Path, overwrite: bool) -> None:
     existing = [name for name in EVALUATION_FILES if (output_dir / name).exists()]
     if existing and not overwrite:
         raise InputError(
-            f"{output_dir} holds an evaluation already ({', '.join(existing)}): choose another --output_dir, or "
+            f"{output_dir} holds an evaluation already ({', '.join(existing)}): choose another folder, or "
             "replace it with --overwrite True."
         )
 
@@ -220,7 +221,10 @@ def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     for name in names:
         values = [case[name] for case in cases if case[name] == case[name]]
         if values:
-            summary[name] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+            summary[name] = {"mean": statistics.fmean(values)}
+            # A label that warping lost has an infinite distance, and so has the mean; no spread is left to state.
+            if all(map(math.isfinite, values)):
+                summary[name]["std"] = statistics.pstdev(values)
             before = [case[f"{name}_before"] for case in cases if f"{name}_before" in case]
             if before:
                 summary[name]["before"] = statistics.fmean(before)

@@ -30,7 +30,7 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path, comm
         data += ["--reader", "datalist"]
     if bundle.name == "eoir_acdc":
         # The phantoms have other labels and voxels than hearts.
-        data += ["--labels", str(list(range(1, 9))), "--spacing", "None", "--spatial_size", "[32,32,16]"]
+        data += ["--labels", str(list(range(1, 9))), "--spacing", "$None", "--spatial_size", "[32,32,32]"]
     width = TINY[:2]
     output = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
 
@@ -42,7 +42,11 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path, comm
     assert model.is_file() and (output["train"] / "checkpoint.pt").is_file()
     assert list((output["train"] / "tensorboard").glob("events*"))
     rows = list(csv.DictReader((output["train"] / "history.csv").open()))
-    assert len(rows) == 1 and {"smoothness", "val_dice", "val_dice_before"} <= set(rows[0]) and {"lncc", "mse"} & set(rows[0])
+    assert (
+        len(rows) == 1
+        and {"smoothness", "val_dice", "val_dice_before"} <= set(rows[0])
+        and {"lncc", "mse"} & set(rows[0])
+    )
 
     # From the root of the repository, in the other spelling.
     evaluate = ["run", "--config_file", f"bundles/{bundle.name}/configs/evaluate.json"]

@@ -66,7 +66,11 @@ def test_published_split_divides_the_original_layout(tmp_path: Path, below: tupl
     for section, key in (("training", "train"), ("validation", "val"), ("test", "test")):
         expected = [f"patient{number:03d}_{phase}" for number in split[key] for phase in ("ed", "es")]
         assert ids(tmp_path, section) == expected
-    assert (len(ids(tmp_path, "training")), len(ids(tmp_path, "validation")), len(ids(tmp_path, "test"))) == (170, 30, 100)
+    assert (len(ids(tmp_path, "training")), len(ids(tmp_path, "validation")), len(ids(tmp_path, "test"))) == (
+        170,
+        30,
+        100,
+    )
 
 
 def test_info_chooses_the_frames(tmp_path: Path) -> None:
@@ -147,7 +151,10 @@ def test_a_missing_frame_is_refused(tmp_path: Path) -> None:
     [
         ({"train": [{"id": "patient002"}]}, "names patient002, but .* has no such patient"),
         ({"train": ["patient001"]}, "must have lists of patients"),
-        ({"train": [{"id": "patient001", "spacing_mm": [1.5, 0, 10]}]}, r"'spacing_mm' of patient001 .* is \[1.5, 0, 10\]"),
+        (
+            {"train": [{"id": "patient001", "spacing_mm": [1.5, 0, 10]}]},
+            r"'spacing_mm' of patient001 .* is \[1.5, 0, 10\]",
+        ),
         ({"train": [{"id": "patient001", "spacing_mm": 1.5}]}, "three millimetres above 0"),
     ],
 )

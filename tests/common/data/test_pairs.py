@@ -113,7 +113,10 @@ def test_flips_take_each_axis_with_probability_one_half_whatever_the_pairs_are()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strategy": "some", "n": 3}, "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed, either"),
+        (
+            {"strategy": "some", "n": 3},
+            "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed, either",
+        ),
         ({"strategy": "all", "n": 1}, r"Pairs of 1 subject\(s\)"),
         ({"strategy": "listed", "n": 3}, "'listed' got no pairs"),
         ({"strategy": "either_way", "n": 3}, "'either_way' got no pairs"),

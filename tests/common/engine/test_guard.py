@@ -9,7 +9,7 @@ import pytest
 
 import common
 from common.checks import InputError
-from common.engine.guard import check_bundle, check_options, check_writable, guard, report_error, with_python_switches
+from common.engine.guard import as_monai_reads, check_bundle, check_options, check_writable, guard, report_error
 
 
 @pytest.fixture
@@ -60,11 +60,13 @@ def test_mistyped_options_are_refused(config: str, options: list[str], message: 
         check_options(["run", "--config_file", config, *options])
 
 
-def test_switches_in_lower_case_become_those_of_python(config: str) -> None:
-    command = ["run", "--config_file", config, "--flag", "false", "--flag=true", "--flag", "--lr", "true"]
-    expected = ["run", "--config_file", config, "--flag", "False", "--flag=True", "--flag", "--lr", "true"]
-    assert with_python_switches(command) == expected
-    assert with_python_switches(["verify_metadata", "--flag", "true"]) == ["verify_metadata", "--flag", "true"]
+def test_the_command_line_is_written_as_monai_reads_it(config: str) -> None:
+    command = ["run", "--config_file", config, "--flag", "false", "--flag=true", "--lr", "None", "--lr=None", "--flag"]
+    expected = ["--flag", "False", "--flag=True", "--lr", "$None", "--lr=$None", "--flag"]
+    assert as_monai_reads(command) == ["run", "--config_file", config, *expected]
+    untouched = ["run", "--config_file", config, "--lr", "true", "--lr=-1e-3", "--network_def#int_steps", "0"]
+    assert as_monai_reads(untouched) == untouched
+    assert as_monai_reads(["verify_metadata", "--flag", "true"]) == ["verify_metadata", "--flag", "true"]
 
 
 def test_options_of_several_configs_are_known(config: str, tmp_path: Path) -> None:

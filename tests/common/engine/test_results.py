@@ -25,7 +25,7 @@ from common.engine import (
     RegistrationInferer,
     registered,
 )
-from common.engine.results import summary_table
+from common.engine.results import _summary, summary_table
 from common.metrics.handlers import RegistrationMetrics
 
 AFFINE = np.array([[0, -2, 0, 5], [1, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]], float)
@@ -122,3 +122,9 @@ def test_table_for_the_terminal_shows_before_and_after() -> None:
     text = summary_table({"dice": {"mean": 0.8, "std": 0.01, "before": 0.6}, "seconds": {"mean": 1.5}}, 3)
     assert text.splitlines()[1].split() == ["dice", "0.6000", "0.8000", "±", "0.0100"]
     assert "3 pairs" in text and "before" in text
+
+
+def test_a_lost_label_leaves_an_infinite_mean_without_a_spread() -> None:
+    summary = _summary([{"hd95": 2.0, "dice": 0.5}, {"hd95": float("inf"), "dice": 0.7}])
+    assert summary["hd95"] == {"mean": float("inf")}
+    assert summary["dice"] == pytest.approx({"mean": 0.6, "std": 0.1})
