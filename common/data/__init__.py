@@ -3,7 +3,7 @@
 
 from common.data.abdomen import PrepareAbdomend, prepare_abdomen
 from common.data.dataset import PairDataset
-from common.data.label_groups import MapLabelsd, read_label_groups
+from common.data.label_groups import MapLabelsd, read_group_names, read_label_groups
 from common.data.pairs import PairSampler, draw_pairs
 from common.data.pickles import load_arrays
 from common.data.readers import READERS, SECTIONS
@@ -29,6 +29,7 @@ __all__ = [
     "load_arrays",
     "load_split",
     "prepare_abdomen",
+    "read_group_names",
     "read_label_groups",
     "read_pairs",
     "read_subjects",

@@ -54,6 +54,19 @@ def read_label_groups(path: str | Path | None, numbering: str = "ids") -> tuple[
     return lookup, evaluated
 
 
+def read_group_names(path: str | Path | None) -> dict[int, str]:
+    """Names of the groups, where the file of :func:`read_label_groups` has {"groups": {number: {"name": ...}}}.
+
+    Args:
+        path: the file, or None.
+
+    Returns:
+        Name of each named group; empty where there are none.
+    """
+    groups = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("groups", {})
+    return {int(number): str(entry["name"]) for number, entry in groups.items()}
+
+
 class MapLabelsd(MapTransform):
     """Replace every label by its group.
 

@@ -12,6 +12,7 @@ from common.engine.provenance import provenance
 from common.engine.registration_folder import RegistrationFolder
 from common.engine.registration_writer import RegistrationWriter
 from common.engine.results import EvaluationWriter
+from common.engine.submission import SubmissionFolder, SubmissionWriter
 from common.engine.tensorboard import TensorBoardHandler
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "RegistrationInferer",
     "RegistrationWriter",
     "ResumeHandler",
+    "SubmissionFolder",
+    "SubmissionWriter",
     "TensorBoardHandler",
     "guard",
     "load_checkpoint",

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from common.checks import InputError
 from common.data.evaluation_files import PairFiles
 from common.data.evaluation_pairs import read_pair_list
+from common.data.label_groups import read_group_names
 from common.engine.field_evaluation import evaluate_fields
 from common.engine.pair_measure import LoadedPair, Measures, load_pair
 from common.engine.provenance import provenance
@@ -23,7 +22,6 @@ from common.engine.results import worst_median_best
 from common.io.comparison import Evaluation, write_comparison
 from common.io.tables import read_csv
 from common.io.viewer import Scan, ViewedPair
-from common.spatial import warp_labels, warp_within
 
 logger = logging.getLogger(__name__)
 PAGE = "compare.html"
@@ -89,7 +87,7 @@ def compare_fields(
         headers=headers,
     )
     viewer = [] if images is None else _viewed(contents, methods, measures)
-    write_comparison(page, title, methods, viewer, provenance(), _label_names(groups))
+    write_comparison(page, title, methods, viewer, provenance(), read_group_names(groups))
     print(f"Comparison of {len(methods)} methods: {page}")
     return page
 
@@ -167,22 +165,6 @@ def _files(content: Mapping[str, Any], key: Case, measures: Measures) -> tuple[P
 
 def _pair(caption: str, loaded: Mapping[str, LoadedPair]) -> ViewedPair:
     first = next(iter(loaded.values()))
-    warped = {method: _sampled(pair, pair.to_moving) for method, pair in loaded.items()}
+    warped = {method: pair.moving_scan(pair.to_moving) for method, pair in loaded.items()}
     fixed = Scan(first.images["fixed"], first.images.get("fixed_label"))
-    return ViewedPair(caption, fixed, _sampled(first, first.to_moving_before), warped, first.fixed_grid.affine)
-
-
-def _sampled(pair: LoadedPair, to_moving: Tensor) -> Scan:
-    """The moving scan on the fixed grid."""
-    image, label = pair.images["moving"][None], pair.images.get("moving_label")
-    sampled = warp_within(image, to_moving, outside=float(image.min()))[0]
-    return Scan(sampled, None if label is None else warp_labels(label[None], to_moving)[0])
-
-
-def _label_names(path: Any) -> dict[int, str]:
-    """Names of the groups, where the file that joins labels to groups has them."""
-    if path is None:
-        return {}
-    groups = json.loads(Path(path).read_text(encoding="utf-8")).get("groups", {})
-    named = groups.items() if isinstance(groups, Mapping) else ()
-    return {int(number): name for number, name in named if str(number).isdigit() and isinstance(name, str)}
+    return ViewedPair(caption, fixed, first.moving_scan(first.to_moving_before), warped, first.fixed_grid.affine)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 from common.checks import InputError
 from common.data.evaluation_files import PairFiles, locate
 from common.data.evaluation_pairs import PairList, parse_labels, read_pair_list
-from common.data.label_groups import read_label_groups
+from common.data.label_groups import read_group_names, read_label_groups
 from common.engine.challenge_results import FILE as CHALLENGE_FILE
 from common.engine.challenge_results import write_challenge_results
 from common.engine.evaluation_record import Record, is_unfinished
@@ -32,7 +31,6 @@ from common.engine.pair_measure import FOREGROUNDS, Measures, load_pair, measure
 from common.engine.results import picture, refuse_existing, worst_median_best, write_evaluation
 from common.io.fields import CONVENTIONS
 from common.io.viewer import Scan, ViewedPair
-from common.spatial import warp_within
 
 logger = logging.getLogger(__name__)
 _LISTED = 8
@@ -120,7 +118,7 @@ def evaluate_fields(
     if listed.challenge is not None:
         write_challenge_results(output / CHALLENGE_FILE, listed.challenge, complete, measured)
     name = title or (listed.challenge.name if listed.challenge else f"Evaluation of {Path(fields).resolve().name}")
-    names = _label_names(given["label_groups"])
+    names = read_group_names(given["label_groups"])
     content = write_evaluation(output, name, measured, panels, details=details, viewer=viewer, label_names=names)
     record.remove()
     _mention(measured, missing)
@@ -157,13 +155,6 @@ def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
     asked = {metric.metric for metric in challenge.metrics}
     hd95 = measures.hd95 if "hd95" in asked else None
     return replace(measures, labels=values or challenge.labels, shape=challenge.shape, hd95=hd95)
-
-
-def _label_names(label_groups: str | None) -> dict[int, str]:
-    """Names of the groups, where the file has them as {"groups": {number: {"name"}}}."""
-    groups = {} if label_groups is None else json.loads(Path(label_groups).read_text(encoding="utf-8")).get("groups")
-    named = groups.items() if isinstance(groups, dict) else ()
-    return {int(number): str(entry["name"]) for number, entry in named if isinstance(entry, dict) and "name" in entry}
 
 
 def _plain(value: Any) -> Any:
@@ -266,14 +257,12 @@ def _pictures(
     score = [float(case.get("dice", index)) for index, case in enumerate(measured)]
     for name, index in worst_median_best(indices, key=score.__getitem__).items():
         pair = load_pair(files[index], measures, judge=False)
-        fixed, moving = pair.images["fixed"], pair.images["moving"][None]
-        outside = float(moving.min())
-        before = warp_within(moving, pair.to_moving_before, outside=outside)[0]
-        warped = warp_within(moving, pair.to_moving, outside=outside)[0]
+        fixed = Scan(pair.images["fixed"], pair.images.get("fixed_label"))
+        before, warped = pair.moving_scan(pair.to_moving_before), pair.moving_scan(pair.to_moving)
         text = f", Dice {score[index]:.3f}" if "dice" in measured[index] else ""
         caption = f"{name}: {pair.files.moving_id} to {pair.files.fixed_id}{text}"
-        panels.append((caption, picture(fixed, before, warped, pair.ddf[0], pair.fixed_grid.spacing)))
-        viewer.append(ViewedPair(caption, Scan(fixed), Scan(before), {"Warped": Scan(warped)}, pair.fixed_grid.affine))
+        panels.append((caption, picture(fixed.image, before.image, warped.image, pair.ddf[0], pair.fixed_grid.spacing)))
+        viewer.append(ViewedPair(caption, fixed, before, {"Warped": warped}, pair.fixed_grid.affine))
     return panels, viewer
 
 

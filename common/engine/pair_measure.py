@@ -20,11 +20,12 @@ from common.data.transforms import CheckSubjectd, LoadSubjectd
 from common.io.diagnosis import Sides, diagnose
 from common.io.fields import read_field
 from common.io.grids import read_grid
+from common.io.viewer import Scan
 from common.metrics.handlers import RegistrationMetrics
 from common.metrics.landmarks import read_landmarks, tre_l2r, tre_lumir
 from common.metrics.overlap import dice_l2r, labels_present, mean_over_labels
 from common.metrics.surface import hd95_l2r
-from common.spatial import displacement_to_moving, warp_labels
+from common.spatial import displacement_to_moving, warp_labels, warp_within
 from common.spatial.world import Grid
 
 FOREGROUNDS = ("fixed", "moving", "fixed_label", "moving_label", "none")
@@ -95,6 +96,12 @@ class LoadedPair:
         if self.same_grid:
             return torch.zeros_like(self.ddf)
         return displacement_to_moving(self.fixed_grid, self.moving_grid)
+
+    def moving_scan(self, to_moving: Tensor) -> Scan:
+        """The moving image and its labels on the fixed grid, sampled where ``to_moving`` says."""
+        image, label = self.images["moving"][None], self.images.get("moving_label")
+        sampled = warp_within(image, to_moving, outside=float(image.min()))[0]
+        return Scan(sampled, None if label is None else warp_labels(label[None], to_moving)[0])
 
 
 def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:

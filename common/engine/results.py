@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 import time
@@ -19,10 +18,10 @@ from torch import Tensor
 from common.checks import InputError
 from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb, provenance
-from common.io.panels import panel
+from common.io.panels import as_png, panel
 from common.io.report import write_report
 from common.io.tables import read_csv, write_csv, write_json
-from common.io.viewer import ViewedPair
+from common.io.viewer import Scan, ViewedPair
 from common.metrics.handlers import RegistrationMetrics
 from common.spatial import warp
 
@@ -92,23 +91,31 @@ class EvaluationWriter:
 
     def _write(self, engine: Engine) -> None:
         cases = [{**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)]
+        panels, viewer = self._pictures()
         write_evaluation(
             self.output_dir,
             self.title,
             cases,
-            self._panels(),
+            panels,
             figures={"peak_memory_gb": {"mean": round(peak_memory_gb(engine.state.device), 3)}},
             history=read_csv(self.history) if self.history else [],
+            viewer=viewer,
         )
 
-    def _panels(self) -> list[tuple[str, bytes]]:
-        pictures = []
+    def _pictures(self) -> tuple[list[tuple[str, bytes]], list[ViewedPair]]:
+        """The worst, the median and the best pair as panels and for the slice viewer."""
+        panels, viewer = [], []
         for name, (score, pair) in worst_median_best(self._pairs, key=lambda item: item[0]).items():
             warped = warp(pair["moving"][None], pair["ddf"][None])[0]
             text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
-            pictures.append((caption, picture(pair["fixed"], pair["moving"], warped, pair["ddf"])))
-        return pictures
+            affine = pair["affine"] if pair["ddf"].ndim == 4 else None
+            spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()
+            panels.append((caption, picture(pair["fixed"], pair["moving"], warped, pair["ddf"], spacing)))
+            viewer.append(
+                ViewedPair(caption, Scan(pair["fixed"]), Scan(pair["moving"]), {"Warped": Scan(warped)}, affine)
+            )
+        return panels, viewer
 
 
 def write_evaluation(
@@ -199,9 +206,7 @@ def picture(
     fixed: Tensor, moving: Tensor, warped: Tensor, ddf: Tensor, spacing: Sequence[float] | None = None
 ) -> bytes:
     """The panel of a pair as PNG; arguments as of :func:`common.io.panels.panel`."""
-    file = io.BytesIO()
-    panel(fixed, moving, warped, ddf, spacing=spacing).savefig(file, format="png", dpi=90)
-    return file.getvalue()
+    return as_png(panel(fixed, moving, warped, ddf, spacing=spacing))
 
 
 def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str:
