@@ -108,9 +108,12 @@ class ScanPairDataset(PairDataset):
             if not grids["fixed"].same_as(grids["moving"]):
                 logger.info("%s: the moving scan is brought to the fixed grid by its header.", name)
             return identity, {}
-        found = align(scans["fixed"], grids["fixed"], scans["moving"], grids["moving"])
+        found = align(
+            scans["fixed"], grids["fixed"], scans["moving"], grids["moving"],
+            fixed_name=paths["fixed"], moving_name=paths["moving"],
+        )  # fmt: skip
         if found.warning:
-            logger.warning("%s: %s", name, found.warning)
+            logger.warning(found.warning)
         logger.info(
             "%s: affine alignment in %.1f s, similarity %.3f -> %.3f.",
             name, found.seconds, found.similarity_before, found.similarity_after,

@@ -83,6 +83,9 @@ GENERAL = (
 KNOWN = about_centre(GENERAL, (20.0, -18.0, 12.0))
 
 
+FIXED_SCAN = anatomy(world(FIXED))[None]
+
+
 def moving_scan(truth: Tensor, linear: Tensor, shape: tuple[int, int, int] = (44, 42, 40)) -> tuple[Tensor, Grid]:
     """The anatomy carried by ``truth`` to another world, on a grid around it."""
     grid = grid_around(truth[:3, :3] @ CENTRE + truth[:3, 3] + 4, shape, linear)
@@ -91,7 +94,7 @@ def moving_scan(truth: Tensor, linear: Tensor, shape: tuple[int, int, int] = (44
 
 def error_mm(found: Tensor, truth: Tensor) -> float:
     """Largest distance between two maps inside the object."""
-    points = world(FIXED)[:, anatomy(world(FIXED)) > 0.3]
+    points = world(FIXED)[:, FIXED_SCAN[0] > 0.3]
     return float((mapped(found, points) - mapped(truth, points)).norm(dim=0).max())
 
 
@@ -101,10 +104,11 @@ def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.data.alignment._LEVELS", ((20, 8), (30, 12), (60, 16)))
 
 
+@pytest.mark.usefixtures("few_points")
 @pytest.mark.parametrize("linear", [OBLIQUE, FLIPPED], ids=["oblique", "flipped"])
 def test_rotation_scale_shear_and_translation_are_found_to_a_fraction_of_a_voxel(linear: Tensor) -> None:
     moving, grid = moving_scan(KNOWN, linear)
-    found = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+    found = align(FIXED_SCAN, FIXED, moving, grid)
     assert found.converged and found.warning is None
     assert found.similarity_after > 0.9 > found.similarity_before
     assert error_mm(found.matrix, KNOWN) < 1.0
@@ -115,7 +119,7 @@ def test_rotation_scale_shear_and_translation_are_found_to_a_fraction_of_a_voxel
 def test_matrix_maps_fixed_world_to_moving_world_in_ras() -> None:
     shift = about_centre(torch.eye(3, dtype=torch.float64), (12.0, -7.0, 5.0))
     moving, grid = moving_scan(shift, FLIPPED)
-    found = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+    found = align(FIXED_SCAN, FIXED, moving, grid)
     torch.testing.assert_close(found.matrix[:3, 3], torch.tensor([12.0, -7.0, 5.0]).double(), atol=0.5, rtol=0)
     assert found.matrix.dtype == torch.float64 and found.matrix[3].tolist() == [0, 0, 0, 1]
 
@@ -124,7 +128,7 @@ def test_matrix_maps_fixed_world_to_moving_world_in_ras() -> None:
 def test_another_contrast_is_aligned_too() -> None:
     moving, grid = moving_scan(KNOWN, OBLIQUE)
     inverted = torch.where(moving > 0.2, 1.3 - moving, moving)
-    found = align(anatomy(world(FIXED))[None], FIXED, inverted * 4000 - 1000, grid)
+    found = align(FIXED_SCAN, FIXED, inverted * 4000 - 1000, grid)
     assert found.converged
     assert error_mm(found.matrix, KNOWN) < 1.5
 
@@ -133,7 +137,7 @@ def test_another_contrast_is_aligned_too() -> None:
 def test_scanners_with_far_origins_are_brought_together() -> None:
     far = about_centre(torch.eye(3, dtype=torch.float64), (700.0, -900.0, 400.0))
     moving, grid = moving_scan(far, STRAIGHT)
-    found = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+    found = align(FIXED_SCAN, FIXED, moving, grid)
     assert found.similarity_before == pytest.approx(0, abs=0.05)
     assert error_mm(found.matrix, far) < 1.0
 
@@ -149,7 +153,7 @@ def test_an_image_that_covers_a_part_is_aligned_with_the_whole() -> None:
 
 
 def test_aligned_scans_stay_to_a_tenth_of_a_voxel_and_integers_are_taken() -> None:
-    image = (anatomy(world(FIXED))[None] * 1000).to(torch.int16)
+    image = (FIXED_SCAN * 1000).to(torch.int16)
     found = align(image, FIXED, image, FIXED)
     assert found.converged
     assert error_mm(found.matrix, torch.eye(4, dtype=torch.float64)) < 0.1 * 2.5
@@ -161,11 +165,11 @@ def test_the_same_scans_give_the_same_matrix_on_any_number_of_threads() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        first = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+        first = align(FIXED_SCAN, FIXED, moving, grid)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    second = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+    second = align(FIXED_SCAN, FIXED, moving, grid)
     assert torch.equal(first.matrix, second.matrix)
     assert first.similarity_after == second.similarity_after
 
@@ -173,7 +177,7 @@ def test_the_same_scans_give_the_same_matrix_on_any_number_of_threads() -> None:
 @pytest.mark.usefixtures("few_points")
 def test_noise_is_told_with_the_figure() -> None:
     noise = torch.rand((1, *FIXED.shape), generator=torch.Generator().manual_seed(0))
-    found = align(anatomy(world(FIXED))[None], FIXED, noise, FIXED, fixed_name="a.nii.gz", moving_name="b.nii.gz")
+    found = align(FIXED_SCAN, FIXED, noise, FIXED, fixed_name="a.nii.gz", moving_name="b.nii.gz")
     assert not found.converged
     assert found.warning is not None and "\n" not in found.warning
     assert "b.nii.gz to a.nii.gz did not converge" in found.warning
@@ -184,7 +188,7 @@ def test_noise_is_told_with_the_figure() -> None:
 def test_an_implausible_scale_keeps_the_rigid_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.data.alignment._SCALES", (0.97, 1.03))
     moving, grid = moving_scan(KNOWN, OBLIQUE)
-    found = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+    found = align(FIXED_SCAN, FIXED, moving, grid)
     assert not found.converged
     assert found.warning is not None and "only the rigid part is kept" in found.warning
     torch.testing.assert_close(torch.linalg.svdvals(found.matrix[:3, :3]), torch.ones(3).double())
@@ -195,14 +199,14 @@ def test_stopping_at_the_limit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.data.alignment._ITERATIONS", 1)
     monkeypatch.setattr("common.data.alignment._refined.__defaults__", (1,))
     moving, grid = moving_scan(KNOWN, STRAIGHT)
-    found = align(anatomy(world(FIXED))[None], FIXED, moving, grid)
+    found = align(FIXED_SCAN, FIXED, moving, grid)
     assert not found.converged
     assert found.warning is not None and "still moving after 1 steps" in found.warning
 
 
 def test_the_gradient_of_the_information_is_that_of_finite_differences() -> None:
     moving, grid = moving_scan(KNOWN, OBLIQUE)
-    scans = Scan(anatomy(world(FIXED))[None], FIXED, 2.5, "fixed"), Scan(moving, grid, 2.5, "moving")
+    scans = Scan(FIXED_SCAN, FIXED, 2.5, "fixed"), Scan(moving, grid, 2.5, "moving")
     pair = ScanPair(*scans, 16)
     matrix = KNOWN.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(pair.information(matrix)[0], matrix)
@@ -215,7 +219,7 @@ def test_the_gradient_of_the_information_is_that_of_finite_differences() -> None
 
 
 def test_similarity_is_one_for_the_same_scan_and_none_where_scans_do_not_meet() -> None:
-    scan = Scan(anatomy(world(FIXED))[None], FIXED, 2.5, "scan")
+    scan = Scan(FIXED_SCAN, FIXED, 2.5, "scan")
     pair = ScanPair(scan, scan, 16)
     assert pair.similarity(torch.eye(4, dtype=torch.float64))[0] > 0.97
     assert pair.similarity(about_centre(torch.eye(3, dtype=torch.float64), (500.0, 0.0, 0.0)))[0] < 0.05
@@ -232,7 +236,7 @@ def test_similarity_is_one_for_the_same_scan_and_none_where_scans_do_not_meet() 
 )
 def test_images_that_cannot_be_aligned_are_refused(image: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        align(anatomy(world(FIXED))[None], FIXED, image, FIXED, moving_name="b.nii.gz")
+        align(FIXED_SCAN, FIXED, image, FIXED, moving_name="b.nii.gz")
 
 
 @pytest.mark.skipif(not NATIVE.is_dir(), reason="the native scans (../shared/data/brain/native) are absent")

@@ -142,3 +142,12 @@ def test_faults_of_a_scan_are_named(scans: dict[str, Path], tmp_path: Path) -> N
         pair(scans, spacing=[1.0])
     with pytest.raises(InputError, match="label map .*nowhere"):
         pair({**scans, "fixed_label": tmp_path / "nowhere.nii.gz"})
+
+
+def test_an_alignment_that_fails_is_warned_of_with_its_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    noise = {name: save(tmp_path / f"{name}.nii.gz", rng.random((16, 16, 16)), RAS) for name in ("fixed", "moving")}
+    item = pair(noise, affine=True)
+    assert not bool(item["aligned"]["converged"])
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "moving.nii.gz" in warning and "fixed.nii.gz" in warning and "0." in warning
