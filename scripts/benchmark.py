@@ -3,6 +3,7 @@
 
     python scripts/benchmark.py ops     # losses, warps, pyramid, normalisation: about two minutes
     python scripts/benchmark.py eoir    # forward and training step of EOIR: about five minutes
+    python scripts/benchmark.py metrics --threads 2    # evaluation of a full-size pair: about three minutes
 
 The variants of a comparison take turns, so that other load on the machine meets all of them alike; compare the ratios.
 Peak memory comes from a fresh process for each variant.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,16 @@ REFERENCE_SECONDS, REFERENCE_GB = 20.4, 3.3
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ops", "eoir", "worker"), help="worker is for internal use")
+    parser.add_argument("what", choices=("ops", "eoir", "metrics", "worker"), help="worker is for internal use")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1); more only on idle cores")
-    parser.add_argument("--repeats", type=int, help="timed repeats of each variant (default: 7 for ops, 2 for eoir)")
+    parser.add_argument("--repeats", type=int, help="timed repeats of each variant (default: 7 ops, 2 eoir, 3 metrics)")
     parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 96), help="image of eoir (default 64 96 96)")
     parser.add_argument("--channels", type=int, default=32, help="start_channel of eoir (default 32)")
-    parser.add_argument("--only", nargs="*", help="eoir: the variants to run, by number from 0; ops: words in the name")
+    parser.add_argument("--only", nargs="*", help="eoir: variants by number from 0; else words in the name")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    {"ops": run_ops, "eoir": run_eoir, "worker": run_worker}[arguments.what](arguments)
+    {"ops": run_ops, "eoir": run_eoir, "metrics": run_metrics, "worker": run_worker}[arguments.what](arguments)
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
@@ -107,6 +108,10 @@ def _forget_peak() -> None:
 
 
 def _operation(task: dict[str, Any]) -> Callable[[], object]:
+    if task.get("group") == "metrics":
+        from scripts.evaluators import metrics
+
+        return metrics()[task["operation"]][task["form"]]
     from scripts.operations import operations
 
     return operations()[task["operation"]].forms[task["form"]]
@@ -226,7 +231,37 @@ def run_ops(arguments: argparse.Namespace) -> None:
     table(["operation", "form", "ms", "times faster", "peak MB", "MB moved", "floor ms", "ms / floor"], rows)
 
 
-def _in_turns(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def run_metrics(arguments: argparse.Namespace) -> None:
+    """Every metric in both forms, in turns, whether they agree, and the peak memory of a process with it alone."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    from scripts.evaluators import LABELS, SIZE, case, metrics
+
+    size, repeats = "x".join(map(str, SIZE)), arguments.repeats or 3
+    print(f"{size}, {len(LABELS)} labels, {arguments.threads} thread(s), {case().source}; medians of {repeats}\n")
+    rows = []
+    for name, forms in metrics().items():
+        if arguments.only and not any(word in name for word in arguments.only):
+            continue
+        values = [np.asarray(call(), np.float64) for call in forms.values()]
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-6, err_msg=f"the forms of {name} disagree")
+        difference = np.nanmax(np.abs(values[0] - values[1]))
+        times = _in_turns(forms, repeats)
+        for form, milliseconds in times.items():
+            worker = Worker(arguments, {"group": "metrics", "operation": name, "form": form})
+            peak, run = worker.run()["peak"], worker.run()
+            worker.close()
+            faster = next(iter(times.values())) / milliseconds
+            numbers = [milliseconds / 1e3, run["cpu"], faster, max(peak, run["peak"]) / 1e9]
+            first = faster == 1
+            cells = [f"{number:.2f}" for number in numbers]
+            rows.append([name if first else "", form, *cells, "" if first else f"{difference:.1g}"])
+    table(["metric", "form", "s", "CPU s", "times faster", "peak GB", "difference"], rows)
+
+
+def _in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median wall milliseconds of each form."""
     times: dict[str, list[float]] = {form: [] for form in forms}
     for repeat in range(repeats + 1):
