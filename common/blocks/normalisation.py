@@ -48,15 +48,21 @@ def instance_norm_prelu(
 
 
 def _traceable(branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float) -> Tensor:
-    dims = tuple(range(2, branches[0].ndim))
     total = None if residual is None else residual.to(_statistics_type(residual))
     for branch in branches:
         values = branch.to(_statistics_type(branch))
-        values = values - values.mean(dims, keepdim=True)
-        values = values * torch.rsqrt(values.square().mean(dims, keepdim=True) + eps)
+        values = values - _mean_over_voxels(values)
+        values = values * torch.rsqrt(_mean_over_voxels(values.square()) + eps)
         total = values if total is None else total + values
     assert total is not None
     return (total + total.clamp(max=0) * (slope.to(total.dtype) - 1)).to(branches[0].dtype)
+
+
+def _mean_over_voxels(values: Tensor) -> Tensor:
+    """(B, C, 1, ...), axis by axis: runtimes of exported files add up millions of voxels in float32 one by one."""
+    for axis in range(values.ndim - 1, 1, -1):
+        values = values.mean(axis, keepdim=True)
+    return values
 
 
 def _statistics_type(x: Tensor) -> torch.dtype:

@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils.enums import MetaKeys
 from scipy import ndimage
 
 HU_WINDOW = (-500.0, 800.0)
+_BODY_HU = -300.0
+"""Between air and fat."""
 
 
 def prepare_abdomen(hu: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -20,7 +30,67 @@ def prepare_abdomen(hu: np.ndarray, labels: np.ndarray | None = None) -> tuple[n
         Image float32 on half the grid, zoomed with quadratic splines and not clipped again, so that values slightly
         outside [0, 1] remain; labels on the same grid by nearest neighbour, in their own dtype.
     """
+    return _halved_image(hu), None if labels is None else _halved_labels(labels)
+
+
+def _halved_image(hu: np.ndarray) -> np.ndarray:
     low, high = HU_WINDOW
     image = (np.clip(np.asarray(hu, np.float32), low, high) - low) / (high - low)
-    half = ndimage.zoom(image, 0.5, order=2).astype(np.float32)
-    return half, None if labels is None else ndimage.zoom(np.asarray(labels), 0.5, order=0)
+    return ndimage.zoom(image, 0.5, order=2).astype(np.float32)
+
+
+def _halved_labels(labels: np.ndarray) -> np.ndarray:
+    return ndimage.zoom(np.asarray(labels), 0.5, order=0)
+
+
+class PrepareAbdomend(MapTransform):
+    """:func:`prepare_abdomen` for a subject: its image windowed and halved, its label map halved, affines with them.
+
+    The first and last voxel of each axis stay where they are in the world, as they do in the zoom.
+
+    Args:
+        keys: entries loaded by :class:`common.data.LoadSubjectd`; keys that are "label" or end in "_label" are labels.
+        allow_missing_keys: whether a subject may lack some of the keys.
+    """
+
+    def __init__(self, keys: KeysCollection = ("image", "label"), allow_missing_keys: bool = True) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """Return the subject on half the grid, (1, *half) float32 image and labels in their dtype."""
+        subject = dict(data)
+        for key in self.key_iterator(subject):
+            halve = _halved_labels if str(key).rpartition("_")[-1] == "label" else _halved_image
+            image = subject[key]
+            half = torch.from_numpy(halve(torch.as_tensor(image)[0].numpy()))[None]
+            subject[key] = _with_grid_of(image, half) if isinstance(image, MetaTensor) else half
+        return subject
+
+
+def _with_grid_of(image: MetaTensor, half: torch.Tensor) -> MetaTensor:
+    affine = image.affine.clone()
+    affine[:, : half.ndim - 1] *= torch.as_tensor(_steps(image.shape[1:], half.shape[1:]), dtype=affine.dtype)
+    rest = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
+    return MetaTensor(half, affine=affine, meta=rest)
+
+
+def _steps(size: Sequence[int], half: Sequence[int]) -> list[float]:
+    """Voxels of the whole grid from one voxel of the half grid to the next."""
+    return [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(size, half, strict=True)]
+
+
+def body_mask(hu: np.ndarray) -> np.ndarray:
+    """The patient in a CT, without table and surrounding air.
+
+    Args:
+        hu: Hounsfield units (X, Y, Z), slices along the last axis.
+
+    Returns:
+        (X, Y, Z) bool: the largest connected part above -300 HU, with what it encloses in each slice, such as lungs and
+        gas in the bowel. All False where nothing is above.
+    """
+    parts, count = ndimage.label(np.asarray(hu) > _BODY_HU)
+    if count == 0:
+        return np.zeros(parts.shape, bool)
+    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return np.stack([ndimage.binary_fill_holes(part) for part in np.moveaxis(largest, -1, 0)], axis=-1)

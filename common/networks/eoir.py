@@ -177,7 +177,10 @@ def _pair(fixed: Tensor, moving: Tensor, known: Tensor | None) -> Tensor:
 def _padding(size: Sequence[int], resampled_axes: int) -> list[int]:
     """Zeros at the far end of each resampled axis: a multiple of 16, and at least two voxels on the coarsest level."""
     unit = 2 ** (LEVELS - 1)
-    missing = [max(-(-n // unit) * unit, 2 * unit) - n if axis < resampled_axes else 0 for axis, n in enumerate(size)]
+    # Without negative numbers: integer division of ONNX does not round down.
+    missing = [
+        max((n + unit - 1) // unit * unit, 2 * unit) - n if axis < resampled_axes else 0 for axis, n in enumerate(size)
+    ]
     return [amount for n in reversed(missing) for amount in (0, n)]
 
 

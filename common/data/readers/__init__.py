@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from common.data.readers.abdomenct import read_abdomenct
 from common.data.readers.acdc import read_acdc
 from common.data.readers.datalist import read_datalist
 from common.data.readers.listing import SECTIONS, Listing
@@ -14,6 +15,12 @@ from common.data.readers.oasis import read_oasis
 
 Reader = Callable[[Path, "str | None"], "dict[str, Listing]"]
 
-READERS: dict[str, Reader] = {"datalist": read_datalist, "oasis": read_oasis, "acdc": read_acdc, "lumir": read_lumir}
+READERS: dict[str, Reader] = {
+    "datalist": read_datalist,
+    "oasis": read_oasis,
+    "acdc": read_acdc,
+    "lumir": read_lumir,
+    "abdomenct": read_abdomenct,
+}
 
 __all__ = ["READERS", "SECTIONS", "Listing", "Reader", "read_datalist", "read_lumir", "read_oasis"]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring the authors' weights into a bundle, or write a bundle's weights in the authors' layout.
+
+Examples: ``python scripts/import_weights.py eoir_lumir net_latest.pth`` writes bundles/eoir_lumir/models/model.pt;
+``python scripts/import_weights.py eoir_lumir --export official.pth`` goes the other way. Nothing in the file is run:
+only tensors and plain values are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.checks import InputError
+from common.cli import run_tool, switch
+from common.io.official_weights import export_weights, import_weights
+
+BUNDLES = ROOT / "bundles"
+
+
+def find_bundle(name: str) -> Path:
+    """Folder of a bundle, by its name.
+
+    Raises:
+        InputError: when there is none of that name, with those that exist.
+    """
+    existing = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+    if name not in existing:
+        raise InputError(f"There is no bundle {name!r}; these exist: {', '.join(existing)}.")
+    return BUNDLES / name
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    options = argparse.ArgumentParser(
+        description="Import published weights into a bundle, or export a bundle's weights in the published layout.",
+        epilog="Example: python scripts/import_weights.py eoir_lumir net_latest.pth",
+    )
+    options.add_argument("bundle", help="name of a folder in bundles, e.g. eoir_lumir")
+    options.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        help="published checkpoint; with --export the weights to export, by default models/model.pt of the bundle",
+    )
+    options.add_argument("--output", type=Path, help="file to write; default: models/model.pt of the bundle")
+    options.add_argument(
+        "--variant", choices=("plain", "acdc", "oasis"), help="which network it is, where the checkpoint does not tell"
+    )
+    options.add_argument("--export", type=Path, metavar="FILE", help="write the published layout to this file instead")
+    options.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        metavar="N",
+        help="spatial size that the published network is built for, with --export; default: that of the data set",
+    )
+    options.add_argument(
+        "--overwrite", type=switch, nargs="?", const=True, default=False, help="replace a file that exists"
+    )
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    options = parser()
+    arguments = options.parse_args(argv)
+    if arguments.export is not None and (arguments.output or arguments.variant):
+        options.error("--output and --variant are for importing; with --export only path, --size and --overwrite count")
+    if arguments.export is None and (arguments.path is None or arguments.size):
+        options.error("name the published checkpoint to import, or export with --export FILE (--size goes with it)")
+    bundle = find_bundle(arguments.bundle)
+    if arguments.export is not None:
+        lines = export_weights(bundle, arguments.export, arguments.path, arguments.size, arguments.overwrite)
+    else:
+        lines = import_weights(bundle, arguments.path, arguments.output, arguments.variant, arguments.overwrite)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_tool(main)
