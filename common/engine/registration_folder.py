@@ -38,7 +38,7 @@ class RegistrationFolder:
 
     def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.output_dir = Path(output_dir)
-        self.settings = {name: _fingerprint(value) for name, value in settings.items()}
+        self.settings = {name: fingerprint(value) for name, value in settings.items()}
         self.overwrite = overwrite
         self.pairs: dict[str, dict[str, Any]] = {}
 
@@ -125,7 +125,7 @@ def pair_name(moving_id: str, fixed_id: str) -> str:
     return f"{moving_id}_to_{fixed_id}"
 
 
-def _fingerprint(value: Any) -> Any:
+def fingerprint(value: Any) -> Any:
     """A file's content instead of its name: the same weights elsewhere are the same, others in the same place not."""
     if isinstance(value, str | Path) and Path(value).is_file():
         return hashlib.sha256(Path(value).read_bytes()).hexdigest()

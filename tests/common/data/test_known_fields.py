@@ -75,6 +75,20 @@ def test_seed_decides_the_fields(scan: tuple[Path, Path], known: Path, tmp_path:
         assert np.array_equal(array(again / field_file(1)), array(known / field_file(1))) == same
 
 
+def test_no_displacement_is_longer_than_asked_for_and_none_is_stretched(
+    scan: tuple[Path, Path], known: Path, tmp_path: Path
+) -> None:
+    drawn = array(known / field_file(1))
+    length = float(np.linalg.norm(drawn, axis=-1).max())
+    for largest, factor in ((length / 2, 0.5), (2 * length, 1.0)):
+        made = make_known_fields(
+            tmp_path / str(factor), scan[0], training=1, validation=0, test=0, largest=largest, seed=3
+        )
+        np.testing.assert_allclose(array(made / field_file(1)), factor * drawn, atol=1e-5)
+    with pytest.raises(InputError, match="largest displacement is 0"):
+        make_known_fields(tmp_path / "none", scan[0], largest=0)
+
+
 def test_error_is_that_of_the_found_field(known: Path, tmp_path: Path) -> None:
     *rows, mean = measure_recovery(known, found_fields(known, tmp_path, 0.5))
     assert [row["fixed_id"] for row in rows] == ["COPY_0004", "COPY_0005"] and mean["fixed_id"] == "mean"
