@@ -67,7 +67,9 @@ class LoadSubjectd(MapTransform):
 
     def _from_nifti(self, path: str) -> torch.Tensor:
         if Path(path).is_dir():
-            raise InputError(f"{path} is a folder, but a NIfTI file is expected; convert a DICOM series first.")
+            raise InputError(
+                f"{path} is a folder, but a NIfTI file is expected; convert a DICOM series with dcm2niix first."
+            )
         if not path.endswith((".nii", ".nii.gz")):
             raise InputError(f"{path} is neither .nii, .nii.gz nor .pkl; convert it to NIfTI first.")
         if not Path(path).is_file():
