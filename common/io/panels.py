@@ -131,11 +131,11 @@ def _draw_determinant(axis: Axes, field: Tensor, plane: int | None, aspect: floa
 
     determinant = _determinant(field, plane).numpy()
     low, high = DETERMINANTS
-    # Folds take the colour below the scale; shrinking beyond its end, also by a rounding of its logarithm, must not.
-    shown = np.where(determinant <= 0, low / 2, np.clip(determinant, 1.001 * low, high))
+    # Folds take the colour below the scale; shrinking beyond its end must not, whatever its logarithm is rounded to.
+    shown = np.where(determinant <= 0, low / 2, np.clip(determinant, low, high))
     colours = colormaps["BrBG"].with_extremes(under=FOLDED)
     return axis.imshow(
-        shown.T, origin="lower", interpolation="nearest", aspect=aspect, cmap=colours, norm=LogNorm(low, high)
+        shown.T, origin="lower", interpolation="nearest", aspect=aspect, cmap=colours, norm=LogNorm(0.999 * low, high)
     )
 
 
