@@ -81,7 +81,7 @@ def _people(dataset_dir: Path) -> dict[int, Subject]:
 def _compare_with_split(dataset_dir: Path, people: dict[int, Subject], published: set[int]) -> None:
     if not published & set(people):
         raise InputError(
-            f"None of the {len(people)} scans in {dataset_dir} is one of the 30 of the published split, numbered 0001 to "
+            f"None of the {len(people)} scans in {dataset_dir} is one of the 30 of the published split, 0001 to "
             "0030; use the reader 'datalist' with a list of your own."
         )
     missing, further = sorted(published - set(people)), sorted(set(people) - published)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deform a CT by known random fields, and measure how well a registration finds them.
+
+Example: ``python scripts/recover.py make --image ct.nii.gz --output known`` and, with the displacements that inference
+wrote, ``python scripts/recover.py measure --data known --fields known_ddf``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.cli import run_tool
+from common.data.known_fields import make_known_fields
+from common.engine.recovery import measure_recovery
+from common.io.tables import write_csv
+
+EPILOG = """\
+make writes a data set for --reader datalist: the scan (COPY_0000) and copies of it, copy(x) = scan(x + ddf(x)), with
+the true ddf in fields/. Train a bundle on it, register its section "test", and measure:
+
+  python scripts/recover.py make --image ct.nii.gz --label organs.nii.gz --output known
+  python -m monai.bundle run train --bundle_root bundles/eoir_abdomenct \\
+      --config_file bundles/eoir_abdomenct/configs/train.json --dataset_dir known --reader datalist --supervised False
+  python -m monai.bundle run infer --bundle_root bundles/eoir_abdomenct \\
+      --config_file bundles/eoir_abdomenct/configs/inference.json --dataset_dir known --reader datalist \\
+      --section test --output_dir known_ddf
+  python scripts/recover.py measure --data known --fields known_ddf --output errors.csv
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    options = argparse.ArgumentParser(
+        description="Deform a CT by known random fields, and measure how well a registration finds them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = options.add_subparsers(dest="command", required=True, metavar="make|measure")
+    make = commands.add_parser("make", help="deform a scan into a data set")
+    make.add_argument("--image", type=Path, required=True, help="NIfTI volume")
+    make.add_argument("--label", type=Path, help="its label map, deformed alike")
+    make.add_argument("--output", type=Path, required=True, help="new folder of the data set")
+    for section, count in (("training", 16), ("validation", 2), ("test", 6)):
+        make.add_argument(f"--{section}", type=int, default=count, help=f"copies for {section}, default {count}")
+    make.add_argument("--largest", type=float, default=8.0, help="voxels that no displacement exceeds, default 8")
+    make.add_argument("--seed", type=int, default=0, help="of the fields, default 0")
+    measure = commands.add_parser("measure", help="endpoint errors of displacements, inside the body")
+    measure.add_argument("--data", type=Path, required=True, help="folder that make wrote")
+    measure.add_argument("--fields", type=Path, required=True, help="folder with MOVING_to_FIXED_ddf.nii.gz")
+    measure.add_argument("--section", default="test", choices=("training", "validation", "test"))
+    measure.add_argument("--output", type=Path, help="CSV to write the table to")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given = parser().parse_args(argv)
+    if given.command == "make":
+        counts = {section: getattr(given, section) for section in ("training", "validation", "test")}
+        print(
+            make_known_fields(given.output, given.image, given.label, largest=given.largest, seed=given.seed, **counts)
+        )
+        return
+    rows = measure_recovery(given.data, given.fields, given.section)
+    print(f"{'fixed':<12}{'median':>9}{'before':>9}{'95 %':>9}{'before':>9}{'folding %':>11}   voxels, inside the body")
+    for row in rows:
+        figures = [float(row[key]) for key in ("median", "median_before", "p95", "p95_before")]
+        print(f"{row['fixed_id']:<12}" + "".join(f"{f:>9.3f}" for f in figures) + f"{row['fold_percent']:>11.4f}")
+    if given.output is not None:
+        write_csv(given.output, rows)
+
+
+if __name__ == "__main__":
+    run_tool(main)
