@@ -33,8 +33,8 @@ def measure_recovery(dataset_dir: Path, fields_dir: Path, section: str = "test")
 
     Returns:
         One row per pair, then one of means: "fixed_id", median and 95th percentile of the error, and of the true
-        displacement's length ("_before": the error of doing nothing); share of voxels with folding, whole scan, in
-        percent.
+        displacement's length ("_before": the error of doing nothing); both medians inside the labelled structures,
+        where the scan has labels; share of voxels with folding, whole scan, in percent.
 
     Raises:
         InputError: a field is missing or of another grid, or the scan has no body.
@@ -53,15 +53,20 @@ def _measure(dataset_dir: Path, fixed: dict[str, str], field: Path) -> Row:
     grid = read_grid(fixed["image"])
     found, _ = read_field(field, grid)
     true, _ = read_field(dataset_dir / field_file(int(fixed["id"].rpartition("_")[-1])), grid, "voxels")
-    body = torch.from_numpy(body_mask(LoadSubjectd()({"image": fixed["image"]})["image"][0].numpy()))
+    scan = LoadSubjectd()(fixed)
+    body = torch.from_numpy(body_mask(scan["image"][0].numpy()))
     if not body.any():
         raise InputError(f"{fixed['image']} has no body above -300 HU; the endpoint error is measured inside it.")
-    error, length = ((field[0].norm(dim=0))[body].numpy() for field in (found - true, true))
-    return {
+    error, length = ((field[0].norm(dim=0)).numpy() for field in (found - true, true))
+    row: Row = {
         "fixed_id": fixed["id"],
-        "median": float(np.median(error)),
-        "median_before": float(np.median(length)),
-        "p95": float(np.percentile(error, _PERCENTILE)),
-        "p95_before": float(np.percentile(length, _PERCENTILE)),
-        "fold_percent": _SHARE * float(jacobian_statistics(found).fold_fraction),
+        "median": float(np.median(error[body])),
+        "median_before": float(np.median(length[body])),
+        "p95": float(np.percentile(error[body], _PERCENTILE)),
+        "p95_before": float(np.percentile(length[body], _PERCENTILE)),
     }
+    if "label" in scan:
+        labelled = scan["label"][0].numpy() > 0
+        row["median_labelled"] = float(np.median(error[labelled]))
+        row["median_labelled_before"] = float(np.median(length[labelled]))
+    return {**row, "fold_percent": _SHARE * float(jacobian_statistics(found).fold_fraction)}

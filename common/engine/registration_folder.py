@@ -41,6 +41,7 @@ class RegistrationFolder:
         self.settings = {name: fingerprint(value) for name, value in settings.items()}
         self.overwrite = overwrite
         self.pairs: dict[str, dict[str, Any]] = {}
+        self._claimed = False
 
     def remaining(self, request: Request) -> list[tuple[int, int]]:
         """The pairs of a request that are not finished yet, (moving, fixed) indices."""
@@ -67,9 +68,11 @@ class RegistrationFolder:
         self.pairs = finished
         return left
 
-    def begin(self) -> None:
-        """Claim the folder: from now on its files are those of an interrupted run."""
-        self._write()
+    def claim(self) -> None:
+        """Write the record before the first files: should the run be interrupted, they are known to be its own."""
+        if not self._claimed:
+            self._write()
+            self._claimed = True
 
     def record(self, name: str, entry: dict[str, Any]) -> None:
         """Note a pair whose files are all written."""

@@ -63,7 +63,6 @@ class RegistrationWriter:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.folder.begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 
@@ -74,6 +73,7 @@ class RegistrationWriter:
         seconds = time.perf_counter() - self._started
         for pair in registered(engine.state.output):
             result = _Registration(pair)
+            self.folder.claim()
             name = pair_name(pair["moving_id"], pair["fixed_id"])
             prefix = self.folder.output_dir / name
             files = result.write(str(prefix))

@@ -184,6 +184,17 @@ def test_an_interrupted_run_goes_on_with_the_missing_pairs(
     assert len(RegistrationFolder(out, {"spacing": 1}, overwrite=True).remaining(both)) == 2
 
 
+def test_a_scan_that_cannot_be_used_leaves_nothing(files: dict[str, str], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(InputError, match="damaged.nii.gz"):
+        run(
+            registration_request("", fixed=files["fixed"], moving=str(damaged)),
+            RegistrationFolder(tmp_path / "out", {}),
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_of_others_is_overwritten(files: dict[str, str], tmp_path: Path) -> None:
     request = registration_request("", **files)
     out = tmp_path / "out"
