@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         return
     rows = measure_recovery(given.data, given.fields, given.section)
-    print(f"{'fixed':<12}{'median':>9}{'before':>9}{'95 %':>9}{'before':>9}{'folding %':>11}   voxels, inside the body")
+    columns = {name: max(len(name), 6) + 2 for name in rows[0] if name != "fixed_id"}
+    print(f"{'voxels':<12}" + "".join(f"{name:>{width}}" for name, width in columns.items()))
     for row in rows:
-        figures = [float(row[key]) for key in ("median", "median_before", "p95", "p95_before")]
-        print(f"{row['fixed_id']:<12}" + "".join(f"{f:>9.3f}" for f in figures) + f"{row['fold_percent']:>11.4f}")
+        print(f"{row['fixed_id']:<12}" + "".join(f"{row[name]:>{width}.3f}" for name, width in columns.items()))
     if given.output is not None:
         write_csv(given.output, rows)
 
