@@ -83,7 +83,7 @@ class EvaluationWriter:
         pair = {
             name: value for name, value in registered(engine.state.output)[0].items() if not name.endswith("_label")
         }
-        self._pairs.append((score, {name: _on_cpu(value) for name, value in pair.items()}))
+        self._pairs.append((score, {name: _for_pictures(name, value) for name, value in pair.items()}))
         if len(self._pairs) > 16:
             # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
             self._pairs.sort(key=lambda item: item[0])
@@ -106,15 +106,14 @@ class EvaluationWriter:
         """The worst, the median and the best pair as panels and for the slice viewer."""
         panels, viewer = [], []
         for name, (score, pair) in worst_median_best(self._pairs, key=lambda item: item[0]).items():
-            warped = warp(pair["moving"][None], pair["ddf"][None])[0]
+            fixed, moving, ddf = (pair[key].float() for key in ("fixed", "moving", "ddf"))
+            warped = warp(moving[None], ddf[None])[0]
             text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
-            affine = pair["affine"] if pair["ddf"].ndim == 4 else None
+            affine = pair["affine"] if ddf.ndim == 4 else None
             spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()
-            panels.append((caption, picture(pair["fixed"], pair["moving"], warped, pair["ddf"], spacing)))
-            viewer.append(
-                ViewedPair(caption, Scan(pair["fixed"]), Scan(pair["moving"]), {"Warped": Scan(warped)}, affine)
-            )
+            panels.append((caption, picture(fixed, moving, warped, ddf, spacing)))
+            viewer.append(ViewedPair(caption, Scan(fixed), Scan(moving), {"Warped": Scan(warped)}, affine))
         return panels, viewer
 
 
@@ -246,8 +245,12 @@ def _rows_per_label(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
+def _for_pictures(name: str, value: Any) -> Any:
+    """Up to sixteen pairs are kept: images at eight bits of precision, fields at hundredths of a voxel."""
+    if not isinstance(value, Tensor):
+        return value
+    kinds = {"moving": torch.bfloat16, "fixed": torch.bfloat16, "ddf": torch.float16}
+    return value.to("cpu", kinds.get(name, value.dtype))
 
 
 def _synchronise(engine: Engine) -> None:
