@@ -16,23 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.checks import InputError
 from common.cli import run_tool, switch
 from common.io.official_weights import export_weights, import_weights
-
-BUNDLES = ROOT / "bundles"
-
-
-def find_bundle(name: str) -> Path:
-    """Folder of a bundle, by its name.
-
-    Raises:
-        InputError: when there is none of that name, with those that exist.
-    """
-    existing = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
-    if name not in existing:
-        raise InputError(f"There is no bundle {name!r}; these exist: {', '.join(existing)}.")
-    return BUNDLES / name
+from scripts.package import find_bundle
 
 
 def parser() -> argparse.ArgumentParser:

@@ -106,14 +106,7 @@ class RegistrationFolder:
         path = self.output_dir / LEDGER
         if self.overwrite or not path.is_file():
             return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            settings, pairs = content["settings"], dict(content["pairs"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not the record of a registration: choose another --output_dir, or replace it with "
-                "--overwrite true."
-            ) from error
+        settings, pairs = read_record(path, "registration", "settings", "pairs")
         changed = [name for name, value in self.settings.items() if settings.get(name) != value]
         if changed:
             raise InputError(
@@ -121,6 +114,21 @@ class RegistrationFolder:
                 "another --output_dir, or replace them with --overwrite true."
             )
         return pairs
+
+
+def read_record(path: Path, kind: str, *entries: str) -> list[Any]:
+    """Entries of the JSON that an interrupted run left.
+
+    Raises:
+        InputError: when it is no JSON or lacks an entry; ``kind`` says what was expected.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [content[entry] for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not the record of a {kind}: choose another --output_dir, or replace it with --overwrite true."
+        ) from error
 
 
 def pair_name(moving_id: str, fixed_id: str) -> str:

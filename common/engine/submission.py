@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -20,7 +19,7 @@ from common.cli import sentence_of
 from common.data.request import Request
 from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb, provenance
-from common.engine.registration_folder import fingerprint
+from common.engine.registration_folder import fingerprint, read_record
 from common.io.challenge_fields import FORMATS, field_name
 from common.io.tables import write_json
 
@@ -193,14 +192,7 @@ class SubmissionFolder:
         """Finished fields of an earlier run with the same settings and images."""
         if self.overwrite or not self.record.is_file():
             return {}
-        try:
-            content = json.loads(self.record.read_text(encoding="utf-8"))
-            settings, fields, self.packed = content["settings"], dict(content["fields"]), content["archive"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.record} is not the record of a submission: choose another --output_dir, or replace it with "
-                "--overwrite true."
-            ) from error
+        settings, fields, self.packed = read_record(self.record, "submission", "settings", "fields", "archive")
         changed = [name for name, value in self.settings.items() if settings.get(name) != value]
         if self.archive is not None and self.archive.exists() and self.packed != str(self.archive):
             changed.append("archive")

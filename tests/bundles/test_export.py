@@ -65,4 +65,5 @@ def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
             expected = network(image).numpy()
         (ddf,) = session.run(["ddf"], {"image": image.numpy()})
         assert np.abs(expected).max() > 0.5
+        # Voxels: what the bundles' documentation promises of an export.
         np.testing.assert_allclose(ddf, expected, rtol=0, atol=2e-3)

@@ -21,20 +21,11 @@ from common.spatial import warp
 from scripts import baseline_pair, baselines
 from scripts.classical import METHODS
 
+from .conftest import SPACING, oblique_affine
+
 SIZE = (24, 28, 20)
-SPACING = (1.5, 1.0, 2.5)
 CLASSICAL = [name for name in METHODS if name != "zero"]
 NAME = "b_to_a_ddf.nii.gz"
-
-
-def oblique_affine(flip: bool = True) -> np.ndarray:
-    """Voxels to millimetres with unequal spacing, two axes swapped, turned by 20 degrees and, if wanted, mirrored."""
-    c, s = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])[:, [1, 0, 2]] * ([1, -1, 1] if flip else [-1, -1, 1])
-    affine = np.eye(4)
-    affine[:3, :3] = turn * SPACING
-    affine[:3, 3] = (-31.0, 12.5, 7.0)
-    return affine
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -197,11 +199,14 @@ def frame(folder: Path, name: str, affine: np.ndarray, **facts: str) -> dict[str
     }
 
 
-def preprocessing(config: str = "train", **options: object) -> object:
+def preprocessing(config: str = "train", **options: object) -> Callable[[dict[str, str]], Any]:
     """What the bundle's configuration does to one subject."""
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "bundles" / "eoir_acdc" / "configs" / f"{config}.json"))
     parser.update(dict(options))
-    return parser.get_parsed_content("train::preprocessing" if config == "train" else "preprocessing")
+    transform: Callable[[dict[str, str]], Any] = parser.get_parsed_content(
+        "train::preprocessing" if config == "train" else "preprocessing"
+    )
+    return transform
 
 
 @pytest.mark.parametrize("config", ["train", "evaluate"])
@@ -210,7 +215,7 @@ def test_image_and_labels_come_to_one_grid_of_the_published_size(tmp_path: Path,
     subjects = [frame(tmp_path, name, affine) for name in ("patient001_ed", "patient001_es")]
     transform = preprocessing(config)
     for subject in subjects:
-        made = transform(subject)  # type: ignore[operator]
+        made = transform(subject)
         image, label = made["image"], made["label"]
         assert image.shape == label.shape == (1, 128, 128, 16)
         torch.testing.assert_close(image.affine, label.affine)
@@ -221,12 +226,12 @@ def test_image_and_labels_come_to_one_grid_of_the_published_size(tmp_path: Path,
         assert float((image[label > 0] > 0.4).float().mean()) > 0.9
         volume = float((label > 0).sum()) * 1.8 * 1.8 * 10
         assert volume == pytest.approx(20 * 20 * 5 * 1.4 * 1.4 * 8, rel=0.1)
-    pair = PairDataset(subjects, transform, progress=False)[0, 1]  # type: ignore[arg-type]
+    pair = PairDataset(subjects, transform, progress=False)[0, 1]
     assert pair["moving"].shape == pair["fixed_label"].shape and pair["moving_label"].dtype == torch.int16
 
 
 def test_the_centre_of_the_image_stays_the_centre(tmp_path: Path) -> None:
-    made = preprocessing()(frame(tmp_path, "patient001_ed", np.diag([-1.4, -1.4, 8.0, 1])))  # type: ignore[operator]
+    made = preprocessing()(frame(tmp_path, "patient001_ed", np.diag([-1.4, -1.4, 8.0, 1])))
     centre = made["image"].affine.double() @ torch.tensor([63.5, 63.5, 7.5, 1], dtype=torch.float64)
     expected = torch.tensor([-1.4 * 34.5, -1.4 * 29.5, 8.0 * 4, 1], dtype=torch.float64)
     # Grids of another voxel size, and sizes of another parity, share it up to one voxel.
@@ -234,7 +239,7 @@ def test_the_centre_of_the_image_stays_the_centre(tmp_path: Path) -> None:
 
 
 def test_prepared_files_may_keep_their_voxels(tmp_path: Path) -> None:
-    made = preprocessing(spacing=None)(frame(tmp_path, "patient001_ed", np.eye(4)))  # type: ignore[operator]
+    made = preprocessing(spacing=None)(frame(tmp_path, "patient001_ed", np.eye(4)))
     assert int((made["label"] > 0).sum()) == 20 * 20 * 5
 
 
@@ -257,7 +262,7 @@ def test_real_patients_keep_their_overlap() -> None:
     facts = {entry["id"]: entry for entry in json.loads((CARDIAC / "dataset.json").read_text())["val"]}
     subjects = read_subjects(CARDIAC, "acdc", "validation")
     assert [subject["id"] for subject in subjects[::2]] == [f"{patient}_ed" for patient in facts]
-    pairs = PairDataset(subjects, preprocessing(), progress=False)  # type: ignore[arg-type]
+    pairs = PairDataset(subjects, preprocessing(), progress=False)
     for number, patient in enumerate(facts):
         item = pairs[2 * number, 2 * number + 1]
         for label, expected in facts[patient]["initial_dice_ED_ES"].items():
