@@ -14,69 +14,91 @@ from monai.transforms import MapTransform
 from monai.utils.enums import MetaKeys
 from scipy import ndimage
 
+from common.checks import InputError
+
 HU_WINDOW = (-500.0, 800.0)
 _BODY_HU = -300.0
 """Between air and fat."""
 
 
-def prepare_abdomen(hu: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Window a CT to [0, 1] and halve it.
+def prepare_abdomen(
+    hu: np.ndarray, labels: np.ndarray | None = None, zoom: float = 0.5
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Window a CT to [0, 1] and zoom it, as published to half its grid.
 
     Args:
         hu: Hounsfield units (X, Y, Z).
         labels: label map (X, Y, Z) or None.
+        zoom: voxels of the result per voxel of the scan, along each axis; 1 keeps the grid.
 
     Returns:
-        Image float32 on half the grid, zoomed with quadratic splines and not clipped again, so that values slightly
-        outside [0, 1] remain; labels on the same grid by nearest neighbour, in their own dtype.
+        Image float32, zoomed with quadratic splines and not clipped again, so that values slightly outside [0, 1]
+        remain; labels on the same grid by nearest neighbour, in their own dtype.
+
+    Raises:
+        InputError: ``zoom`` is not above 0 and at most 1.
     """
-    return _halved_image(hu), None if labels is None else _halved_labels(labels)
+    _check_zoom(zoom)
+    return _zoomed_image(hu, zoom), None if labels is None else _zoomed_labels(labels, zoom)
 
 
-def _halved_image(hu: np.ndarray) -> np.ndarray:
+def _check_zoom(zoom: float) -> None:
+    if not 0 < zoom <= 1:
+        raise InputError(f"The zoom is {zoom}; give a number above 0 and at most 1, e.g. 0.5 for half the grid.")
+
+
+def _zoomed_image(hu: np.ndarray, zoom: float) -> np.ndarray:
     low, high = HU_WINDOW
     image = (np.clip(np.asarray(hu, np.float32), low, high) - low) / (high - low)
-    return ndimage.zoom(image, 0.5, order=2).astype(np.float32)
+    return ndimage.zoom(image, zoom, order=2).astype(np.float32)
 
 
-def _halved_labels(labels: np.ndarray) -> np.ndarray:
-    return ndimage.zoom(np.asarray(labels), 0.5, order=0)
+def _zoomed_labels(labels: np.ndarray, zoom: float) -> np.ndarray:
+    return ndimage.zoom(np.asarray(labels), zoom, order=0)
 
 
 class PrepareAbdomend(MapTransform):
-    """:func:`prepare_abdomen` for a subject: its image windowed and halved, its label map halved, affines with them.
+    """:func:`prepare_abdomen` for a subject: its image windowed and zoomed, its label map zoomed, affines with them.
 
     The first and last voxel of each axis stay where they are in the world, as they do in the zoom.
 
     Args:
         keys: entries loaded by :class:`common.data.LoadSubjectd`; keys that are "label" or end in "_label" are labels.
+        zoom: voxels of the result per voxel of the scan, along each axis; 1 keeps the grid.
         allow_missing_keys: whether a subject may lack some of the keys.
+
+    Raises:
+        InputError: ``zoom`` is not above 0 and at most 1.
     """
 
-    def __init__(self, keys: KeysCollection = ("image", "label"), allow_missing_keys: bool = True) -> None:
+    def __init__(
+        self, keys: KeysCollection = ("image", "label"), zoom: float = 0.5, allow_missing_keys: bool = True
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        _check_zoom(zoom)
+        self.zoom = zoom
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """Return the subject on half the grid, (1, *half) float32 image and labels in their dtype."""
+        """Return the subject on the zoomed grid, (1, *zoomed) float32 image and labels in their dtype."""
         subject = dict(data)
         for key in self.key_iterator(subject):
-            halve = _halved_labels if str(key).rpartition("_")[-1] == "label" else _halved_image
+            prepare = _zoomed_labels if str(key).rpartition("_")[-1] == "label" else _zoomed_image
             image = subject[key]
-            half = torch.from_numpy(halve(torch.as_tensor(image)[0].numpy()))[None]
-            subject[key] = _with_grid_of(image, half) if isinstance(image, MetaTensor) else half
+            zoomed = torch.from_numpy(prepare(torch.as_tensor(image)[0].numpy(), self.zoom))[None]
+            subject[key] = _with_grid_of(image, zoomed) if isinstance(image, MetaTensor) else zoomed
         return subject
 
 
-def _with_grid_of(image: MetaTensor, half: torch.Tensor) -> MetaTensor:
+def _with_grid_of(image: MetaTensor, zoomed: torch.Tensor) -> MetaTensor:
     affine = image.affine.clone()
-    affine[:, : half.ndim - 1] *= torch.as_tensor(_steps(image.shape[1:], half.shape[1:]), dtype=affine.dtype)
+    affine[:, : zoomed.ndim - 1] *= torch.as_tensor(_steps(image.shape[1:], zoomed.shape[1:]), dtype=affine.dtype)
     rest = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
-    return MetaTensor(half, affine=affine, meta=rest)
+    return MetaTensor(zoomed, affine=affine, meta=rest)
 
 
-def _steps(size: Sequence[int], half: Sequence[int]) -> list[float]:
-    """Voxels of the whole grid from one voxel of the half grid to the next."""
-    return [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(size, half, strict=True)]
+def _steps(size: Sequence[int], zoomed: Sequence[int]) -> list[float]:
+    """Voxels of the whole grid from one voxel of the zoomed grid to the next."""
+    return [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(size, zoomed, strict=True)]
 
 
 def body_mask(hu: np.ndarray) -> np.ndarray:

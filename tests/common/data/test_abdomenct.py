@@ -111,6 +111,26 @@ def test_half_grid_keeps_the_end_points_in_the_world(tmp_path: Path) -> None:
         np.testing.assert_allclose(halved, whole, atol=1e-9)
 
 
+def test_zoom_1_windows_and_keeps_the_grid(tmp_path: Path) -> None:
+    affine = np.array([[0, -2, 0, 5], [2, 0.1, 0, -7], [0, 0, 3, 9], [0, 0, 0, 1]], float)
+    rng = np.random.default_rng(2)
+    hu = rng.integers(-1024, 1500, (12, 9, 11)).astype(np.int16)
+    scan = {"image": write_scan(tmp_path / "a.nii.gz", hu, affine)}
+    scan["label"] = write_scan(tmp_path / "b.nii.gz", rng.integers(0, 14, hu.shape).astype(np.uint8), affine)
+    loaded = LoadSubjectd()(scan)
+    subject = PrepareAbdomend(zoom=1)(loaded)
+    # The splines pass through the samples up to rounding.
+    np.testing.assert_allclose(subject["image"][0].numpy(), (np.clip(hu, -500, 800) + 500) / 1300, atol=1e-5)
+    np.testing.assert_array_equal(subject["label"].numpy(), loaded["label"].numpy())
+    np.testing.assert_allclose(subject["image"].affine.numpy(), affine, atol=1e-12)
+
+
+@pytest.mark.parametrize("zoom", [0, -0.5, 2, float("nan")])
+def test_zoom_that_is_no_share_is_refused(zoom: float) -> None:
+    with pytest.raises(InputError, match="give a number above 0 and at most 1"):
+        PrepareAbdomend(zoom=zoom)
+
+
 def test_prepared_scans_of_one_grid_make_a_pair(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     data = [
