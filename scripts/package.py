@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pack a bundle into one zip that runs without this repository.
 
-Example: ``python scripts/package.py eoir_shapes3d`` writes ``dist/eoir_shapes3d_v0.1.0.zip``. The same files give the
+Example: ``python scripts/package.py eoir_shapes3d`` writes ``dist/eoir_shapes3d_v0.2.0.zip``. The same files give the
 same zip, byte for byte.
 """
 
