@@ -71,22 +71,37 @@ class Field:
         return self._world(torch.where(self._inside(voxels), moved, voxels))
 
     def inverse_points(self, points: Tensor) -> Tensor:
-        """Where points (N, 3) come from: each is solved for, without an inverse field."""
+        """Where points (N, 3) come from: each is solved for, without an inverse field.
+
+        A warning is logged of points that nothing maps to, as there are where the field folds.
+        """
         voxels = self._voxels(points)
-        found = solve(self._rows(), torch.Size(self.grid.shape), voxels, voxels, tolerance=1e-6)[0]
-        return self._world(torch.where(self._inside(voxels), found, voxels))
+        start = voxels - self._shift()
+        inside = self._inside(start)
+        found, left = solve(self._rows(), torch.Size(self.grid.shape), voxels, start, tolerance=1e-6)
+        _warn_of_folds(left[inside[:, 0]], "points")
+        return self._world(torch.where(inside, found, voxels))
 
     def inverse(self) -> Field:
-        """The inverse field on the same grid; a field that folds has none everywhere, of which a warning is logged."""
-        inverse, residual = invert(self.ddf)
-        unsolved = int((residual > _UNSOLVED).sum())
-        if unsolved:
-            _LOGGER.warning(
-                "The field folds: its inverse is not exact at %d voxels, off by up to %.1f voxels.",
-                unsolved,
-                float(residual.max()),
-            )
-        return Field(self.grid, inverse)
+        """The inverse field, on the grid moved along with the field as a whole.
+
+        A field that folds has no inverse everywhere, of which a warning is logged.
+        """
+        shift = self._shift()
+        offset = shift.to(self.ddf).view(1, 3, 1, 1, 1)
+        inverse, residual = invert(self.ddf - offset)
+        _warn_of_folds(residual, "voxels")
+        affine = self.grid.affine.clone()
+        affine[:3, 3] += affine[:3, :3] @ shift
+        return Field(Grid(self.grid.shape, affine), inverse - offset)
+
+    def _shift(self) -> Tensor:
+        """(3,) float64, the mean displacement in whole voxels.
+
+        A field may hold the way from one scan's world to the other's, so that its values lie far from its grid. Whole
+        voxels, because the moved grid then has the points at which the field is known.
+        """
+        return self.ddf.mean(dim=(0, 2, 3, 4)).round().to("cpu", torch.float64)
 
     def _rows(self) -> Tensor:
         return self.ddf[0].flatten(1).T.contiguous().cpu()
@@ -100,6 +115,15 @@ class Field:
     def _inside(self, voxels: Tensor) -> Tensor:
         last = torch.tensor(self.grid.shape, dtype=voxels.dtype) - 0.5
         return ((voxels >= -0.5) & (voxels < last)).all(dim=1, keepdim=True)
+
+
+def _warn_of_folds(residual: Tensor, what: str) -> None:
+    unsolved = int((residual > _UNSOLVED).sum())
+    if unsolved:
+        largest = float(residual.max())
+        _LOGGER.warning(
+            "The field folds: its inverse is not exact at %d %s, off by up to %.1f voxels.", unsolved, what, largest
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,6 +71,17 @@ def test_points_come_back() -> None:
     assert (transform.inverse().points(moved) - inner).norm(dim=1).mean() < 0.1
 
 
+@pytest.mark.parametrize("shift", [(60.0, -7.0, 3.0), (4.4, -3.7, 2.6)])
+def test_a_field_that_leaves_its_grid_comes_back(shift: tuple[float, float, float]) -> None:
+    grid = Grid((14, 15, 16), OBLIQUE)
+    field = Field(grid, smooth_field(grid, 0.3).ddf + torch.tensor(shift).view(1, 3, 1, 1, 1))
+    inner = centres(grid, margin=3)
+    moved = field.points(inner)
+    torch.testing.assert_close(field.inverse_points(moved), inner, atol=1e-4, rtol=0)
+    # Linear between the voxels of the inverse field.
+    assert (field.inverse().points(moved) - inner).norm(dim=1).max() < 0.5
+
+
 def test_order_of_a_chain() -> None:
     double = Affine(torch.diag(torch.tensor([2.0, 2, 2, 1])))
     shift = torch.eye(4)
@@ -87,6 +98,16 @@ def test_a_field_that_folds_is_spoken_of(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING):
         field.inverse()
     assert "folds" in caplog.text
+
+
+def test_a_point_that_nothing_maps_to_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    grid = Grid((20, 20, 20), torch.eye(4))
+    to_plane = torch.zeros(1, 3, *grid.shape)
+    to_plane[:, 0] = 3 - torch.arange(20.0).view(20, 1, 1)
+    points = torch.tensor([[3.0, 5, 5], [8, 5, 5], [30, 5, 5]])
+    with caplog.at_level(logging.WARNING):
+        Field(grid, to_plane).inverse_points(points)
+    assert "not exact at 1 points" in caplog.text
 
 
 def test_a_field_of_another_shape_is_refused() -> None:
