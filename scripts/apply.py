@@ -36,7 +36,8 @@ antsApplyTransforms: M comes to F over A by --transform A_to_F_transform.h5 M_to
 """
 _EPILOG = """\
 Files: ITK transforms (.h5 .hdf5 .tfm .txt .mat: this project, ITK, ANTs, SimpleITK, 3D Slicer), NIfTI vector images in
-millimetres (ITK, ANTs, Greedy), fields in voxels (.nii.gz .npz .npy, Learn2Reg).
+millimetres (ITK, ANTs, Greedy), fields in voxels (.nii.gz .npz .npy, Learn2Reg). B-splines are sampled on the grid of
+the reference and move nothing outside it, so of several transforms only the first one should have them.
 """
 
 

@@ -31,7 +31,8 @@ def read_itk(path: str | Path, reference: Grid | None = None) -> Transform:
 
     Args:
         path: .h5, .hdf5, .tfm, .txt or .mat.
-        reference: grid of the fixed image, on which B-splines and other curved transforms are sampled.
+        reference: grid of the fixed image. B-splines and other curved transforms are sampled where the affine maps
+            before them put it.
 
     Returns:
         The chain of its stages, in the order in which they are applied.
@@ -58,17 +59,7 @@ def read_itk(path: str | Path, reference: Grid | None = None) -> Transform:
         raise InputError(f"{path} holds no transform.")
     if any(part.GetInputSpaceDimension() != 3 or part.GetOutputSpaceDimension() != 3 for part in parts):
         raise InputError(f"{path} holds a transform that is not three-dimensional.")
-    if all(part.IsLinear() or _is_field(part) for part in parts):
-        stages = tuple(
-            _affine(part) if part.IsLinear() else _field(part.GetDisplacementField(), path) for part in parts
-        )
-    elif reference is None:
-        kind = next(part.GetNameOfClass() for part in parts if not part.IsLinear() and not _is_field(part))
-        raise InputError(f"{path} holds a {kind}, which has to be sampled: give the fixed image as reference.")
-    else:
-        stages = tuple(_sampled(part, reference, path) for part in parts)
-    _check_finite(stages, path)
-    return Transform(stages)
+    return Transform(_stages(parts, reference, path))
 
 
 def write_transform(path: str | Path, transform: Transform) -> None:
@@ -135,8 +126,28 @@ def _parts(item: Any) -> list[Any]:
     return [part for n in range(item.GetNumberOfTransforms()) for part in _parts(item.GetNthTransform(n))]
 
 
-def _is_field(part: Any) -> bool:
-    return part.GetNameOfClass() == "DisplacementFieldTransform"
+def _stages(parts: list[Any], reference: Grid | None, path: Path) -> tuple[Affine | Field, ...]:
+    stages: list[Affine | Field] = []
+    for part in parts:
+        stage = _stage(part, reference, path)
+        _check_finite(stage, path)
+        if reference is not None and isinstance(stage, Affine):
+            # The next one meets the points where this one has put them.
+            reference = Grid(reference.shape, stage.matrix @ reference.affine)
+        stages.append(stage)
+    return tuple(stages)
+
+
+def _stage(part: Any, reference: Grid | None, path: Path) -> Affine | Field:
+    if part.IsLinear():
+        return _affine(part)
+    if part.GetNameOfClass() == "DisplacementFieldTransform":
+        return _field(part.GetDisplacementField(), path)
+    if reference is None:
+        raise InputError(
+            f"{path} holds a {part.GetNameOfClass()}, which has to be sampled: give the fixed image as reference."
+        )
+    return _sampled(part, reference, path)
 
 
 def _affine(part: Any) -> Affine:
@@ -166,14 +177,10 @@ def _field(image: Any, path: Path) -> Field:
     return Field(grid, torch.einsum("rc,kjic->rijk", to_voxels, vectors)[None])
 
 
-def _sampled(part: Any, reference: Grid, path: Path) -> Affine | Field:
+def _sampled(part: Any, reference: Grid, path: Path) -> Field:
     """A curved transform as displacements on the reference grid."""
     import itk
 
-    if part.IsLinear():
-        return _affine(part)
-    if _is_field(part):
-        return _field(part.GetDisplacementField(), path)
     lps = _FLIP @ reference.affine
     spacing = lps[:3, :3].norm(dim=0)
     sampler = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, 3], 3], itk.D].New(Transform=part)
@@ -185,13 +192,12 @@ def _sampled(part: Any, reference: Grid, path: Path) -> Affine | Field:
     return _field(sampler.GetOutput(), path)
 
 
-def _check_finite(stages: tuple[Affine | Field, ...], path: Path) -> None:
-    for stage in stages:
-        values = stage.matrix if isinstance(stage, Affine) else stage.ddf
-        if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
-            raise InputError(f"{path} holds values that are NaN or infinite: the method that wrote it has failed.")
-        if isinstance(stage, Affine) and float(torch.linalg.svdvals(values[:3, :3]).min()) < 1e-6:
-            raise InputError(f"{path} holds an affine map that cannot be inverted.")
+def _check_finite(stage: Affine | Field, path: Path) -> None:
+    values = stage.matrix if isinstance(stage, Affine) else stage.ddf
+    if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
+        raise InputError(f"{path} holds values that are NaN or infinite: the method that wrote it has failed.")
+    if isinstance(stage, Affine) and float(torch.linalg.svdvals(values[:3, :3]).min()) < 1e-6:
+        raise InputError(f"{path} holds an affine map that cannot be inverted.")
 
 
 def _itk_affine(stage: Affine) -> Any:

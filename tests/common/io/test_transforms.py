@@ -251,17 +251,23 @@ def test_several_transforms_of_one_file_are_applied_last_first(tmp_path: Path) -
     torch.testing.assert_close(found, torch.tensor([[4.0, 9, 16]], dtype=torch.float64))
 
 
-def test_splines_are_sampled_on_the_reference(tmp_path: Path) -> None:
-    grid = FIXED["oblique"]
+def spline_around(centre: Tensor, size: float) -> Any:
+    """A B-spline of random coefficients in a cube of the world (RAS)."""
     spline = itk.BSplineTransform[itk.D, 3, 3].New()
-    spline.SetTransformDomainOrigin((CENTRE * LPS - 60).tolist())
-    spline.SetTransformDomainPhysicalDimensions([120.0] * 3)
+    spline.SetTransformDomainOrigin((centre * LPS - size / 2).tolist())
+    spline.SetTransformDomainPhysicalDimensions([size] * 3)
     spline.SetTransformDomainMeshSize([4] * 3)
     parameters = itk.OptimizerParameters[itk.D](spline.GetNumberOfParameters())
     values = np.random.default_rng(0).normal(size=spline.GetNumberOfParameters())
     for n, value in enumerate(values):
         parameters.SetElement(n, value)
     spline.SetParameters(parameters)
+    return spline
+
+
+def test_splines_are_sampled_on_the_reference(tmp_path: Path) -> None:
+    grid = FIXED["oblique"]
+    spline = spline_around(CENTRE, 120)
     itk.transformwrite(spline, str(tmp_path / "t.h5"))
     with pytest.raises(InputError, match="BSplineTransform, which has to be sampled: give the fixed image"):
         read_transform(tmp_path / "t.h5")
@@ -269,6 +275,22 @@ def test_splines_are_sampled_on_the_reference(tmp_path: Path) -> None:
     expected = torch.tensor(list(spline.TransformPoint((point * LPS).tolist())), dtype=torch.float64) * LPS
     found = read_transform(tmp_path / "t.h5", grid).points(point[None])[0]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_splines_are_sampled_where_an_affine_has_put_the_reference(tmp_path: Path) -> None:
+    grid, shift = FIXED["oblique"], torch.tensor([70.0, 0, -10], dtype=torch.float64)
+    affine = itk.TranslationTransform[itk.D, 3].New()
+    affine.SetOffset((shift * LPS).tolist())
+    composition = itk.CompositeTransform[itk.D, 3].New()
+    composition.AddTransform(spline_around(CENTRE + shift, 120))
+    composition.AddTransform(affine)
+    itk.transformwrite(composition, str(tmp_path / "t.h5"))
+    # Voxels, where the samples are exact.
+    voxels = torch.tensor([[5.0, 6, 7], [2, 15, 3], [13, 4, 9]], dtype=torch.float64)
+    points = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    expected = [list(composition.TransformPoint(point)) for point in (points * LPS).tolist()]
+    found = read_transform(tmp_path / "t.h5", grid).points(points) * LPS
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
 def test_fields_are_found_where_their_header_says(tmp_path: Path) -> None:
