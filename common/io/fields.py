@@ -38,7 +38,7 @@ def read_field(path: str | Path, grid: Grid, convention: str = "auto") -> tuple[
     - "learn2reg_half": (3, D/2, H/2, W/2) of Learn2Reg 2021, values in voxels of the full grid.
     - "lps_mm": NIfTI vector image of intent 1007, millimetres along left, posterior, superior: ITK, ANTs, Greedy.
     - "ras_mm": the same along right, anterior, superior: intent 1006, which ITK 5 turns to LPS when reading.
-    - "itk": .h5, .hdf5, .tfm, .txt, .mat or .xfm, affine, displacement field or a composition.
+    - "itk": .h5, .hdf5, .tfm, .txt or .mat, affine, displacement field or a composition.
 
     Fields in millimetres may lie on another grid of the same world: they are resampled, zero outside their grid, as ITK
     does.
@@ -58,7 +58,7 @@ def read_field(path: str | Path, grid: Grid, convention: str = "auto") -> tuple[
     has_world = True
     found, array, file = _open(path, grid, convention)
     if found == "itk":
-        ddf = read_itk(path).ddf(grid)
+        ddf = read_itk(path, grid).ddf(grid)
     elif array is not None and found in ("voxels", "learn2reg_half"):
         has_world = file is not None and not is_made_up(file)
         if has_world:
@@ -139,7 +139,7 @@ def _open(path: Path, grid: Grid, convention: str) -> tuple[str, np.ndarray | No
         raise InputError(f"The convention {convention!r} is unknown; use one of {', '.join(CONVENTIONS)}.")
     check_is_file(path)
     if path.name.endswith(ITK_SUFFIXES):
-        _agree(path, "an ITK transform file", convention, "itk")
+        check_stated(path, "an ITK transform file", convention, "itk")
         return "itk", None, None
     if path.name.endswith(_ARRAYS):
         if convention not in ("auto", "voxels", "learn2reg_half"):
@@ -180,7 +180,7 @@ def world_convention(path: Path, file: Any, convention: str) -> str | None:
     if len(shape) == 5 and not is_vector:
         raise InputError(f"{path} has shape {shape}: a vector image is (D, H, W, 1, 3), this is something else.")
     if intent in _WORLD and (is_vector or (len(shape) == 4 and shape[3] == 3)):
-        _agree(path, f"a vector image of intent {intent}, that is {_WORLD[intent]}", convention, _WORLD[intent])
+        check_stated(path, f"a vector image of intent {intent}, that is {_WORLD[intent]}", convention, _WORLD[intent])
         return _WORLD[intent]
     if is_vector:
         if convention not in ("lps_mm", "ras_mm"):
@@ -196,7 +196,18 @@ def world_convention(path: Path, file: Any, convention: str) -> str | None:
     return None
 
 
-def _agree(path: Path, what: str, stated: str, found: str) -> None:
+def check_stated(path: Path, what: str, stated: str, found: str) -> None:
+    """Refuse a stated convention that a file contradicts.
+
+    Args:
+        path: of the file, for the message.
+        what: the file is.
+        stated: convention.
+        found: convention of the file.
+
+    Raises:
+        InputError: when "auto" is not stated and neither is what was found.
+    """
     if stated not in ("auto", found):
         raise InputError(f"{path} is {what}, but --convention {stated} was stated: state {found} or auto.")
 

@@ -12,6 +12,7 @@ from common.checks import InputError
 from common.io.field_checks import channel_axis, check_displacements
 from common.io.fields import (
     CONVENTIONS,
+    check_stated,
     field_from_world,
     is_made_up,
     read_field,
@@ -56,7 +57,8 @@ def read_transform(path: str | Path, reference: Grid | None = None, convention: 
     """
     path = Path(path)
     check_is_file(path)
-    if path.name.endswith(ITK_SUFFIXES) and convention in ("auto", "itk"):
+    if path.name.endswith(ITK_SUFFIXES):
+        check_stated(path, "an ITK transform file", convention, "itk")
         return read_itk(path, reference)
     if path.name.endswith(NIFTI) and convention in CONVENTIONS and convention != "learn2reg_half":
         file = open_nifti(path)

@@ -131,6 +131,22 @@ def test_world_fields_on_another_grid_are_resampled(tmp_path: Path) -> None:
     torch.testing.assert_close(found[0].flatten(1), expected.float(), atol=1e-4, rtol=0)
 
 
+def test_splines_are_sampled_on_the_grid(tmp_path: Path) -> None:
+    spline = itk.BSplineTransform[itk.D, 3, 3].New()
+    centre = OBLIQUE[:3, :3] @ (torch.tensor(GRID.shape, dtype=torch.float64) / 2) + OBLIQUE[:3, 3]
+    spline.SetTransformDomainOrigin((centre * torch.tensor([-1, -1, 1]) - 50).tolist())
+    spline.SetTransformDomainPhysicalDimensions([100.0] * 3)
+    parameters = itk.OptimizerParameters[itk.D](spline.GetNumberOfParameters())
+    # Equal coefficients are a shift, here of 2 mm in each direction of LPS.
+    parameters.Fill(2)
+    spline.SetParameters(parameters)
+    itk.transformwrite(spline, str(tmp_path / "a.h5"))
+    found, convention = read_field(tmp_path / "a.h5", GRID)
+    assert convention == "itk"
+    shift = torch.linalg.inv(OBLIQUE[:3, :3]) @ torch.tensor([-2.0, -2, 2], dtype=torch.float64)
+    torch.testing.assert_close(found, shift.float().view(1, 3, 1, 1, 1).expand_as(found), atol=1e-5, rtol=0)
+
+
 # What is refused
 
 

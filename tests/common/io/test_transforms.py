@@ -332,6 +332,8 @@ def test_files_that_are_no_transforms(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             read_transform(tmp_path / name, FIXED["oblique"], convention)
+    with pytest.raises(InputError, match="ITK transform file, but --convention voxels was stated"):
+        read_transform(tmp_path / "good.h5", None, "voxels")
 
 
 def test_nan_in_a_transform_is_refused(tmp_path: Path) -> None:
