@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.grids import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
-from common.io.tables import write_bytes
+from common.io.tables import read_table, write_bytes
 from common.io.transforms import read_transform
 from common.spatial.labels import warp_labels
 from common.spatial.transform import Transform
@@ -124,13 +124,13 @@ def move_landmarks(
     Raises:
         InputError: when the table lacks columns or numbers, a grid is missing, or the result cannot be written.
     """
-    names, rows = _read_table(Path(source))
+    check_is_file(Path(source))
+    names, lines = read_table(source)
     columns = [_column(names, axis, source) for axis in _AXES]
-    points = torch.tensor(
-        [_numbers(row, columns, source, n) for n, row in enumerate(rows, start=2)], dtype=torch.float64
-    )
-    points = points.view(-1, 3)
+    values = [_numbers(row, columns, source, line) for line, row in lines.items()]
+    points = torch.tensor(values, dtype=torch.float64).view(-1, 3)
     moved = _from_ras(chain.points(_to_ras(points, coordinates, start)), coordinates, end)
+    rows = list(lines.values())
     for row, point in zip(rows, moved.tolist(), strict=True):
         row.update({column: f"{value:.4f}" for column, value in zip(columns, point, strict=True)})
     text = io.StringIO(newline="")
@@ -167,20 +167,6 @@ def _like(pattern: Any, values: np.ndarray) -> Any:
     return type(pattern)(values, pattern.affine, header)
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    check_is_file(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV: expected text with the columns x, y, z.") from error
-    if any(None in row for row in rows):
-        raise InputError(f"{path} has rows with more values than the header has columns.")
-    return names, rows
-
-
 def _column(names: Sequence[str], axis: str, path: str | Path) -> str:
     found = [name for name in names if name.strip().lower() == axis]
     if len(found) != 1:
@@ -188,10 +174,10 @@ def _column(names: Sequence[str], axis: str, path: str | Path) -> str:
     return found[0]
 
 
-def _numbers(row: dict[str, Any], columns: Sequence[str], path: str | Path, line: int) -> list[float]:
+def _numbers(row: Mapping[str, str], columns: Sequence[str], path: str | Path, line: int) -> list[float]:
     try:
         values = [float(row[column]) for column in columns]
-    except (TypeError, ValueError):
+    except ValueError:
         values = []
     if not values or not np.isfinite(values).all():
         raise InputError(f"{path}, line {line}: x, y and z have to be numbers.")

@@ -49,27 +49,35 @@ def read_run(text: str) -> Run:
     """Read the evaluation that ``DIR`` or ``NAME=DIR`` names; without a name the folder's counts.
 
     Raises:
-        InputError: when the folder has no usable ``cases.csv``.
+        InputError: when the folder has no usable ``cases.csv``, or a damaged table beside it.
     """
     name, found, path = text.partition("=")
-    folder = Path(path if found else text)
-    cases = read_csv(folder / "cases.csv")
+    # A folder's own name may hold the sign.
+    is_named = bool(found) and not Path(text).is_dir()
+    folder = Path(path if is_named else text)
+    cases = _rows(folder / "cases.csv", IDS)
     if not cases:
         raise InputError(
             f"{folder / 'cases.csv'} is missing or empty: give the folder of an evaluation, as scripts/evaluate.py "
             "writes it."
         )
-    if any(column not in cases[0] for column in IDS):
-        raise InputError(f"{folder / 'cases.csv'} lacks fixed_id or moving_id: it is no table of an evaluation.")
     table: dict[Pair, dict[str, float]] = {}
     for case in cases:
         if _pair(case) in table:
             raise InputError(f"{folder / 'cases.csv'} holds the pair {' '.join(_pair(case))} twice.")
         table[_pair(case)] = _figures(case)
     labels: dict[Pair, dict[str, dict[str, float]]] = {}
-    for row in read_csv(folder / "labels.csv"):
+    for row in _rows(folder / "labels.csv", (*IDS, "label")):
         labels.setdefault(_pair(row), {})[row["label"]] = _figures(row)
-    return Run(name if found else folder.resolve().name, folder, table, labels, _settings(folder / "summary.json"))
+    return Run(name if is_named else folder.resolve().name, folder, table, labels, _settings(folder / "summary.json"))
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    rows = read_csv(path)
+    if rows and any(column not in rows[0] for column in columns):
+        wanted = f"{', '.join(columns[:-1])} or {columns[-1]}"
+        raise InputError(f"{path} lacks {wanted}: it is no table of an evaluation.")
+    return rows
 
 
 def _pair(row: Mapping[str, str]) -> Pair:

@@ -53,11 +53,40 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a CSV as text; an empty list when there is no such file."""
-    if not Path(path).is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    """Rows of a CSV as text; an empty list when there is no such file.
+
+    Raises:
+        InputError: see :func:`read_table`.
+    """
+    return list(read_table(path)[1].values()) if Path(path).is_file() else []
+
+
+def read_table(path: str | Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Columns and rows of a CSV as text; blank lines and spaces after commas do not count.
+
+    Args:
+        path: text in UTF-8, with or without the mark that Excel begins it with.
+
+    Returns:
+        Names of the columns; and the rows by the numbers of their lines.
+
+    Raises:
+        InputError: when the file is no text, names a column twice, or has a row of another length than its header.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            names = next(reader, [])
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: save it as text in UTF-8, separated by commas.") from error
+    repeated = [name for n, name in enumerate(names) if name in names[:n]]
+    if repeated:
+        raise InputError(f"{path} has two columns of the name {repeated[0]!r}: rename or remove one.")
+    for line, row in rows:
+        if len(row) != len(names):
+            raise InputError(f"{path}, line {line}: {len(row)} values, but the header has {len(names)} columns.")
+    return names, {line: dict(zip(names, row, strict=True)) for line, row in rows}
 
 
 def write_json(path: str | Path, content: Any) -> None:

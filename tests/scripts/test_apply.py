@@ -287,9 +287,11 @@ def test_landmarks_in_voxels_need_both_images(apply: ModuleType, folder: Path) -
         ("a,b\n1,2\n", "has the columns a, b; expected x, y and z"),
         ("", "expected x, y and z"),
         ("x,y,z\n1,2,three\n", "line 2: x, y and z have to be numbers"),
-        ("x,y,z\n1,2\n", "line 2: x, y and z have to be numbers"),
+        ("x,y,z\n\n1,2,\n", "line 3: x, y and z have to be numbers"),
+        ("x,y,z\n1,2\n", "line 2: 2 values, but the header has 3 columns"),
         ("x,y,z\n1,2,nan\n", "line 2: x, y and z have to be numbers"),
-        ("x,y,z\n1,2,3,4\n", "more values than the header"),
+        ("x,y,z\n1,2,3,4\n", "line 2: 4 values, but the header has 3 columns"),
+        ("a,x,y,z,a\n1,1,2,3,2\n", "two columns of the name 'a'"),
     ],
 )
 def test_tables_without_points(apply: ModuleType, folder: Path, text: str, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.checks import InputError
-from common.io.tables import read_csv, write_bytes, write_csv, write_json
+from common.io.tables import read_csv, read_table, write_bytes, write_csv, write_json
 
 
 def test_columns_are_those_of_all_rows(tmp_path: Path) -> None:
@@ -20,6 +20,29 @@ def test_columns_are_those_of_all_rows(tmp_path: Path) -> None:
 
 def test_missing_table_is_empty(tmp_path: Path) -> None:
     assert read_csv(tmp_path / "none.csv") == []
+
+
+def test_rows_are_found_by_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfx, y\n1, 2\n\n\n3,"4\n5"\n')
+    names, rows = read_table(tmp_path / "a.csv")
+    assert names == ["x", "y"]
+    assert rows == {2: {"x": "1", "y": "2"}, 6: {"x": "3", "y": "4\n5"}}
+    assert read_csv(tmp_path / "a.csv") == list(rows.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x,y\n1,2\n\n3,4,5\n", "line 4: 3 values, but the header has 2 columns"),
+        (b"x,y\n1\n", "line 2: 1 values, but the header has 2 columns"),
+        (b"x,y,x\n1,2,3\n", "two columns of the name 'x'"),
+        (b"name\n\xe4\n", "cannot be read as CSV: save it as text in UTF-8"),
+    ],
+)
+def test_tables_that_are_none_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=f"a.csv.*{message}"):
+        read_csv(tmp_path / "a.csv")
 
 
 def test_json_holds_no_literal_that_readers_refuse(tmp_path: Path) -> None:
