@@ -33,7 +33,8 @@ class RegistrationFolder:
         overwrite: whether finished pairs are made anew.
 
     Raises:
-        InputError: on :meth:`remaining`, when everything is finished or was made with other settings.
+        InputError: on :meth:`remaining`, when two pairs have one name, or everything is finished or was made with other
+            settings.
     """
 
     def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -47,8 +48,14 @@ class RegistrationFolder:
         """The pairs of a request that are not finished yet, (moving, fixed) indices."""
         finished = self._finished()
         left = []
+        names = set()
         for moving, fixed in request.pairs:
             name = pair_name(request.subjects[moving]["id"], request.subjects[fixed]["id"])
+            if name in names:
+                raise InputError(
+                    f"There are two pairs {name}: list each pair once, and give images file names of their own."
+                )
+            names.add(name)
             self._check_unrecorded(name)
             scans = {"moving": request.subjects[moving]["image"], "fixed": request.subjects[fixed]["image"]}
             if name not in finished:

@@ -92,7 +92,16 @@ def test_images_without_labels_and_bare_paths_are_read(edit_datalist: Callable[.
 def test_two_images_of_one_person_keep_different_ids(edit_datalist: Callable[..., Path]) -> None:
     folder = edit_datalist(training=["imagesTr/P_0000_0000.nii.gz", "imagesVal/P_0000_0000.nii.gz"])
     save_more(folder, "P_0000")
-    assert [s["id"] for s in read_subjects(folder)] == ["P_0000_0000"] * 2
+    assert [s["id"] for s in read_subjects(folder)] == ["imagesTr-P_0000_0000", "imagesVal-P_0000_0000"]
+
+
+def test_equal_file_names_take_as_many_folders_as_tell_them_apart(edit_datalist: Callable[..., Path]) -> None:
+    images = ["a/anat/t1.nii.gz", "b/anat/t1.nii.gz", "b/anat/t2.nii.gz"]
+    folder = edit_datalist(training=images)
+    for image in images:
+        (folder / image).parent.mkdir(parents=True, exist_ok=True)
+        (folder / image).touch()
+    assert [s["id"] for s in read_subjects(folder)] == ["a-anat-t1", "b-anat-t1", "t2"]
 
 
 def test_other_json_files_beside_the_data_list_do_not_matter(datalist: Path) -> None:

@@ -227,6 +227,12 @@ def test_other_settings_weights_or_scans_are_refused(files: dict[str, str], tmp_
         folder.remaining(Request(other, request.pairs))
 
 
+def test_two_pairs_of_one_name_are_refused(files: dict[str, str], tmp_path: Path) -> None:
+    request = registration_request("", **files)
+    with pytest.raises(InputError, match="two pairs m_image_to_f_image"):
+        RegistrationFolder(tmp_path, {}).remaining(Request(request.subjects, [(0, 1), (0, 1)]))
+
+
 def test_dice_counts_groups_where_there_is_a_table(files: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     lookup = {0: 0, 3: 7}
