@@ -15,6 +15,7 @@ from monai.transforms import LoadImage, MapTransform
 
 from common.checks import InputError
 from common.data.pickles import load_arrays
+from common.io.grids import check_unit
 
 _LABEL_TOLERANCE = 1e-3
 _AFFINE_TOLERANCE = 1e-3
@@ -42,7 +43,8 @@ class LoadSubjectd(MapTransform):
         allow_missing_keys: whether a subject may lack some of the keys.
 
     Raises:
-        InputError: file missing, damaged or of another kind, not 2D or 3D, or labels that are no integers in 0..32767.
+        InputError: file missing, damaged, of another kind or unit, not 2D or 3D, or labels that are no integers in
+            0..32767.
     """
 
     def __init__(self, keys: KeysCollection = ("image", "label"), allow_missing_keys: bool = True) -> None:
@@ -76,10 +78,12 @@ class LoadSubjectd(MapTransform):
             raise InputError(f"The image {path} does not exist; check the data folder.")
         try:
             # With the reader given here MONAI tries no other one after a failure.
-            return self._load_image(path, reader=NibabelReader())
+            image = self._load_image(path, reader=NibabelReader())
         except Exception as error:  # whatever a damaged file makes the reader raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(f"{path} cannot be read as a NIfTI image ({reason[0]}); copy it anew.") from error
+        check_unit(image.meta, path)
+        return image
 
 
 def _from_pickle(path: str, arrays: tuple[np.ndarray, ...], label: bool, role: str | None) -> torch.Tensor:

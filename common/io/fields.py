@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import channel_axis, check_displacements, check_finite, check_shape, half_of
-from common.io.grids import NIFTI, check_is_file, checked_grid, first_line, open_nifti, save_nifti, set_world, voxels_of
+from common.io.grids import NIFTI, check_is_file, first_line, open_nifti, save_nifti, set_world, spatial_grid, voxels_of
 from common.io.itk_transforms import ITK_SUFFIXES, read_itk
 from common.io.learn2reg import from_half_resolution
 from common.spatial.transform import Field, Transform
@@ -103,7 +103,7 @@ def field_from_world(path: Path, file: Any, convention: str) -> Field:
     Raises:
         InputError: when values are not finite or the affine is singular.
     """
-    own = checked_grid(file.shape[:3], file.affine, path)
+    own = spatial_grid(file, path)
     vectors = torch.from_numpy(voxels_of(file, path).reshape(*own.shape, 3))
     check_finite(path, vectors)
     to_voxels = torch.linalg.inv(own.affine[:3, :3])

@@ -18,6 +18,9 @@ from common.spatial.world import Grid
 NIFTI = (".nii", ".nii.gz")
 _DICOM_PREFIX = 132
 """Bytes before the end of the mark "DICM" of a DICOM file."""
+_UNIT_BITS = 7
+_OTHER_UNITS = {1: "metres", 3: "microns"}
+"""Codes of NIfTI's lengths that are no millimetres: ITK converts them, nibabel does not."""
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -71,26 +74,39 @@ def grid_of(file: Any, path: str | Path) -> Grid:
     """Grid of an opened three-dimensional file.
 
     Raises:
-        InputError: when it has another number of axes or a singular affine.
+        InputError: when it has another number of axes, another unit than millimetres, or a singular affine.
     """
     shape = tuple(int(n) for n in file.shape)
     if len(shape) > 3 and max(shape[3:]) > 1:
         raise InputError(f"{path} has shape {shape}, but one 3D image is expected: extract the volume that is meant.")
-    return checked_grid(shape[:3], file.affine, path)
+    return spatial_grid(file, path)
 
 
-def checked_grid(shape: tuple[int, ...], affine: Any, path: str | Path) -> Grid:
-    """A grid, the file named where it is none.
+def spatial_grid(file: Any, path: str | Path) -> Grid:
+    """Grid of the first three axes of an opened file, whatever its other axes hold.
 
     Raises:
-        InputError: when the shape is not three-dimensional or the affine is singular.
+        InputError: when there are fewer axes, or the header's unit or affine cannot be used.
     """
+    shape = tuple(int(n) for n in file.shape[:3])
     if len(shape) != 3:
         raise InputError(f"{path} has shape {shape}, but a 3D image is expected.")
+    check_unit(file.header, path)
     try:
-        return Grid((shape[0], shape[1], shape[2]), torch.as_tensor(np.asarray(affine, dtype=np.float64)))
+        return Grid((shape[0], shape[1], shape[2]), torch.as_tensor(np.asarray(file.affine, dtype=np.float64)))
     except InputError as error:
         raise InputError(f"{path} has a header whose affine cannot be inverted: repair its sform or qform.") from error
+
+
+def check_unit(header: Any, path: str | Path) -> None:
+    """Refuse a header of NIfTI (anything with ``get``) that states another unit of length than millimetres.
+
+    Raises:
+        InputError: naming the unit.
+    """
+    unit = _OTHER_UNITS.get(int(header.get("xyzt_units", 0)) & _UNIT_BITS)
+    if unit is not None:
+        raise InputError(f"{path} states its grid in {unit}: rewrite its header in millimetres.")
 
 
 def save_nifti(path: str | Path, file: Any) -> None:

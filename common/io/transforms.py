@@ -19,7 +19,7 @@ from common.io.fields import (
     world_convention,
     write_displacement,
 )
-from common.io.grids import NIFTI, check_is_file, checked_grid, open_nifti, read_grid, voxels_of
+from common.io.grids import NIFTI, check_is_file, open_nifti, read_grid, spatial_grid, voxels_of
 from common.io.itk_transforms import ITK_SUFFIXES, read_itk, write_transform
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
@@ -69,7 +69,7 @@ def read_transform(path: str | Path, reference: Grid | None = None, convention: 
             return Transform((field,))
         if not is_made_up(file) and channel_axis(file.shape, file.shape[:3]) == -1:
             values = np.moveaxis(voxels_of(file, path), -1, 0)
-            field = Field(checked_grid(file.shape[:3], file.affine, path), torch.from_numpy(values)[None])
+            field = Field(spatial_grid(file, path), torch.from_numpy(values)[None])
             check_displacements(path, field.ddf, "voxels", has_world=True)
             return Transform((field,))
     if reference is None:

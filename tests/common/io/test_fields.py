@@ -19,6 +19,7 @@ from common.io.fields import CONVENTIONS, read_field, write_displacement
 from common.io.grids import read_grid
 from common.io.learn2reg import to_half_resolution
 from common.io.nifti import write_ddf
+from common.io.transforms import read_transform
 from common.spatial import Grid, identity_grid, resize_image
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -323,6 +324,16 @@ def test_grid_of_a_header(tmp_path: Path) -> None:
     grid = read_grid(save(tmp_path / "a.nii.gz", np.zeros((4, 5, 6, 1))))
     assert grid.shape == (4, 5, 6)
     torch.testing.assert_close(grid.affine, OBLIQUE, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("unit", "name"), [("micron", "microns"), ("meter", "metres")])
+def test_grids_in_other_units_are_refused(tmp_path: Path, unit: str, name: str) -> None:
+    for shape, read in (((4, 5, 6), read_grid), ((4, 5, 6, 3), read_transform)):
+        file = nibabel.Nifti1Image(np.zeros(shape, np.float32), OBLIQUE.numpy())
+        file.header.set_xyzt_units(unit, "sec")
+        nibabel.save(file, tmp_path / "a.nii")
+        with pytest.raises(InputError, match=f"a.nii states its grid in {name}: rewrite its header in millimetres"):
+            read(tmp_path / "a.nii")
 
 
 def test_images_that_have_no_grid(tmp_path: Path) -> None:
