@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +19,7 @@ from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb, provenance
 from common.engine.registration_folder import fingerprint, read_record
 from common.io.challenge_fields import FORMATS, field_name
-from common.io.tables import write_json
+from common.io.tables import replacing, write_json
 
 logger = logging.getLogger(__name__)
 _NAMED = 5
@@ -150,19 +148,11 @@ class SubmissionFolder:
 
     def _pack(self, archive: Path) -> None:
         """Zip with one folder in it; the fields are compressed already or do not compress."""
-        archive.parent.mkdir(parents=True, exist_ok=True)
         self.packed = str(archive)
         self._write_record()
-        handle, temporary = tempfile.mkstemp(dir=archive.parent, prefix=f".{archive.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as content:
-                for name in sorted(self.pairs):
-                    content.write(self.fields_dir / name, f"{self.fields_dir.name}/{name}")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, archive)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w") as content:
+            for name in sorted(self.pairs):
+                content.write(self.fields_dir / name, f"{self.fields_dir.name}/{name}")
 
     def _foreign(self) -> list[str]:
         """Visible files of the folder that do not belong there."""

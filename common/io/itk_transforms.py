@@ -6,9 +6,7 @@ ITK's world is LPS, that of NIfTI and of this project RAS; both are millimetres.
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.grids import check_is_file, first_line
+from common.io.tables import replacing
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 
@@ -84,30 +83,18 @@ def write_transform(path: str | Path, transform: Transform) -> None:
         composition.AddTransform(_itk_affine(stage) if isinstance(stage, Affine) else _itk_field(stage))
     writer = itk.TransformFileWriterTemplate[itk.F].New(Input=composition)
     writer.SetUseCompression(True)
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".h5")
-        os.close(handle)
-        writer.SetFileName(temporary)
-        writer.Update()
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with replacing(path, ".h5") as temporary:
+            writer.SetFileName(str(temporary))
+            writer.Update()
+    except RuntimeError as error:
         raise InputError(f"Cannot write {path}: {_write_failure(error, path.parent)}.") from error
 
 
-def _write_failure(error: OSError | RuntimeError, folder: Path) -> str:
+def _write_failure(error: RuntimeError, folder: Path) -> str:
     """ITK does not pass on why a write failed: a disk without space says it itself."""
-    if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-        return error.strerror or type(error).__name__
     status = os.statvfs(folder)
-    full = isinstance(error, OSError) or status.f_bavail * status.f_frsize < (1 << 20)
-    return "the disk is full" if full else _reason(error)
+    return "the disk is full" if status.f_bavail * status.f_frsize < (1 << 20) else _reason(error)
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from pathlib import Path
@@ -152,6 +153,17 @@ def test_zip_holds_the_folder_and_is_made_of_complete_submissions_only(tmp_path:
     with zipfile.ZipFile(archive) as content:
         assert content.namelist() == [f"fields/{name}" for name in NAMES] and content.testzip() is None
     opened(tmp_path, archive=archive).finish()
+
+
+def test_zip_for_which_there_is_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    submission = filled(tmp_path, archive=tmp_path / "zips" / "lumir.zip")
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(InputError, match="Cannot write .*lumir.zip: the disk is full"):
+        submission.finish()
+    assert list((tmp_path / "zips").iterdir()) == []
 
 
 def test_foreign_zip_is_not_overwritten_unasked(tmp_path: Path) -> None:

@@ -365,6 +365,25 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_transform(tmp_path / "t.h5", chain(FIXED["oblique"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_transforms_have_the_permissions_that_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_transform(tmp_path / "t.h5", Transform(()))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "t.h5").stat().st_mode & 0o777 == 0o600
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="Cannot write"):
