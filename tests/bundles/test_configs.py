@@ -139,7 +139,7 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
 def test_a_config_reads_like_those_of_the_other_bundles(bundle: Path, name: str) -> None:
     # What a data set needs: groups of its fine labels, recipes for labels or none, data made on first use, and the grid
     # that scans of different sizes are brought to.
-    own = {"label_groups", "label_numbering", "grouping", "supervised", "phantoms", "spacing", "spatial_size"}
+    own = {"label_groups", "label_numbering", "grouping", "supervised", "phantoms", "spacing", "spatial_size", "zoom"}
     # A learning rate that falls is published for LUMIR alone.
     own.add("lr_scheduler")
 
