@@ -200,14 +200,22 @@ class BestModelHandler:
         path: file of the weights, usually ``models/model.pt``.
         network: plain module.
         overwrite: whether weights that are there already may be replaced.
+        resume_from: checkpoint of the training that goes on, or None; where it exists, the weights are its own.
 
     Raises:
-        InputError: when there are weights already and ``overwrite`` is not set.
+        InputError: when there are weights already that may not be replaced.
     """
 
-    def __init__(self, path: str | Path, network: nn.Module, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        network: nn.Module,
+        overwrite: bool = False,
+        resume_from: str | Path | None = None,
+    ) -> None:
         self.path = Path(path)
-        if self.path.exists() and not overwrite:
+        goes_on = resume_from is not None and Path(resume_from).is_file()
+        if self.path.exists() and not (overwrite or goes_on):
             raise InputError(
                 f"There are weights at {path} already: choose another --ckpt_path, or replace them with "
                 "--overwrite True."

@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, load, verify_net_in_out
 
 import common
+from common.cli import sentence_of
 from common.engine import save_atomically
 
 from .conftest import BUNDLES
@@ -133,6 +134,16 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
         expected = choice.get("supervised", "dice" in config["loss"]["terms"])
         assert ("dice" in loss.terms) == expected and "smoothness" in loss.terms and len(loss.terms) == 2 + expected
         assert len(loss.level_weights) == len(made.network_def.estimators)
+
+
+def test_resume_without_a_checkpoint_keeps_the_weights(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    weights.touch()
+    options: dict[str, Any] = {"dataset_dir": str(phantoms), "reader": "datalist", "output_dir": str(tmp_path), **SMALL}
+    made = workflow(bundle, "train.json", "train", resume=True, ckpt_path=str(weights), **options)
+    with pytest.raises(RuntimeError) as error:
+        made.parser.get_parsed_content("validate::handlers")
+    assert "There are weights at" in str(sentence_of(error.value))
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference", "multi_gpu_train"])

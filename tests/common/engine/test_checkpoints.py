@@ -107,3 +107,12 @@ def test_existing_weights_are_not_replaced_unasked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--overwrite True"):
         BestModelHandler(tmp_path / "model.pt", network())
     BestModelHandler(tmp_path / "model.pt", network(), overwrite=True)
+
+
+def test_resumed_training_replaces_its_own_weights_alone(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    save_atomically(network().state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="There are weights at"):
+        BestModelHandler(tmp_path / "model.pt", network(), resume_from=checkpoint)
+    checkpoint.touch()
+    BestModelHandler(tmp_path / "model.pt", network(), resume_from=checkpoint)
