@@ -14,6 +14,7 @@ from common.engine.registration_writer import RegistrationWriter
 from common.engine.results import EvaluationWriter
 from common.engine.submission import SubmissionFolder, SubmissionWriter
 from common.engine.tensorboard import TensorBoardHandler
+from common.engine.validation import ValidationHandler
 
 __all__ = [
     "BestModelHandler",
@@ -28,6 +29,7 @@ __all__ = [
     "SubmissionFolder",
     "SubmissionWriter",
     "TensorBoardHandler",
+    "ValidationHandler",
     "guard",
     "load_checkpoint",
     "load_weights",
