@@ -17,6 +17,8 @@ MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}
 # On the CPU, from this many channels on, summing rows of channels beats `grid_sample`.
 MANY_CHANNELS = 8
+_GRADIENT_BYTES = 1 << 28
+"""Memory for the gradients of an image that threads sum up side by side."""
 
 
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
@@ -67,10 +69,20 @@ def compose(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tenso
     return inner + warp(outer, inner, padding_mode=padding_mode)
 
 
-def _slabs(batch: int, depth: int, device: torch.device) -> int:
-    """How many slabs to cut the first axis into: CPU kernels run one batch element per thread."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    return threads if batch == 1 and threads > 1 and depth % threads == 0 else 1
+def _slabs(image: Tensor, ddf: Tensor, scatters: bool = False) -> int:
+    """How many slabs of one size to cut the first axis into: CPU kernels run one batch element per thread.
+
+    Slabs that only read the image may be single planes. Each that scatters has a gradient of the whole image for
+    itself, so that there are no more of them than threads, and only as many as fit into memory.
+    """
+    threads, depth = torch.get_num_threads(), ddf.shape[2]
+    if ddf.device.type != "cpu" or ddf.shape[0] != 1 or threads == 1 or depth == 0:
+        return 1
+    if not scatters:
+        return depth
+    # Worth it only where the gradient is small.
+    most = min(threads, _GRADIENT_BYTES // max(1, image.nbytes)) if image.shape[1] <= ddf.shape[1] else 1
+    return max((n for n in range(1, most + 1) if depth % n == 0), default=1)
 
 
 def _as_batch(grid: Tensor, slabs: int) -> Tensor:
@@ -98,7 +110,7 @@ class _Warp(torch.autograd.Function):
             return sample_channels(image, ddf, padding == PADDINGS["zeros"])
         grid = sampling_grid(ddf, image.shape[2:])
         sample = torch.grid_sampler_2d if ddf.shape[1] == 2 else torch.grid_sampler_3d
-        slabs = _slabs(ddf.shape[0], ddf.shape[2], ddf.device)
+        slabs = _slabs(image, ddf)
         if slabs == 1:
             return sample(image, grid, mode, padding, True)
         return _unbatch(sample(image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs), mode, padding, True))
@@ -114,10 +126,9 @@ class _Warp(torch.autograd.Function):
             zeros = ctx.padding == PADDINGS["zeros"]
             return *sample_channels_backward(grad, image, ddf, zeros, need_image, need_ddf), None, None
         grid = sampling_grid(ddf, image.shape[2:])
-        dims = ddf.shape[1]
-        backward = torch.ops.aten.grid_sampler_2d_backward if dims == 2 else torch.ops.aten.grid_sampler_3d_backward
-        # Each slab scatters into an image gradient of its own: worth it only where that is small or not wanted.
-        slabs = _slabs(ddf.shape[0], ddf.shape[2], ddf.device) if not need_image or image.shape[1] <= dims else 1
+        aten = torch.ops.aten
+        backward = aten.grid_sampler_2d_backward if ddf.shape[1] == 2 else aten.grid_sampler_3d_backward
+        slabs = _slabs(image, ddf, scatters=need_image)
         if slabs > 1:
             depth = grad.shape[2] // slabs
             grad = grad.view(grad.shape[1], slabs, depth, *grad.shape[3:]).transpose(0, 1)

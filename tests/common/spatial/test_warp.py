@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from common.spatial import compose, identity_grid, warp
+from common.spatial.warp import _slabs
 
 Shape = tuple[int, ...]
 PADDINGS = ["zeros", "border"]
@@ -112,6 +114,30 @@ def test_gradients_for_image_and_field_are_those_of_finite_differences(
     # Many tiny calls on two threads are slow: there only along random directions.
     fast = threads > 1
     assert torch.autograd.gradcheck(lambda i, u: warp(i, u, padding_mode=padding_mode), (image, ddf), fast_mode=fast)
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
+@pytest.mark.parametrize("depth", [6, 10, 7])
+def test_no_thread_is_idle_whatever_the_depth(depth: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    sample = torch.grid_sampler_3d
+
+    def counted(image: Tensor, grid: Tensor, *options: Any) -> Tensor:
+        parts.append(grid.shape[0])
+        return sample(image, grid, *options)
+
+    monkeypatch.setattr(torch, "grid_sampler_3d", counted)
+    image, ddf = random_image(1, 1, (depth, 4, 5)), off_grid_field(1, (depth, 4, 5))
+    warped = warp(image, ddf)
+    assert parts[0] >= threads
+    np.testing.assert_allclose(warped.numpy(), scipy_warp(image, ddf, 1, "border"), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [8], indirect=True)
+def test_gradients_of_an_image_are_few_where_it_is_large(threads: int) -> None:
+    small, large = torch.zeros(1, 3, 12, 8, 8), torch.zeros(1).expand(1, 3, 160, 224, 192)
+    assert _slabs(small, small, scatters=True) == 6
+    assert _slabs(large, large, scatters=True) == 2
 
 
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
