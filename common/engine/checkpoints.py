@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -194,7 +195,8 @@ class ResumeHandler:
 class BestModelHandler:
     """Keeps the weights with the best validation metric as a flat state dict, as ``monai.bundle.load`` wants it.
 
-    Attach to the evaluator, with the key metric that it compares.
+    Attach to the evaluator, with the key metric that it compares. Where that is NaN, as Dice is without labels, the
+    last weights count.
 
     Args:
         path: file of the weights, usually ``models/model.pt``.
@@ -227,6 +229,7 @@ class BestModelHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save when the epoch just evaluated is the best so far."""
-        if idist.get_rank() == 0 and engine.state.best_metric_epoch == engine.state.epoch:
+        """Save when the epoch just evaluated is the best so far, or none can be called so."""
+        state = engine.state
+        if idist.get_rank() == 0 and (state.best_metric_epoch == state.epoch or math.isnan(state.best_metric)):
             save_atomically(self.network.state_dict(), self.path)

@@ -124,12 +124,14 @@ class RegistrationMetrics(Metric):
         self.update(self._output_transform(engine.state.output))
 
     def completed(self, engine: Engine, name: str) -> None:
-        """Put all figures into ``engine.state.metrics``, under their own names.
+        """Put all figures into ``engine.state.metrics``, under their own names; NaN for ``name`` if no pair has labels.
 
         Raises:
             InputError: when ``name``, under which the metric was attached, is none of them.
         """
         result = self.compute()
+        if self.labels is not None and (name == "dice" or (name == "hd95" and self.hd95 is not None)):
+            result.setdefault(name, float("nan"))
         if name not in result:
             raise InputError(
                 f"The registration metrics are attached as {name!r}, but the pairs gave {sorted(result)}: attach them "

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from torch import nn
 
 from common.checks import InputError
@@ -77,6 +79,17 @@ def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
     save_atomically({"other": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(InputError, match="missing weight; missing bias; unknown other"):
         load_weights(network(), tmp_path / "model.pt")
+
+
+def test_last_weights_count_where_no_metric_can_be_compared(tmp_path: Path) -> None:
+    weights = network()
+    engine = Engine(lambda engine, batch: None)
+    # What MONAI's evaluator makes of a key metric that is NaN from the first epoch on.
+    engine.state.best_metric, engine.state.best_metric_epoch = math.nan, 1
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda: nn.init.constant_(weights.bias, engine.state.epoch))
+    BestModelHandler(tmp_path / "model.pt", weights).attach(engine)
+    engine.run([0], max_epochs=3)
+    assert load_checkpoint(tmp_path / "model.pt")["bias"].tolist() == [3, 3, 3]
 
 
 class Malicious:

@@ -92,6 +92,17 @@ def test_evaluation_leaves_tables_summary_and_page(loader: DataLoader, tmp_path:
     assert "A title" in page and "s2 to s0" in page and "data:image/png;base64," in page
 
 
+def test_pairs_without_labels_are_measured_without_dice(loader: DataLoader, tmp_path: Path) -> None:
+    loader.dataset.labelled = False  # type: ignore[attr-defined]
+    metrics = RegistrationMetrics(labels=[1], output_transform=registered, hd95="voxels")
+    engine = evaluator(loader, [EvaluationWriter(tmp_path, metrics, "")], metrics)
+    engine.run()
+    assert np.isnan(engine.state.metrics["dice"]) and np.isnan(engine.state.best_metric)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["pairs"] == 3 and "sdlogj" in summary["metrics"] and "dice" not in summary["metrics"]
+    assert (tmp_path / "report.html").exists()
+
+
 def test_evaluation_is_not_replaced_unasked(tmp_path: Path) -> None:
     metrics = RegistrationMetrics(labels=[1])
     (tmp_path / "cases.csv").write_text("")
