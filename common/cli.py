@@ -36,7 +36,8 @@ def sentence_of(error: BaseException) -> str | None:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         if isinstance(cause, InputError):
-            return str(cause)
+            # A data loader's worker sends its whole traceback as the text; the sentence stands at its end.
+            return str(cause).rpartition(f"{InputError.__name__}: ")[2].strip()
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}."
         cause = cause.__cause__ or cause.__context__

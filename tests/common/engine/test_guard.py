@@ -4,8 +4,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 import common
 from common.checks import InputError
@@ -121,6 +123,24 @@ def test_wrapped_user_errors_become_one_line(capsys: pytest.CaptureFixture[str])
     except RuntimeError as error:
         report_error(type(error), error, error.__traceback__)
     assert capsys.readouterr().err == "ERROR: The file a.nii.gz is broken.\n"
+
+
+class Unreadable(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            raise InputError("No scan: a.nii.gz is broken.")
+        except InputError as error:
+            raise InputError(str(error)) from error
+
+
+def test_errors_of_a_data_loaders_worker_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError) as error:
+        next(iter(DataLoader(Unreadable(), num_workers=1)))
+    report_error(error.type, error.value, error.tb)
+    assert capsys.readouterr().err == "ERROR: No scan: a.nii.gz is broken.\n"
 
 
 def test_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
