@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import HeaderDataError
 
 from common.checks import InputError
@@ -130,13 +131,17 @@ def save_nifti(path: str | Path, file: Any) -> None:
 
 
 def set_world(file: Any, affine: np.ndarray) -> None:
-    """State an affine as sform, and as qform where it has no shear, so that every reader finds the same."""
+    """State an affine as sform, and as qform where it has no shear, so that every reader finds the same.
+
+    The sizes of the voxels are stated in any case.
+    """
     file.header.set_xyzt_units("mm")
     file.set_sform(affine, code="scanner")
     try:
         file.set_qform(affine, code="scanner", strip_shears=False)
     except HeaderDataError:
         file.set_qform(None, code="unknown")
+        file.header["pixdim"][1:4] = voxel_sizes(affine)
 
 
 def check_nifti_name(path: str | Path) -> None:

@@ -326,6 +326,15 @@ def test_grid_of_a_header(tmp_path: Path) -> None:
     torch.testing.assert_close(grid.affine, OBLIQUE, atol=1e-6, rtol=0)
 
 
+def test_sizes_of_sheared_voxels_are_stated(tmp_path: Path) -> None:
+    sheared = torch.tensor([[2.0, 0.75, 0, 0], [0, 3, 0, 0], [0, 1, 4, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    grid = Grid((4, 5, 6), sheared)
+    write_displacement(tmp_path / "a.nii.gz", torch.zeros(1, 3, *grid.shape), grid)
+    file: Any = nibabel.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(file.affine, sheared.numpy())
+    np.testing.assert_allclose(file.header.get_zooms()[:3], grid.spacing, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("unit", "name"), [("micron", "microns"), ("meter", "metres")])
 def test_grids_in_other_units_are_refused(tmp_path: Path, unit: str, name: str) -> None:
     for shape, read in (((4, 5, 6), read_grid), ((4, 5, 6, 3), read_transform)):

@@ -7,8 +7,10 @@ from typing import Any
 import itk
 import nibabel
 import numpy as np
+import pytest
 import torch
 
+from common.checks import InputError
 from common.io.nifti import write_ddf, write_image
 
 AFFINE = torch.tensor([[0, -2, 0, 5], [1, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]], dtype=torch.float64)
@@ -44,3 +46,24 @@ def test_the_same_result_is_the_same_file(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz", image, AFFINE)
     write_image(tmp_path / "b.nii.gz", image, AFFINE)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint64])
+def test_label_maps_of_64_bits_become_int32(tmp_path: Path, dtype: torch.dtype) -> None:
+    label = torch.arange(120).view(1, 4, 5, 6).to(dtype)
+    write_image(tmp_path / "a.nii.gz", label, AFFINE)
+    file: Any = nibabel.load(tmp_path / "a.nii.gz")
+    assert file.get_data_dtype() == np.int32
+    np.testing.assert_array_equal(np.asarray(file.dataobj), label[0].numpy())
+
+
+def test_labels_beyond_int32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.nii\.gz: its values go beyond 2147483647"):
+        write_image(tmp_path / "a.nii.gz", torch.full((1, 2, 2, 2), 2**31), AFFINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.mha: images and fields are written as \.nii\.gz or \.nii"):
+        write_ddf(tmp_path / "a.mha", torch.zeros(3, 4, 5, 6), AFFINE)
+    assert list(tmp_path.iterdir()) == []
