@@ -96,11 +96,15 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the convolution's input (None unless ``wanted``), weight and bias."""
+    on_x: Tensor | None
     axes = list(range(2, x.ndim))
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 5 and x.shape[2] < weight.shape[2]:
+        # Where the first axis is shorter than the kernel, torch 2.13 leaves this gradient of the weight uninitialised.
+        on_x, on_weight, on_bias = _gradients(grad.float(), x.float(), weight.float(), wanted)
+        return None if on_x is None else on_x.to(x.dtype), on_weight.to(weight.dtype), on_bias.to(grad.dtype)
     if not wanted and _folds(x):
         return None, _channel_on_weight(grad, x, weight), grad.sum((0, *axes))
     by_convolution = wanted and x.device.type == "cpu" and weight.shape[0] >= FEW_CHANNELS
-    on_x: Tensor | None
     on_x, on_weight, _ = torch.ops.aten.convolution_backward(
         grad,
         x,

@@ -41,7 +41,7 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
-        return instance_norm_prelu([self.conv(x)], self.activation.weight, overwrite=True)
+        return instance_norm_prelu([convolve(x, *_parameters(self.conv))], self.activation.weight, overwrite=True)
 
 
 class Encoder(nn.Sequential):
@@ -94,7 +94,7 @@ class LargeKernelBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
-        branches = [self.regular(x), self.large(x), self.point(x)]
+        branches = [convolve(x, *_parameters(conv)) for conv in (self.regular, self.large, self.point)]
         residual = x.to(branches[0].dtype) if self.residual else None
         return instance_norm_prelu(branches, self.activation.weight, residual, overwrite=True)
 
@@ -147,6 +147,7 @@ class FlowEstimator(nn.Module):
             x = rectify_and_convolve(x, *_parameters(self.reduce))
         else:
             fixed, moving = pair.chunk(2, dim=1)
-            x = self.reduce(self.mix(torch.cat([fixed + moving, fixed - moving], dim=1)))
+            x = self.mix(torch.cat([fixed + moving, fixed - moving], dim=1))
+            x = convolve(x, *_parameters(self.reduce))
         flow = rectify_and_convolve(x, *_parameters(self.flow))
         return flow.float() if flow.dtype.itemsize < 4 else flow

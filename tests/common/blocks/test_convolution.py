@@ -105,3 +105,22 @@ def test_autocast_decides_the_type() -> None:
     result.float().sum().backward()
     assert weight.grad is not None and weight.grad.dtype == torch.float32
     torch.testing.assert_close(result.float(), _torch(x, weight, bias), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(("depth", "kernel"), [(2, 3), (4, 5), (8, 3)])
+@pytest.mark.parametrize("channels", [(16, 3), (16, 16)])
+def test_bfloat16_gradients_are_rounded_whatever_the_first_axis(
+    depth: int, kernel: int, channels: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    shapes = [(2, channels[0], depth, 6, 5), (channels[1], channels[0], *[kernel] * 3), channels[1:]]
+    # Freed again, so that memory that is never written to shows.
+    freed = [torch.full((10**n,), 1e30) for n in range(2, 6)]
+    del freed
+    inputs = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    target = torch.randn(2, channels[1], depth, 6, 5).bfloat16()
+    found = torch.autograd.grad(convolve(*inputs), inputs, target)
+    expected = torch.autograd.grad(_torch(*exact), exact, target.double())
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double() - b).norm() < 2**-8 * b.norm()
