@@ -89,7 +89,8 @@ class ResumeHandler:
     What is saved: network, optimiser, learning-rate scheduler, iteration, best validation metric. The pairs need no
     random state: they are a function of seed, epoch and index, and the sampler skips what the epoch has seen. It is
     saved at the end of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what
-    happens at the end of an epoch has happened when it is saved.
+    happens at the end of an epoch has happened when it is saved. A run goes on with the learning rate, the seed and the
+    batch size (over all processes) that it began with.
 
     Args:
         path: file of the checkpoint.
@@ -100,6 +101,10 @@ class ResumeHandler:
         resume: whether to go on from ``path`` when it exists.
         overwrite: whether to start anew although ``path`` exists.
         every_seconds: longest time between two checkpoints. Of several processes the first one writes.
+
+    Raises:
+        InputError: on :meth:`attach`, when there is a checkpoint that may not be replaced, or that is damaged, of
+            another network, or of a run with other settings.
     """
 
     def __init__(
@@ -121,10 +126,15 @@ class ResumeHandler:
         self.resume = resume
         self.overwrite = overwrite
         self.every_seconds = every_seconds
+        # The default stays what it was when a scheduler or a checkpoint changes the rate.
+        self.settings: dict[str, Any] = {"learning_rate": optimizer.defaults["lr"]}
         self._saved_at = time.monotonic()
 
     def attach(self, engine: Trainer) -> None:
         """Register with a trainer; loads the checkpoint at once when resuming."""
+        loader: Any = engine.data_loader
+        self.settings["seed"] = loader.sampler.seed
+        self.settings["batch_size"] = loader.batch_size * loader.sampler.num_replicas
         if self.resume and self.path.is_file():
             self._load(engine)
         elif self.path.is_file() and not self.overwrite:
@@ -148,6 +158,7 @@ class ResumeHandler:
             content = {name: part.state_dict() for name, part in self.parts.items()}
             content["iteration"] = engine.state.iteration
             content["epoch_length"] = engine.state.epoch_length
+            content["settings"] = self.settings
             if self.evaluator is not None:
                 state = self.evaluator.state
                 content["best_metric"], content["best_metric_epoch"] = state.best_metric, state.best_metric_epoch
@@ -156,26 +167,43 @@ class ResumeHandler:
 
     def _load(self, engine: Trainer) -> None:
         content = load_checkpoint(self.path)
-        if not isinstance(content, Mapping) or not {"iteration", "epoch_length", *self.parts} <= set(content):
-            raise InputError(f"{self.path} is no checkpoint to resume from.")
-        if content["epoch_length"] != engine.state.epoch_length:
-            raise InputError(
-                f"{self.path} was written with {content['epoch_length']} iterations per epoch, now there are "
-                f"{engine.state.epoch_length}: resume with the data and batch size of the first run."
-            )
-        epoch, done = divmod(content["iteration"], content["epoch_length"])
-        if epoch >= engine.state.max_epochs:
-            raise InputError(
-                f"{self.path} has {epoch} epochs behind it, and --max_epochs is {engine.state.max_epochs}: there is "
-                "nothing to resume; raise --max_epochs to train on."
-            )
+        self._check(engine, content)
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"{self.path} does not fit this network or optimiser: {error}") from error
+        epoch, done = divmod(content["iteration"], content["epoch_length"])
         self._restore_engine(engine, content, done)
         logger.info("Resuming from %s: epoch %d, iteration %d.", self.path, epoch + 1, content["iteration"])
+
+    def _check(self, engine: Trainer, content: Any) -> None:
+        required = {"iteration", "epoch_length", "settings", *self.parts}
+        if not isinstance(content, Mapping) or not required <= set(content):
+            raise InputError(
+                f"{self.path} is no checkpoint to resume from, or one of an earlier version: start anew with "
+                "--overwrite True."
+            )
+        if content["epoch_length"] != engine.state.epoch_length:
+            raise InputError(
+                f"{self.path} was written with {content['epoch_length']} iterations per epoch, now there are "
+                f"{engine.state.epoch_length}: resume with the data and batch size of the first run."
+            )
+        began, now = content["settings"], self.settings
+        changed = [
+            f"--{name} {began.get(name)}, not {value}" for name, value in now.items() if began.get(name) != value
+        ]
+        if changed:
+            raise InputError(
+                f"{self.path} was written with {', '.join(changed)}: resume with what the run began with, or start "
+                "anew with --overwrite True."
+            )
+        epoch = content["iteration"] // content["epoch_length"]
+        if epoch >= engine.state.max_epochs:
+            raise InputError(
+                f"{self.path} has {epoch} epochs behind it, and --max_epochs is {engine.state.max_epochs}: there is "
+                "nothing to resume; raise --max_epochs to train on."
+            )
 
     def _restore_engine(self, engine: Trainer, content: Mapping[str, Any], done: int) -> None:
         engine.load_state_dict(

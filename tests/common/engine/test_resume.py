@@ -33,11 +33,19 @@ class Killed(Exception):
     pass
 
 
-def run(path: Path, epochs: int = 4, resume: bool = False, kill_at: int | None = None) -> tuple[Any, Any, Any]:
+def run(
+    path: Path,
+    epochs: int = 4,
+    resume: bool = False,
+    kill_at: int | None = None,
+    rate: float = 0.1,
+    seed: int = 0,
+    batch_size: int = 1,
+) -> tuple[Any, Any, Any]:
     """Train; returns network, scheduler, evaluator. ``kill_at`` raises after that iteration."""
     torch.manual_seed(0)
     network = nn.Linear(1, 1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.1, amsgrad=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate, amsgrad=True)
     scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
     data = Pairs()
     evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data, sampler=PairSampler(data)), network)
@@ -55,7 +63,7 @@ def run(path: Path, epochs: int = 4, resume: bool = False, kill_at: int | None =
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
-        train_data_loader=DataLoader(data, sampler=PairSampler(data)),
+        train_data_loader=DataLoader(data, batch_size, sampler=PairSampler(data, seed=seed), drop_last=True),
         network=network,
         optimizer=optimizer,
         loss_function=nn.MSELoss(),
@@ -110,6 +118,18 @@ def test_checkpoint_of_another_run_is_refused(spoil: Any, message: str, tmp_path
     torch.save(spoil(torch.load(tmp_path / "a.pt", weights_only=True)), tmp_path / "a.pt")
     with pytest.raises(InputError, match=message):
         run(tmp_path / "a.pt", epochs=2, resume=True)
+
+
+def test_settings_of_the_first_run_are_those_of_the_resumed(tmp_path: Path) -> None:
+    run(tmp_path / "a.pt", epochs=1)
+    with pytest.raises(
+        InputError, match="a.pt was written with --learning_rate 0.1, not 0.05, --seed 0, not 7: resume"
+    ):
+        run(tmp_path / "a.pt", epochs=2, resume=True, rate=0.05, seed=7)
+    # Five pairs make two batches of two and one batch of three or more.
+    run(tmp_path / "b.pt", epochs=1, batch_size=3)
+    with pytest.raises(InputError, match="--batch_size 3, not 4"):
+        run(tmp_path / "b.pt", epochs=2, resume=True, batch_size=4)
 
 
 def test_checkpoint_of_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
