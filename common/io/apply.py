@@ -143,16 +143,19 @@ def move_landmarks(
 
 def _labels(file: Any, path: str | Path) -> tuple[Tensor, np.dtype]:
     """Label map as int32 and the type that its file has, or int32 where that is no integer type."""
-    values = voxels_of(file, path, np.float64)
-    whole = np.rint(values)
-    if not np.isfinite(values).all() or np.abs(values - whole).max() > _WHOLE:
-        raise InputError(f"{path} holds values that are not whole numbers: is it an image? Give it as --moving.")
     kind = file.get_data_dtype()
     slope, intercept = file.header.get_slope_inter()
     is_plain = kind.kind in "iu" and slope in (None, 1.0) and intercept in (None, 0.0)
-    if np.abs(whole).max() > np.iinfo(np.int32).max:
+    # Whole numbers are read as they are: in double precision they take eight times the memory.
+    values = voxels_of(file, path, kind if is_plain else np.float64)
+    if not is_plain:
+        whole = np.rint(values)
+        if not np.isfinite(values).all() or np.abs(values - whole).max() > _WHOLE:
+            raise InputError(f"{path} holds values that are not whole numbers: is it an image? Give it as --moving.")
+        values = whole
+    if max(-int(values.min()), int(values.max())) > np.iinfo(np.int32).max:
         raise InputError(f"{path} holds labels beyond {np.iinfo(np.int32).max}.")
-    return torch.from_numpy(whole.astype(np.int32)), kind if is_plain else np.dtype(np.int32)
+    return torch.from_numpy(values.astype(np.int32)), kind if is_plain else np.dtype(np.int32)
 
 
 def _like(pattern: Any, values: np.ndarray) -> Any:
