@@ -104,7 +104,7 @@ class ResumeHandler:
 
     Raises:
         InputError: on :meth:`attach`, when there is a checkpoint that may not be replaced, or that is damaged, of
-            another network, or of a run with other settings.
+            another network, or of a run with other settings; and when an epoch's pairs do not make a batch.
     """
 
     def __init__(
@@ -133,6 +133,11 @@ class ResumeHandler:
     def attach(self, engine: Trainer) -> None:
         """Register with a trainer; loads the checkpoint at once when resuming."""
         loader: Any = engine.data_loader
+        if len(loader) == 0:
+            raise InputError(
+                f"--batch_size {loader.batch_size} is more than the {len(loader.sampler)} pair(s) of an epoch and "
+                "process: nothing would be trained."
+            )
         self.settings["seed"] = loader.sampler.seed
         self.settings["batch_size"] = loader.batch_size * loader.sampler.num_replicas
         if self.resume and self.path.is_file():

@@ -132,6 +132,11 @@ def test_settings_of_the_first_run_are_those_of_the_resumed(tmp_path: Path) -> N
         run(tmp_path / "b.pt", epochs=2, resume=True, batch_size=4)
 
 
+def test_batch_that_no_epoch_fills_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--batch_size 6 is more than the 5 pair\(s\)"):
+        run(tmp_path / "a.pt", batch_size=6)
+
+
 def test_checkpoint_of_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
     run(tmp_path / "a.pt", epochs=1)
     with pytest.raises(InputError, match="--resume True"):
