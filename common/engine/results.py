@@ -33,7 +33,7 @@ class EvaluationWriter:
     """Writes ``cases.csv`` (per pair), ``labels.csv`` (per pair and label), ``summary.json`` and ``report.html``.
 
     Every figure stands beside its value before registration. Seconds are those of the network on one pair, without
-    reading and measuring.
+    reading and measuring; pairs of one batch share its time.
 
     Args:
         output_dir: folder of the four files.
@@ -59,11 +59,12 @@ class EvaluationWriter:
         self.title = title
         self.history = history
         refuse_existing(self.output_dir, overwrite)
+        self._elapsed = 0.0
         self._seconds: list[float] = []
         self._pairs: list[tuple[float, dict[str, Any]]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator whose batches hold one pair."""
+        """Register with an evaluator, after its metrics."""
         engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
@@ -75,19 +76,20 @@ class EvaluationWriter:
 
     def _stop_clock(self, engine: Engine) -> None:
         _synchronise(engine)
-        self._seconds.append(time.perf_counter() - self._started)
+        self._elapsed = time.perf_counter() - self._started
 
     def _keep(self, engine: Engine) -> None:
         """Keep the worst, the median and the best pair so far, by Dice (by order where there are no labels)."""
-        score = float(self.metrics.cases[-1].get("dice", len(self._pairs)))
-        pair = {
-            name: value for name, value in registered(engine.state.output)[0].items() if not name.endswith("_label")
-        }
-        self._pairs.append((score, {name: _for_pictures(name, value) for name, value in pair.items()}))
-        if len(self._pairs) > 16:
-            # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
-            self._pairs.sort(key=lambda item: item[0])
-            self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
+        pairs = registered(engine.state.output)
+        self._seconds += [self._elapsed / len(pairs)] * len(pairs)
+        for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
+            score = float(case.get("dice", len(self._pairs)))
+            kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
+            self._pairs.append((score, {name: _for_pictures(name, value) for name, value in kept.items()}))
+            if len(self._pairs) > 16:
+                # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
+                self._pairs.sort(key=lambda item: item[0])
+                self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
 
     def _write(self, engine: Engine) -> None:
         cases = [{**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)]

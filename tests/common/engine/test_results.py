@@ -92,6 +92,17 @@ def test_evaluation_leaves_tables_summary_and_page(loader: DataLoader, tmp_path:
     assert "A title" in page and "s2 to s0" in page and "data:image/png;base64," in page
 
 
+def test_pairs_of_one_batch_share_its_time(loader: DataLoader, tmp_path: Path) -> None:
+    batches = DataLoader(loader.dataset, batch_size=2, sampler=loader.sampler)
+    metrics = RegistrationMetrics(labels=[1], output_transform=registered)
+    writer = EvaluationWriter(tmp_path, metrics, "")
+    evaluator(batches, [writer], metrics).run()
+    cases = list(csv.DictReader((tmp_path / "cases.csv").open()))
+    assert [float(case["dice"]) for case in cases] == pytest.approx([1, 1, 2 / 3], abs=1e-5)
+    assert 0 < float(cases[0]["seconds"]) == float(cases[1]["seconds"])
+    assert [pair["moving_id"] for _, pair in writer._pairs] == ["s1", "s2", "s2"]
+
+
 def test_pairs_without_labels_are_measured_without_dice(loader: DataLoader, tmp_path: Path) -> None:
     loader.dataset.labelled = False  # type: ignore[attr-defined]
     metrics = RegistrationMetrics(labels=[1], output_transform=registered, hd95="voxels")
