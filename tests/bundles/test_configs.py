@@ -121,6 +121,13 @@ def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
     assert configs[0]["network_def"] == configs[1]["network_def"] == configs[2]["network_def"]
 
 
+def test_fields_of_other_integration_steps_are_not_mixed(bundle: Path) -> None:
+    for name in ("inference", "submission"):
+        path = bundle / "configs" / f"{name}.json"
+        if path.is_file():
+            assert json.loads(path.read_text())["folder"]["settings"]["int_steps"] == "@network_def#int_steps"
+
+
 def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     options = {"dataset_dir": str(phantoms), "reader": "datalist", "ckpt_path": str(tmp_path / "model.pt"), **SMALL}
     config = json.loads((bundle / "configs" / "train.json").read_text())
