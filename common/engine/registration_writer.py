@@ -13,7 +13,6 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from common.checks import InputError
 from common.data.label_groups import Lookup, MapLabelsd
 from common.engine.batch import registered
 from common.engine.provenance import peak_memory_gb
@@ -165,7 +164,7 @@ class _Registration:
         }
 
     def dice(self, labels: Sequence[int] | None, group: MapLabelsd) -> dict[str, Any]:
-        """Mean Dice by header, after the affine alignment and after registration; empty without both label maps."""
+        """Mean Dice by header, after the affine alignment and after registration; empty without common labels."""
         if not {"moving_scan_label", "fixed_scan_label"} <= set(self.pair):
             return {}
         fixed = group({"label": self.pair["fixed_scan_label"]})["label"][None]
@@ -173,9 +172,11 @@ class _Registration:
         common = set(fixed.unique().tolist()) & set(moving.unique().tolist()) - {0}
         counted = sorted(common) if labels is None else list(labels)
         if not common.intersection(counted):
-            raise InputError(
-                f"The label maps of {self.pair['path_moving']} and {self.pair['path_fixed']} have no label in common."
+            logger.warning(
+                "The label maps of %s and %s have no label in common: there is no Dice.",
+                *(self.pair["path_moving"], self.pair["path_fixed"]),
             )
+            return {}
         stages = {"header": displacement_to_moving(self.fixed, self.moving)}
         if self.aligned:
             stages["affine"] = displacement_to_moving(self.fixed, self.moving, None, self.alignment)

@@ -239,6 +239,11 @@ def test_dice_counts_groups_where_there_is_a_table(files: dict[str, str], tmp_pa
     run(registration_request("", **files), RegistrationFolder(out, {}), labels=[7, 8], lookup=lookup)
     pair = json.loads((out / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
     assert set(pair["dice"]) == {"header", "registered"} and 0.3 < pair["dice"]["header"] <= 1
-    with pytest.raises(InputError, match="no label in common"):
-        run(registration_request("", **files), RegistrationFolder(tmp_path / "none", {}), labels=[5])
-    assert json.loads((tmp_path / "none" / "provenance.json").read_text())["pairs"] == {}
+
+
+def test_pair_without_a_common_label_is_recorded_without_dice(
+    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(registration_request("", **files), RegistrationFolder(tmp_path, {}), labels=[5])
+    pair = json.loads((tmp_path / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
+    assert "dice" not in pair and "no label in common" in caplog.text
