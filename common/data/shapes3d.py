@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,9 +72,12 @@ def generate_shapes3d(
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
         folder = Path(temporary) / output.name
         _write(folder, arguments, progress)
-        if output.exists():
-            output.rmdir()
-        shutil.move(folder, output)
+        try:
+            folder.replace(output)
+        except OSError:
+            # Of several processes that train together one is the first.
+            if not _is_complete(output, arguments):
+                raise
     return output
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +18,7 @@ from scipy import ndimage
 from common.checks import InputError
 from common.data import LoadSubjectd, PairDataset, read_pairs, read_subjects
 from common.data.phantom import make_subject, make_template, random_diffeomorphism
-from common.data.shapes3d import generate_shapes3d, main
+from common.data.shapes3d import _write, generate_shapes3d, main
 
 SMALL = {"num_subjects": 6, "size": (20, 24, 16), "num_labels": 4, "validation": 2, "test": 2, "progress": False}
 
@@ -127,6 +129,16 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         generate_shapes3d(tmp_path / "set", **SMALL)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_slower_of_two_processes_takes_what_the_other_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_and_be_overtaken(folder: Path, *arguments: Any) -> None:
+        _write(folder, *arguments)
+        shutil.copytree(folder, tmp_path / "set")
+
+    monkeypatch.setattr("common.data.shapes3d._write", write_and_be_overtaken)
+    generate_shapes3d(tmp_path / "set", **SMALL)  # type: ignore[arg-type]
+    assert len(read_subjects(tmp_path / "set")) == 2 and list(tmp_path.iterdir()) == [tmp_path / "set"]
 
 
 def test_an_existing_empty_folder_is_filled(tmp_path: Path) -> None:
