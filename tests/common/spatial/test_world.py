@@ -127,6 +127,14 @@ def test_values_outside_follow_the_rule_of_itk() -> None:
     torch.testing.assert_close(warped, torch.tensor([1.0, -9.0, 3.25, 5.0, -9.0]))
 
 
+def test_what_is_outside_does_not_depend_on_half_precision() -> None:
+    # 599.6 is beyond the last voxel, but 599.5 in float16.
+    ddf = torch.full((1, 3, 600, 1, 1), 0.6, dtype=torch.float16)
+    ddf[:, 1:] = 0
+    warped = warp_within(torch.ones(1, 1, 600, 1, 1), ddf, outside=-9.0).flatten()
+    assert (warped[:-1] == 1).all() and warped[-1] == -9
+
+
 @pytest.mark.parametrize("spacing", [None, (2.0, 1.0, 0.7)])
 def test_the_working_grid_is_nearly_ras_and_covers_the_scan(spacing: tuple[float, float, float] | None) -> None:
     made = working_grid(FIXED, spacing)
