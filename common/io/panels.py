@@ -112,8 +112,8 @@ def _draw_images(
 
 def _draw_grid(axis: Axes, field: Tensor, plane: int | None, aspect: float) -> None:
     """Where a regular grid of the fixed image comes from, within the plane."""
-    positions = (identity_grid(field.shape[1:])[0] + field).numpy()
-    across, up = (_slice(positions[k], plane) for k in _shown_axes(plane))
+    cut = field if plane is None else field.select(1 + plane, field.shape[1 + plane] // 2)
+    across, up = (identity_grid(cut.shape[1:])[0] + cut[list(_shown_axes(plane))]).numpy()
     # Meshes are square in millimetres where the voxels allow it.
     mesh = max(across.shape[0], across.shape[1] * aspect) / GRID_LINES
     right, high = max(1, round(mesh)), max(1, round(mesh / aspect))

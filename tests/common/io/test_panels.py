@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.io.panels import COLUMNS, DETERMINANTS, FOLDED, as_png, as_rgb, panel
-from common.spatial import jacobian_determinant
+from common.spatial import identity_grid, jacobian_determinant
 
 SHAPES = [(12, 10), (12, 10, 14)]
 
@@ -105,6 +105,19 @@ def test_grid_is_shifted_by_the_displacement_within_the_plane(shape: tuple[int, 
         assert set(points[:, 0]) == {n + float(shift[across]) for n in range(shape[across])}
         assert set(points[:, 1]) == {n + float(shift[up]) for n in range(shape[up])}
         assert row[5].get_xlim() == row[0].get_xlim() and row[5].get_ylim() == row[0].get_ylim()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_grid_is_made_of_the_slices_alone(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(size: Sequence[int]) -> Tensor:
+        made.append(tuple(size))
+        return identity_grid(size)
+
+    monkeypatch.setattr("common.io.panels.identity_grid", counted)
+    draw(shape)
+    assert made == ([shape] if len(shape) == 2 else [shape[:2], shape[::2], shape[1:]])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
