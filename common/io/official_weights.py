@@ -76,7 +76,8 @@ def export_weights(
         InputError: no weights, weights of another network, or no size.
     """
     output = _target(output, overwrite)
-    state = load_checkpoint(path or bundle / "models" / "model.pt")
+    path = path or bundle / "models" / "model.pt"
+    state = load_checkpoint(path)
     state = unpack_state_dict(state.get("network", state) if isinstance(state, dict) else state, str(path))
     weights = describe_ours(state, _configured(bundle)["variant"])
     size = size or training_size(bundle)

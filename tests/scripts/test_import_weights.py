@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.engine import load_weights
+from common.io.official_weights import export_weights
 from common.networks import EOIR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,3 +293,10 @@ def test_export_needs_weights_and_a_size_that_the_published_network_can_have(tmp
     assert not (tmp_path / "b.pth").exists()
     with pytest.raises(SystemExit):
         run("eoir_lumir", "--size", 32, 48, 32)
+
+
+def test_weights_of_a_bundle_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    torch.save({"a": 1}, tmp_path / "models" / "model.pt")
+    with pytest.raises(InputError, match=r"models/model\.pt holds the entries \['a'\]"):
+        export_weights(tmp_path, tmp_path / "b.pth")
