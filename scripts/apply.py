@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--target", type=Path, metavar="IMAGE", help="for landmarks in voxels: the image whose voxels come out"
     )
-    options.add_argument("--coordinates", choices=COORDINATES, default="ras", help="of landmarks; default: %(default)s")
+    options.add_argument("--coordinates", choices=COORDINATES, help=f"of landmarks; default: {COORDINATES[0]}")
     options.add_argument("--outside", type=float, help="value outside of the image; default: its smallest value")
     options.add_argument(
         "--convention", choices=CONVENTIONS, default="auto", help="of displacement fields; default: %(default)s"
@@ -84,15 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     reference = None if arguments.reference is None else read_grid(arguments.reference)
     chain = Chain(arguments.transform, reference, arguments.convention)
     if arguments.landmarks is not None:
+        coordinates = arguments.coordinates or COORDINATES[0]
         count = move_landmarks(
-            arguments.landmarks,
-            arguments.output,
-            chain,
-            arguments.coordinates,
-            arguments.reference,
-            arguments.target,
+            arguments.landmarks, arguments.output, chain, coordinates, arguments.reference, arguments.target
         )
-        print(f"{arguments.output}: {count} landmarks, {arguments.coordinates}.")
+        print(f"{arguments.output}: {count} landmarks, {coordinates}.")
         return
     is_label = arguments.label is not None
     source = arguments.label if is_label else arguments.moving
@@ -104,12 +100,16 @@ def _check(arguments: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
     if arguments.output.exists() and not arguments.overwrite:
         raise InputError(f"{arguments.output} exists: choose another name, or replace it with --overwrite.")
+    if arguments.target is not None and arguments.coordinates != "voxel":
+        raise InputError("--target is for landmarks with --coordinates voxel.")
     if arguments.landmarks is not None:
         if arguments.outside is not None:
             raise InputError("--outside is for images, not for landmarks.")
         if arguments.output.suffix != ".csv":
             raise InputError(f"{arguments.output}: landmarks are written as .csv.")
         return
+    if arguments.coordinates is not None:
+        raise InputError("--coordinates is for landmarks: images and label maps have headers.")
     check_nifti_name(arguments.output)
     if arguments.reference is None:
         raise InputError("An image needs --reference, the image on whose grid the result shall lie.")

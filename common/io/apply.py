@@ -95,8 +95,7 @@ def warp_file(
         warped = warp_labels(labels.view(1, 1, *moving.shape), place)[0, 0].numpy().astype(kind)
     else:
         image = torch.from_numpy(voxels_of(file, source)).view(1, 1, *moving.shape)
-        value = float(image[torch.isfinite(image)].min()) if outside is None else outside
-        warped = warp_within(image, place, outside=value)[0, 0].numpy()
+        warped = warp_within(image, place, outside=_lowest(image, source) if outside is None else outside)[0, 0].numpy()
     save_nifti(target, _like(pattern, warped))
 
 
@@ -156,6 +155,13 @@ def _labels(file: Any, path: str | Path) -> tuple[Tensor, np.dtype]:
     if max(-int(values.min()), int(values.max())) > np.iinfo(np.int32).max:
         raise InputError(f"{path} holds labels beyond {np.iinfo(np.int32).max}.")
     return torch.from_numpy(values.astype(np.int32)), kind if is_plain else np.dtype(np.int32)
+
+
+def _lowest(image: Tensor, path: str | Path) -> float:
+    finite = image[torch.isfinite(image)]
+    if not finite.numel():
+        raise InputError(f"{path} holds no finite value: there is nothing to warp.")
+    return float(finite.min())
 
 
 def _like(pattern: Any, values: np.ndarray) -> Any:

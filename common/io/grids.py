@@ -63,8 +63,10 @@ def voxels_of(file: Any, path: str | Path, dtype: Any = np.float32) -> np.ndarra
     """The values of an opened file, scaled as its header says.
 
     Raises:
-        InputError: when the file ends early or is damaged.
+        InputError: when the file ends early, is damaged or holds colours.
     """
+    if file.get_data_dtype().fields:
+        raise InputError(f"{path} holds colours, but one number per voxel is expected: convert it to grey values.")
     try:
         return np.asarray(file.dataobj, dtype=dtype)
     except Exception as error:  # gzip, zlib, mmap and reshape each have their own

@@ -311,9 +311,16 @@ def test_tables_without_points(apply: ModuleType, folder: Path, text: str, messa
         (("--moving", "none.nii.gz", "--reference", "F.nii.gz"), "does not exist"),
         (("--label", "M_label.nii.gz", "--reference", "F.nii.gz", "--outside", "3"), "outside of a label map is 0"),
         (("--landmarks", "M.nii.gz"), "cannot be read as CSV"),
+        (("--moving", "M.nii.gz", "--reference", "F.nii.gz", "--coordinates", "lps"), "--coordinates is for landmarks"),
+        (("--label", "M_label.nii.gz", "--reference", "F.nii.gz", "--target", "F.nii.gz"), "--target is for landmarks"),
+        (("--moving", "rgb.nii.gz", "--reference", "F.nii.gz"), "rgb.nii.gz holds colours"),
+        (("--label", "rgb.nii.gz", "--reference", "F.nii.gz"), "rgb.nii.gz holds colours"),
+        (("--moving", "nan.nii.gz", "--reference", "F.nii.gz"), "nan.nii.gz holds no finite value"),
     ],
 )
 def test_mistakes_are_one_sentence(apply: ModuleType, folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    save(folder / "nan.nii.gz", np.full(MOVING.shape, np.nan, np.float32), MOVING)
+    save(folder / "rgb.nii.gz", np.zeros(MOVING.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), MOVING)
     with pytest.raises(InputError, match=message):
         run(apply, folder, "--transform", "A_to_F.h5", *arguments)
     assert not list(folder.glob("*out*"))
