@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, ckpt_export, load, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, verify_net_in_out
 
 import common
 from common.cli import sentence_of
@@ -119,6 +119,14 @@ def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
         json.loads((bundle / "configs" / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
     ]
     assert configs[0]["network_def"] == configs[1]["network_def"] == configs[2]["network_def"]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_labels_may_have_gaps(bundle: Path, name: str) -> None:
+    parser = ConfigParser(json.loads((bundle / "configs" / f"{name}.json").read_text()))
+    if "label_groups" not in parser:
+        parser["labels"] = [1, 2, 5]
+        assert parser.get_parsed_content("num_classes") == 6
 
 
 def test_fields_of_other_integration_steps_are_not_mixed(bundle: Path) -> None:
