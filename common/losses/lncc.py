@@ -38,8 +38,9 @@ class LNCCLoss(nn.Module):
     ===============================================  ============  ========  =====
 
     ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large. Local variances
-    that rounding made negative are set to 0 (the published forms leave them, which can make the denominator vanish);
-    elsewhere the values are theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance,
+    that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
+    any scale (the published forms leave both, which in flat windows can make cc anything); elsewhere the values are
+    theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance,
     so flat regions differ.
 
     The gradient is exact. It is computed with the value, in slabs, so that only one volume per image that needs a
@@ -256,8 +257,12 @@ class _LNCCStream:
         variances[0].addcmul_(sum_i, sum_i, value=-1 / self.count).clamp_min_(0)
         variances[1].addcmul_(sum_j, sum_j, value=-1 / self.count).clamp_min_(0)
         flat = self.terms.flat
-        ratio = torch.mul(variances[0], variances[1], out=flat[0]).add_(self.eps)
-        torch.div(cross, ratio, out=ratio)
+        ratio = torch.mul(variances[0], variances[1], out=flat[0])
+        # Cauchy and Schwarz: what exceeds it is the rounding of a flat window, which eps would magnify.
+        bound = ratio.sqrt()
+        torch.minimum(cross, bound, out=cross)
+        torch.maximum(cross, bound.neg_(), out=cross)
+        torch.div(cross, ratio.add_(self.eps), out=ratio)
         # Windows centred outside the image do not exist: their terms must not reach the gradient or the value.
         # B and C are multiples of A and vanish with it.
         self.terms.clear_outside(0, max(0, -start), max(0, self.size - start))

@@ -93,6 +93,25 @@ def test_constant_images_give_no_similarity_and_no_gradient() -> None:
     assert i.grad is not None and not i.grad.any()
 
 
+@pytest.mark.parametrize("flat", [(0, 1), (0,), (1,)])
+def test_flat_parts_of_bright_images_are_no_similarity(flat: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, 1, 1, 16, 14, 20), generator=generator).float()
+    for k in flat:
+        images[k, ..., :14] = 0.9 * 255 if k else 255
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        i, j = (image.to(dtype).requires_grad_() for image in images)
+        value = LNCCLoss()(i, j)
+        results.append((value.detach().double(), *(g.double() for g in torch.autograd.grad(value, (i, j)))))
+    (value, *gradients), (exact, *exact_gradients) = results
+    assert value.item() == pytest.approx(exact.item(), abs=1e-6)
+    # Where one image alone is flat its gradient is what rounding makes of a large quotient, but it stays small.
+    for k, (gradient, expected) in enumerate(zip(gradients, exact_gradients, strict=True)):
+        allowed = 1e-5 if len(flat) == 2 or k not in flat else 1.0
+        assert (gradient - expected).norm() <= allowed * expected.norm()
+
+
 def test_autocast_and_half_precision_inputs_compute_in_float32() -> None:
     i, j = _pair(1, 1, 8, 9, 7, dtype=torch.float32)
     i, j = i.bfloat16(), j.bfloat16()
