@@ -86,11 +86,12 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
 class ResumeHandler:
     """Saves everything that a run needs to go on, and goes on from it.
 
-    What is saved: network, optimiser, learning-rate scheduler, iteration, best validation metric. The pairs need no
-    random state: they are a function of seed, epoch and index, and the sampler skips what the epoch has seen. It is
-    saved at the end of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what
-    happens at the end of an epoch has happened when it is saved. A run goes on with the learning rate, the seed and the
-    batch size (over all processes) that it began with.
+    What is saved: network, optimiser, learning-rate scheduler, state of the trainer (the iteration, and what handlers
+    attached before this one name in ``state_dict_user_keys``), best validation metric. The pairs need no random state:
+    they are a function of seed, epoch and index, and the sampler skips what the epoch has seen. It is saved at the end
+    of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what happens at the end of
+    an epoch has happened when it is saved. A run goes on with the learning rate, the seed and the batch size (over all
+    processes) that it began with.
 
     Args:
         path: file of the checkpoint.
@@ -135,8 +136,8 @@ class ResumeHandler:
         loader: Any = engine.data_loader
         if len(loader) == 0:
             raise InputError(
-                f"--batch_size {loader.batch_size} is more than the {len(loader.sampler)} pair(s) of an epoch and "
-                "process: nothing would be trained."
+                f"--batch_size {loader.batch_size} is more than the {len(loader.sampler)} pair(s) that a process has per "
+                "epoch: nothing would be trained."
             )
         self.settings["seed"] = loader.sampler.seed
         self.settings["batch_size"] = loader.batch_size * loader.sampler.num_replicas
@@ -161,8 +162,7 @@ class ResumeHandler:
     def _save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()}
-            content["iteration"] = engine.state.iteration
-            content["epoch_length"] = engine.state.epoch_length
+            content |= engine.state_dict()
             content["settings"] = self.settings
             if self.evaluator is not None:
                 state = self.evaluator.state
@@ -183,7 +183,7 @@ class ResumeHandler:
         logger.info("Resuming from %s: epoch %d, iteration %d.", self.path, epoch + 1, content["iteration"])
 
     def _check(self, engine: Trainer, content: Any) -> None:
-        required = {"iteration", "epoch_length", "settings", *self.parts}
+        required = {"settings", *engine.state_dict(), *self.parts}
         if not isinstance(content, Mapping) or not required <= set(content):
             raise InputError(
                 f"{self.path} is no checkpoint to resume from, or one of an earlier version: start anew with "
@@ -211,13 +211,8 @@ class ResumeHandler:
             )
 
     def _restore_engine(self, engine: Trainer, content: Mapping[str, Any], done: int) -> None:
-        engine.load_state_dict(
-            {
-                "iteration": content["iteration"],
-                "epoch_length": content["epoch_length"],
-                "max_epochs": engine.state.max_epochs,
-            }
-        )
+        saved = {name: content[name] for name in engine.state_dict()}
+        engine.load_state_dict(saved | {"max_epochs": engine.state.max_epochs})
         loader: Any = engine.data_loader
         loader.sampler.start = done * loader.batch_size
         if self.evaluator is not None and "best_metric" in content:

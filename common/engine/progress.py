@@ -69,8 +69,10 @@ class ProgressBar:
 class History:
     """A CSV with one row per epoch: the mean of every loss term, and the validation metrics where there are any.
 
-    Rows that a resumed run will repeat are dropped when it starts. Its curves stand in ``report.html`` beside it, which
-    is written after each validation and at the end.
+    Rows that a resumed run will repeat are dropped when it starts. The sums of the epoch in hand are part of the
+    trainer's state, which a checkpoint keeps: of several processes those of the first, so that there the row of an epoch
+    resumed in its middle is nearly the mean over all. The curves stand in ``report.html`` beside the table, which is
+    written after each validation and at the end.
 
     Args:
         path: the CSV.
@@ -86,12 +88,12 @@ class History:
         self.evaluator = evaluator
         self.title = title
         self._provenance: dict[str, Any] = {}
-        self._sums: dict[str, float] = {}
-        self._count = 0
         self._started = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, after validation."""
+        """Register with a trainer, after validation and before what restores the trainer's state."""
+        engine.state_dict_user_keys.append("term_sums")
+        engine.state.term_sums = {}
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_row)
@@ -105,20 +107,20 @@ class History:
         self._replace(rows)
 
     def _add(self, engine: Engine) -> None:
-        self._count += 1
+        sums = engine.state.term_sums
         for name, value in self.loss.terms_of_last_call().items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            sums[name] = sums.get(name, 0.0) + value
 
     def _write_row(self, engine: Engine) -> None:
         state = engine.state
         row: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration}
         row["seconds"] = round(time.monotonic() - self._started, 1)
-        row |= {name: float(f"{value:.8g}") for name, value in self._means().items()}
+        row |= {name: float(f"{value:.8g}") for name, value in _means(engine).items()}
         if self.evaluator.state.epoch == state.epoch:
             metrics = {k: float(v) for k, v in self.evaluator.state.metrics.items() if isinstance(v, int | float)}
             row |= {f"val_{name}": float(f"{value:.8g}") for name, value in metrics.items()}
             logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        self._sums, self._count = {}, 0
+        state.term_sums = {}
         self._replace([*read_csv(self.path), row])
         if self.evaluator.state.epoch == state.epoch:
             self._write_page(engine)
@@ -128,12 +130,6 @@ class History:
             page = self.path.with_name("report.html")
             write_training_report(page, self.title, read_csv(self.path), self._provenance)
 
-    def _means(self) -> dict[str, float]:
-        """Mean of each term over the iterations of the epoch and over all processes."""
-        sums = torch.tensor([*self._sums.values(), self._count], dtype=torch.float64, device=idist.device())
-        *totals, count = idist.all_reduce(sums).tolist()
-        return dict(zip(self._sums, (total / count for total in totals), strict=True))
-
     def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if idist.get_rank() != 0:
             return
@@ -141,3 +137,11 @@ class History:
             self.path.unlink(missing_ok=True)
             return
         write_csv(self.path, [{name: str(value) for name, value in row.items()} for row in rows])
+
+
+def _means(engine: Engine) -> dict[str, float]:
+    """Mean of each term over the iterations of the epoch and over all processes."""
+    sums = engine.state.term_sums
+    totals = torch.tensor([*sums.values()], dtype=torch.float64, device=idist.device())
+    means = idist.all_reduce(totals) / (engine.state.epoch_length * idist.get_world_size())
+    return dict(zip(sums, means.tolist(), strict=True))

@@ -79,11 +79,31 @@ def test_resumed_history_repeats_no_row(tmp_path: Path) -> None:
     engine.run(range(2), max_epochs=3)
     resumed = trainer(loss, evaluator)
     History(tmp_path / "history.csv", loss, evaluator).attach(resumed)
-    resumed.load_state_dict({"iteration": 4, "epoch_length": 2, "max_epochs": 3})
+    resumed.load_state_dict({"iteration": 4, "epoch_length": 2, "max_epochs": 3, "term_sums": {}})
     resumed.run(range(2), max_epochs=3)
     history = rows(tmp_path / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
     assert float(history[2]["lncc"]) == 7.5
+
+
+def test_epoch_resumed_in_its_middle_has_the_mean_of_all_of_it(tmp_path: Path) -> None:
+    loss: Any = Loss()
+    evaluator: Any = Evaluator()
+    killed, resumed = trainer(loss, evaluator), trainer(loss, evaluator)
+    saved: dict[str, Any] = {}
+
+    def kill(engine: Engine) -> None:
+        saved.update(engine.state_dict())
+        raise KeyError
+
+    for engine in (killed, resumed):
+        History(tmp_path / "history.csv", loss, evaluator).attach(engine)
+    killed.add_event_handler(Events.ITERATION_COMPLETED(once=3), kill)
+    with pytest.raises(KeyError):
+        killed.run(range(4), max_epochs=1)
+    resumed.load_state_dict(saved)
+    resumed.run(range(4), max_epochs=1)
+    assert [float(row["lncc"]) for row in rows(tmp_path / "history.csv")] == [(1 + 2 + 3 + 4) / 4]
 
 
 def test_bar_counts_the_whole_run_and_shows_terms(capfd: pytest.CaptureFixture[str]) -> None:
