@@ -23,7 +23,7 @@ from common.io.grids import read_grid
 from common.io.viewer import Scan
 from common.metrics.handlers import RegistrationMetrics
 from common.metrics.landmarks import read_landmarks, tre_l2r, tre_lumir
-from common.metrics.overlap import dice_l2r, labels_present, mean_over_labels
+from common.metrics.overlap import dice_l2r, mean_over_labels
 from common.metrics.surface import hd95_l2r
 from common.spatial import displacement_to_moving, warp_labels, warp_within
 from common.spatial.world import Grid
@@ -210,9 +210,7 @@ def _tables(pair: LoadedPair, labels: Sequence[int], to_moving: Tensor, suffix: 
     tables = {f"dice{suffix}": dice_l2r(fixed, warped, labels, moving)}
     if pair.measures.hd95 is not None:
         spacing = pair.fixed_grid.spacing if pair.measures.hd95 == "millimetres" else None
-        # The moving labels may lie on another grid, so that its absent ones are taken out here.
-        distances = hd95_l2r(fixed, warped, labels, None, spacing)
-        tables[f"hd95{suffix}"] = distances.masked_fill(~labels_present(moving, labels), torch.nan)
+        tables[f"hd95{suffix}"] = hd95_l2r(fixed, warped, labels, moving, spacing)
     return tables
 
 

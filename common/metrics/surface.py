@@ -97,11 +97,11 @@ def label_surface_distances(
         fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), integer labels.
         labels: label values.
-        moving: the labels before warping, (B, 1, *spatial); a label that it does not hold is skipped. Without it,
+        moving: the labels before warping, (B, 1, *spatial'); a label that it does not hold is skipped. Without it,
             such a label counts as lost by warping.
         spacing: voxel size along each array axis, default 1 (the challenges' HD95 is in voxels).
         vanished: what stands for a label that warping lost: "infinite" distance (Learn2Reg), or the unwarped "moving"
-            label (EOIR's tables).
+            label (EOIR's tables), which must then lie on the fixed grid.
 
     Returns:
         Per batch element and label the distances, or None where the label is missing in ``fixed`` or ``moving``.
@@ -110,10 +110,10 @@ def label_surface_distances(
         InputError: when maps, labels or spacing do not fit.
     """
     check_label_pair(fixed, warped)
-    if moving is not None:
-        check_label_pair(fixed, moving)
     if vanished not in ("infinite", "moving") or (vanished == "moving" and moving is None):
         raise InputError(f'vanished is {vanished!r}; it must be "infinite", or "moving" together with moving labels.')
+    if moving is not None and vanished == "moving":
+        check_label_pair(fixed, moving)
     sizes = _check_spacing(spacing, fixed.ndim - 2)
     maps = [fixed, warped] + ([] if moving is None else [moving])
     return [_of_one_pair([m[b] for m in maps], labels, sizes, vanished) for b in range(fixed.shape[0])]
@@ -133,7 +133,7 @@ def hd95_l2r(
         fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), integer labels.
         labels: label values.
-        moving: (B, 1, *spatial), unwarped; needed for the official figure, see :func:`label_surface_distances`.
+        moving: (B, 1, *spatial'), unwarped; needed for the official figure, see :func:`label_surface_distances`.
         spacing: default 1 along every axis, which is what both challenges use whatever the voxel size.
         vanished: "infinite" (official) or "moving", see :func:`label_surface_distances`.
 

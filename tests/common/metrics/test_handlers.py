@@ -121,6 +121,16 @@ def test_pairs_without_labels_give_folding_only() -> None:
     assert "dice" not in run(RegistrationMetrics(), [pair(1)], name="ndv")
 
 
+def test_moving_labels_on_another_grid_have_figures_after_warping_only() -> None:
+    one = pair(1)
+    one["moving_label"] = torch.nn.functional.pad(one["moving_label"], (0, 0, 0, 0, 0, 3))
+    metrics = run(RegistrationMetrics(labels=[1, 2], hd95="voxels"), [one])
+    fixed, moving = one["fixed_label"][None], one["moving_label"][None]
+    table = hd95_l2r(fixed, warp_labels(moving, one["ddf"][None]), [1, 2])
+    assert metrics["hd95"] == float(mean_over_labels(table)) > 0
+    assert not {"dice_before", "hd95_before"} & set(metrics)
+
+
 @pytest.mark.parametrize("known", ["spacing", "affine", None])
 def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_known(known: str | None) -> None:
     one, generator = pair(1), torch.Generator().manual_seed(2)

@@ -150,6 +150,16 @@ def test_missing_labels_are_nan_and_a_lost_one_is_infinite_or_taken_from_moving(
     assert label_surface_distances(fixed, warped, [2], moving) == [[None]]
 
 
+def test_moving_labels_may_lie_on_another_grid() -> None:
+    fixed = torch.randint(0, 3, (2, 1, 6, 5, 7), generator=torch.Generator().manual_seed(0))
+    moving = torch.ones(2, 1, 3, 3, 3, dtype=torch.uint8)
+    expected = hd95_l2r(fixed, fixed.flip(2), [1, 2])
+    expected[:, 1] = math.nan
+    torch.testing.assert_close(hd95_l2r(fixed, fixed.flip(2), [1, 2], moving), expected, equal_nan=True)
+    with pytest.raises(InputError, match="on one grid"):
+        hd95_l2r(fixed, fixed, [1], moving, vanished="moving")
+
+
 def test_empty_masks_are_infinitely_far_apart() -> None:
     empty = torch.zeros(4, 4, 4)
     assert surface_distances(empty, empty).hausdorff() == math.inf
