@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from types import TracebackType
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.bundle.config_parser import ConfigParser
+from monai.bundle import ConfigComponent, ConfigParser
 
 import common
 from common.checks import InputError
@@ -220,7 +220,7 @@ def _as_list(text: str) -> list[str]:
 def _check_nested(config: Any, keys: Sequence[str], name: str) -> None:
     for key in keys:
         existing = _children(config)
-        if key not in existing:
+        if key not in existing and not _takes_any(config):
             raise InputError(f"There is no option --{name}: {key!r} does not exist there.{_closest(key, existing)}")
         config = config[int(key)] if isinstance(config, list) else config.get(key)
 
@@ -231,9 +231,19 @@ def _children(config: Any) -> set[str]:
         return {str(position) for position in range(len(config))}
     if not isinstance(config, dict):
         return set()
-    target = locate(config["_target_"]) if "." in config.get("_target_", "") else None
-    parameters = inspect.signature(target).parameters if callable(target) else {}
-    return set(config) | set(parameters)
+    return set(config) | set(_parameters(config))
+
+
+def _takes_any(config: Any) -> bool:
+    """Whether an item is a component that hands further arguments on."""
+    kinds = [parameter.kind for parameter in _parameters(config).values()] if isinstance(config, dict) else []
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _parameters(config: dict[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a component, named by its module or, as MONAI allows for its own, by its class alone."""
+    target = locate(ConfigComponent(config).resolve_module_name()) if "_target_" in config else None
+    return inspect.signature(target).parameters if callable(target) else {}
 
 
 def _closest(name: str, known: set[str]) -> str:

@@ -21,6 +21,7 @@ def config(tmp_path: Path) -> str:
         "flag": True,
         "network_def": {"_target_": "common.networks.EOIR", "start_channel": 8},
         "handlers": [{"_target_": "ValidationHandler", "interval": 1}],
+        "loader": {"_target_": "DataLoader", "batch_size": 1},
     }
     path = tmp_path / "train.json"
     path.write_text(json.dumps(content))
@@ -38,6 +39,8 @@ def config(tmp_path: Path) -> str:
         ["--network_def::start_channel", "4"],
         ["--network_def#int_steps", "0"],
         ["--handlers#0#interval", "2"],
+        ["--handlers#0#epoch_level", "False"],
+        ["--loader#pin_memory", "True"],
         ["--logging_file", "x.conf"],
     ],
 )
@@ -53,6 +56,8 @@ def test_options_of_the_config_pass(config: str, options: list[str]) -> None:
         (["--network_def#normal=true"], "'normal' does not exist"),
         (["--network_def#start_channel=true"], "write True"),
         (["--network_def#start_chanel", "4"], "Did you mean 'start_channel'"),
+        (["--handlers#0#intervals", "2"], "Did you mean 'interval'"),
+        (["--loader#pin_memory#deep", "2"], "'deep' does not exist"),
         (["--handlers#3#interval", "2"], "'3' does not exist"),
         (["--lr#deep", "2"], "'deep' does not exist"),
     ],
