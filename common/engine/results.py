@@ -221,17 +221,18 @@ def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str
 
 
 def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over the pairs, and the mean before registration where there is one."""
+    """Mean and standard deviation over the pairs that have a value, and their mean before registration."""
     names = [name for name, value in cases[0].items() if isinstance(value, float) and not name.endswith("_before")]
     summary: dict[str, dict[str, float]] = {}
     for name in names:
-        values = [case[name] for case in cases if case[name] == case[name]]
+        counted = [case for case in cases if case[name] == case[name]]
+        values = [case[name] for case in counted]
         if values:
             summary[name] = {"mean": statistics.fmean(values)}
             # A label that warping lost has an infinite distance, and so has the mean; no spread is left to state.
             if all(map(math.isfinite, values)):
                 summary[name]["std"] = statistics.pstdev(values)
-            before = [case[f"{name}_before"] for case in cases if f"{name}_before" in case]
+            before = [case[f"{name}_before"] for case in counted if f"{name}_before" in case]
             if before:
                 summary[name]["before"] = statistics.fmean(before)
     return summary

@@ -150,3 +150,9 @@ def test_a_lost_label_leaves_an_infinite_mean_without_a_spread() -> None:
     summary = _summary([{"hd95": 2.0, "dice": 0.5}, {"hd95": float("inf"), "dice": 0.7}])
     assert summary["hd95"] == {"mean": float("inf")}
     assert summary["dice"] == pytest.approx({"mean": 0.6, "std": 0.1})
+
+
+def test_pairs_without_a_common_label_count_neither_before_nor_after() -> None:
+    nan = float("nan")
+    summary = _summary([{"dice": 0.8, "dice_before": 0.6}, {"dice": nan, "dice_before": nan}])
+    assert summary["dice"] == {"mean": 0.8, "std": 0.0, "before": 0.6}
