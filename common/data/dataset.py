@@ -36,10 +36,13 @@ class PairDataset(Dataset):
 
     Attributes:
         data: the list of subjects.
+        labels_of_all: whether a pair has labels only where all subjects have them.
 
     Raises:
         InputError: no subject, a subject that cannot be read or used, and (on access) two subjects on different grids.
     """
+
+    labels_of_all = True
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class PairDataset(Dataset):
         self.data = list(data)
         with_label = sum("label" in subject for subject in self.data)
         self.labelled = with_label == len(self.data)
-        if 0 < with_label < len(self.data):
+        if self.labels_of_all and 0 < with_label < len(self.data):
             _logger.warning("Only %d of %d subjects have labels; labels are left out.", with_label, len(self.data))
         with _sentence_for_the_user():
             self.subjects = CacheDataset(

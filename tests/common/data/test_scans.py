@@ -151,3 +151,8 @@ def test_an_alignment_that_fails_is_warned_of_with_its_figure(tmp_path: Path, ca
     assert not bool(item["aligned"]["converged"])
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "moving.nii.gz" in warning and "fixed.nii.gz" in warning and "0." in warning
+
+
+def test_one_label_map_of_two_is_kept(scans: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    item = pair(scans)
+    assert "moving_scan_label" in item and "fixed_scan_label" not in item and "left out" not in caplog.text
