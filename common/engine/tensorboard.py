@@ -20,7 +20,8 @@ from common.spatial import warp
 class TensorBoardHandler:
     """Writes each loss term per iteration, each validation metric per epoch, and one panel per validation.
 
-    After a resume, what a killed run wrote beyond the checkpoint is hidden by TensorBoard (``purge_step``).
+    What an earlier run in the folder wrote beyond the iteration where this one starts is hidden by TensorBoard
+    (``purge_step``): all of it, or after a resume the steps beyond the checkpoint.
 
     Args:
         log_dir: folder of the event files.
@@ -49,7 +50,7 @@ class TensorBoardHandler:
         from torch.utils.tensorboard import SummaryWriter
 
         self._iteration = engine.state.iteration
-        self._writer = SummaryWriter(str(self.log_dir), purge_step=self._iteration + 1 if self._iteration else None)
+        self._writer = SummaryWriter(str(self.log_dir), purge_step=self._iteration + 1)
 
     def _write_terms(self, engine: Engine) -> None:
         self._iteration = engine.state.iteration

@@ -142,3 +142,16 @@ def test_tensorboard_gets_terms_metrics_and_a_picture(tmp_path: Path) -> None:
     assert [scalar.value for scalar in events.Scalars("loss/lncc")] == [1, 2, 3, 4]
     assert [(scalar.step, scalar.value) for scalar in events.Scalars("validation/dice")] == [(2, 0.5), (4, 0.5)]
     assert [picture.step for picture in events.Images("validation pair")] == [2, 4]
+
+
+def test_tensorboard_hides_an_earlier_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in (4, 2):
+        loss: Any = Loss()
+        evaluator: Any = Evaluator()
+        engine = trainer(loss, evaluator)
+        TensorBoardHandler(tmp_path, loss, evaluator).attach(engine)
+        engine.run(range(steps), max_epochs=1)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [scalar.step for scalar in events.Scalars("loss/lncc")] == [1, 2]
