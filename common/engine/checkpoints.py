@@ -136,8 +136,8 @@ class ResumeHandler:
         loader: Any = engine.data_loader
         if len(loader) == 0:
             raise InputError(
-                f"--batch_size {loader.batch_size} is more than the {len(loader.sampler)} pair(s) that a process has per "
-                "epoch: nothing would be trained."
+                f"--batch_size {loader.batch_size} is more than the {len(loader.sampler)} pair(s) that a process has "
+                "per epoch: nothing would be trained."
             )
         self.settings["seed"] = loader.sampler.seed
         self.settings["batch_size"] = loader.batch_size * loader.sampler.num_replicas

@@ -58,7 +58,9 @@ def find_datalist(dataset_dir: Path, dataset_json: str | None = None) -> Path:
     if len(found) != 1:
         names = ", ".join(p.name for p in found or candidates)
         what = "several data lists" if found else "no JSON with a 'training' list"
-        raise InputError(f"The data folder {dataset_dir} has {what} ({names}); keep only one JSON with a 'training' list there.")
+        raise InputError(
+            f"The data folder {dataset_dir} has {what} ({names}); keep only one JSON with a 'training' list there."
+        )
     return found[0]
 
 
