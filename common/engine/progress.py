@@ -70,8 +70,8 @@ class History:
     """A CSV with one row per epoch: the mean of every loss term, and the validation metrics where there are any.
 
     Rows that a resumed run will repeat are dropped when it starts. The sums of the epoch in hand are part of the
-    trainer's state, which a checkpoint keeps. Of several processes it keeps those of the first: the row of an epoch that
-    was resumed in its middle is then only nearly the mean over all. The curves stand in ``report.html`` beside the
+    trainer's state, which a checkpoint keeps. Of several processes it keeps those of the first, and the row of an epoch
+    that was resumed in its middle is only nearly the mean over all. The curves stand in ``report.html`` beside the
     table, which is written after each validation and at the end.
 
     Args:

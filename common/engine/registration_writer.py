@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from common.data.label_groups import Lookup, MapLabelsd
 from common.engine.batch import registered
+from common.engine.clock import NetworkClock
 from common.engine.provenance import peak_memory_gb
 from common.engine.registration_folder import RegistrationFolder, pair_name
 from common.io.nifti import write_ddf, write_image
@@ -57,20 +57,18 @@ class RegistrationWriter:
         self, folder: RegistrationFolder, labels: Sequence[int] | None = None, lookup: Lookup | None = None
     ) -> None:
         self.folder = folder
+        self._clock = NetworkClock()
         self.labels = labels
         self.group = MapLabelsd("label", lookup)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        self._clock.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 
-    def _start_clock(self, engine: Engine) -> None:
-        self._started = time.perf_counter()
-
     def _write(self, engine: Engine) -> None:
-        seconds = time.perf_counter() - self._started
-        for pair in registered(engine.state.output):
+        pairs = registered(engine.state.output)
+        for pair in pairs:
             result = _Registration(pair)
             self.folder.claim()
             name = pair_name(pair["moving_id"], pair["fixed_id"])
@@ -82,7 +80,7 @@ class RegistrationWriter:
                 "moving_id": pair["moving_id"],
                 "fixed_id": pair["fixed_id"],
                 "files": [path.name for path in files],
-                "network_seconds": round(seconds, 3),
+                "network_seconds": round(self._clock.seconds / len(pairs), 3),
                 **result.figures(),
                 **result.dice(self.labels, self.group),
             }

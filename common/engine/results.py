@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from common.checks import InputError
 from common.engine.batch import registered
+from common.engine.clock import NetworkClock
 from common.engine.provenance import peak_memory_gb, provenance
 from common.io.panels import as_png, panel
 from common.io.report import write_report
@@ -59,29 +58,20 @@ class EvaluationWriter:
         self.title = title
         self.history = history
         refuse_existing(self.output_dir, overwrite)
-        self._elapsed = 0.0
+        self._clock = NetworkClock()
         self._seconds: list[float] = []
         self._pairs: list[tuple[float, dict[str, Any]]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, after its metrics."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop_clock)
+        self._clock.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start_clock(self, engine: Engine) -> None:
-        _synchronise(engine)
-        self._started = time.perf_counter()
-
-    def _stop_clock(self, engine: Engine) -> None:
-        _synchronise(engine)
-        self._elapsed = time.perf_counter() - self._started
 
     def _keep(self, engine: Engine) -> None:
         """Keep the worst, the median and the best pair so far, by Dice (by order where there are no labels)."""
         pairs = registered(engine.state.output)
-        self._seconds += [self._elapsed / len(pairs)] * len(pairs)
+        self._seconds += [self._clock.seconds / len(pairs)] * len(pairs)
         for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
             score = float(case.get("dice", len(self._pairs)))
             kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
@@ -254,8 +244,3 @@ def _for_pictures(name: str, value: Any) -> Any:
         return value
     kinds = {"moving": torch.bfloat16, "fixed": torch.bfloat16, "ddf": torch.float16}
     return value.to("cpu", kinds.get(name, value.dtype))
-
-
-def _synchronise(engine: Engine) -> None:
-    if engine.state.device.type == "cuda":
-        torch.cuda.synchronize(engine.state.device)

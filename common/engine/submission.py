@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.data.request import Request
 from common.engine.batch import registered
+from common.engine.clock import NetworkClock
 from common.engine.provenance import peak_memory_gb, provenance
 from common.engine.registration_folder import fingerprint, read_record
 from common.io.challenge_fields import FORMATS, field_name
@@ -216,19 +216,18 @@ class SubmissionWriter:
 
     def __init__(self, folder: SubmissionFolder) -> None:
         self.folder = folder
+        self._clock = NetworkClock()
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
         engine.add_event_handler(Events.STARTED, self.folder.begin)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        self._clock.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 
-    def _start_clock(self, engine: Engine) -> None:
-        self._started = time.perf_counter()
-
     def _write(self, engine: Engine) -> None:
-        seconds = round(time.perf_counter() - self._started, 3)
-        for pair in registered(engine.state.output):
+        pairs = registered(engine.state.output)
+        for pair in pairs:
+            seconds = round(self._clock.seconds / len(pairs), 3)
             memory = round(peak_memory_gb(engine.state.device), 3)
             self.folder.add(pair, network_seconds=seconds, peak_memory_gb=memory)
 
