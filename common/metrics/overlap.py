@@ -7,7 +7,7 @@ Published tables differ in what they do with labels that are missing. :func:`dic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from common.checks import InputError
 
 _CHUNK = 1 << 20
 """Voxels counted at a time, so that the int64 pair codes stay small."""
+_TABLE = 1 << 20
+"""Values up to here are looked up in a table of all of them; atlases whose identifiers are larger are searched."""
 
 
 def dice_per_label(
@@ -133,8 +135,10 @@ def check_label_pair(fixed: Tensor, warped: Tensor) -> None:
         )
 
 
-def label_codes(labels: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
-    """Table that turns a label value into 1 + its place in ``labels``, and every other value of ``maps`` into 0.
+def label_coder(
+    labels: Sequence[int], maps: Sequence[Tensor], dtype: torch.dtype = torch.int64
+) -> Callable[[Tensor], Tensor]:
+    """Function that turns values of ``maps`` (N,) into 1 + their place in ``labels``, and every other value into 0.
 
     Raises:
         InputError: when ``labels`` is empty, repeats itself or holds a negative value, or a map holds one.
@@ -145,22 +149,31 @@ def label_codes(labels: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
     if low < 0:
         raise InputError(f"A label map holds the negative value {low}; label values must be 0 or more.")
     high = max((int(label.max()) for label in maps if label.numel()), default=0)
-    codes = torch.zeros(max(high, max(labels)) + 1, dtype=torch.int64, device=maps[0].device)
-    codes[torch.as_tensor(list(labels), device=codes.device)] = torch.arange(1, len(labels) + 1, device=codes.device)
-    return codes
+    values, order = torch.tensor(list(labels), device=maps[0].device).sort()
+    codes = (order + 1).to(dtype)
+    if high > _TABLE:
+        return lambda found: _searched(found.long(), values, codes)
+    table = torch.zeros(high + 1, dtype=dtype, device=values.device)
+    table[values[values <= high]] = codes[values <= high]
+    return lambda found: table.index_select(0, found.int())
+
+
+def _searched(found: Tensor, values: Tensor, codes: Tensor) -> Tensor:
+    """Code of each value found (N,) in the ascending ``values``, 0 where it is not among them."""
+    index = torch.searchsorted(values, found).clamp_(max=len(values) - 1)
+    return codes[index] * (values[index] == found)
 
 
 def _joint_histogram(fixed: Tensor, warped: Tensor | None, labels: Sequence[int]) -> Tensor:
     """Voxel counts (L + 1, L + 1) over the codes of two maps, or (1, L + 1) of one; code 0 is every other value."""
     columns = len(labels) + 1
-    codes = label_codes(labels, [fixed] if warped is None else [fixed, warped])
+    coder = label_coder(labels, [fixed] if warped is None else [fixed, warped])
     size = columns if warped is None else columns * columns
     counts = torch.zeros(size, dtype=torch.int64, device=fixed.device)
-    row_codes = codes if warped is None else codes * columns
     one, other = fixed.reshape(-1), None if warped is None else warped.reshape(-1)
     for start in range(0, one.numel(), _CHUNK):
-        pair = row_codes.index_select(0, one[start : start + _CHUNK].int())
+        pair = coder(one[start : start + _CHUNK])
         if other is not None:
-            pair += codes.index_select(0, other[start : start + _CHUNK].int())
+            pair = coder(other[start : start + _CHUNK]).add_(pair, alpha=columns)
         counts += torch.bincount(pair, minlength=size)
     return counts.view(-1, columns)

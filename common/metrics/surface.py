@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.checks import InputError
-from common.metrics.overlap import check_label_pair, label_codes
+from common.metrics.overlap import check_label_pair, label_coder
 from common.metrics.surface_elements import distances_to, neighbour_codes, quantile_by_area, surface_element_areas
 
 
@@ -210,8 +210,8 @@ def _of_one_pair(
 
     coded, boxes = [], []
     for one in maps:
-        codes = label_codes(labels, [one]).to(torch.uint8 if len(labels) < 256 else torch.int32)
-        coded.append(codes.index_select(0, one.reshape(-1).int()).view(one.shape[1:]).cpu().numpy())
+        coder = label_coder(labels, [one], torch.uint8 if len(labels) < 256 else torch.int32)
+        coded.append(coder(one.reshape(-1)).view(one.shape[1:]).cpu().numpy())
         boxes.append(find_objects(coded[-1], max_label=len(labels)))
     table: list[SurfaceDistances | None] = []
     for index in range(len(labels)):

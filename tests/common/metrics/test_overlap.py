@@ -11,7 +11,7 @@ import torch
 
 import common.metrics.overlap as overlap_module
 from common.checks import InputError
-from common.metrics import dice_l2r, dice_per_label, dice_voi, labels_present, mean_over_labels
+from common.metrics import dice_l2r, dice_per_label, dice_voi, hd95_l2r, labels_present, mean_over_labels
 
 
 def slow_dice(fixed: torch.Tensor, warped: torch.Tensor, label: int) -> float:
@@ -67,6 +67,21 @@ def test_moving_labels_may_lie_on_another_grid() -> None:
     fixed, warped = maps((4, 5, 6))
     moving = torch.ones(2, 1, 3, 3, 3, dtype=torch.uint8)
     assert torch.isfinite(dice_l2r(fixed, warped, [1, 2], moving)).tolist() == [[True, False]] * 2
+
+
+@pytest.mark.parametrize("offset", [600_000_000, 2**33])
+def test_large_identifiers_are_labels_like_others_and_take_no_memory(offset: int) -> None:
+    fixed, warped = maps((4, 5, 6), torch.int64)
+    labels = [5, 0, 3]
+    far = [offset + label for label in labels]
+    expected = dice_l2r(fixed, warped, labels, warped)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(
+        dice_l2r(fixed + offset, warped + offset, far, warped + offset), expected, rtol=0, atol=0
+    )
+    torch.testing.assert_close(hd95_l2r(fixed + offset, warped + offset, far), hd95_l2r(fixed, warped, labels))
+    # Labels that no map holds.
+    assert dice_l2r(fixed, warped, far, warped).isnan().all()
 
 
 def test_bad_input_is_refused_in_words() -> None:
