@@ -39,7 +39,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if _plain(x, weight):
+    if _plain(x, weight, bias):
         return _convolution(x, weight, bias)
     result: Tensor = _Convolve.apply(x, weight, bias)
     return result
@@ -48,7 +48,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rectify_and_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``convolve(relu(x), weight, bias)``; overwrites ``x``, which nothing else may need afterwards."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if _plain(x, weight):
+    if _plain(x, weight, bias):
         return _convolution(F.relu_(x), weight, bias)
     result: Tensor = _RectifyAndConvolve.apply(x, weight, bias)
     return result
@@ -57,7 +57,7 @@ def rectify_and_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def normalise_and_convolve(x: Tensor, slope: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``convolve(instance_norm_prelu([x], slope), weight, bias)``; may overwrite ``x`` if nobody asks for gradients."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if _plain(x, weight):
+    if _plain(x, slope, weight, bias):
         return _convolution(instance_norm_prelu([x], slope, overwrite=True), weight, bias)
     result: Tensor = _NormaliseAndConvolve.apply(x, slope, weight, bias)
     return result
@@ -82,8 +82,8 @@ def convolved_again(x: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> s
     return saved_tensors_hooks(pack, unpack)
 
 
-def _plain(x: Tensor, weight: Tensor) -> bool:
-    recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+def _plain(*inputs: Tensor) -> bool:
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return not recorded or torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -90,18 +91,24 @@ def test_even_or_tiny_kernel_is_refused(kernel_size: int) -> None:
         block(3, 2, 4, kernel_size)
 
 
+def textbook_encoder(x: Tensor, weights: Weights) -> Tensor:
+    for index in range(1 + max(int(name[0]) for name in weights)):
+        x = textbook_block(x, weights, f"{index}.")
+    return x
+
+
+def encoder(dims: int, middle: int | None) -> Encoder:
+    between = [] if middle is None else [block(dims, 4, 4, middle)]
+    return Encoder(PlainBlock(dims, 1, 3), PlainBlock(dims, 3, 4), *between, PlainBlock(dims, 4, 2))
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("middle", [None, 3, 5])
 def test_encoder_equals_its_blocks_one_after_the_other(dims: int, middle: int | None) -> None:
-    layers: list[nn.Module] = [PlainBlock(dims, 1, 3), PlainBlock(dims, 3, 4)]
-    layers += [] if middle is None else [block(dims, 4, 4, middle)]
-    module = randomised(Encoder(*layers, PlainBlock(dims, 4, 2)))
+    module = randomised(encoder(dims, middle))
     weights = dict(module.named_parameters())
     x = features(1, dims).requires_grad_()
-    expected: Tensor = x
-    for index in range(len(layers) + 1):
-        expected = textbook_block(expected, weights, f"{index}.")
-    out = module(x)
+    out, expected = module(x), textbook_encoder(x, weights)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-11)
     inputs = [x, *weights.values()]
     gradients = (torch.autograd.grad(y, inputs, features(2, dims, seed=4)) for y in (out, expected))
@@ -127,21 +134,34 @@ def test_estimator_equals_its_layers_on_sum_and_difference(
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("kernel_size", [None, 5])
-@pytest.mark.parametrize("frozen", ["weight", "bias", "mix", "reduce", "flow", "pair"])
-def test_what_is_frozen_gets_no_gradient_and_the_rest_the_right_one(kernel_size: int | None, frozen: str) -> None:
-    module = randomised(FlowEstimator(3, 3, kernel_size=kernel_size))
-    named: dict[str, Tensor] = {"pair": features(6, 3).requires_grad_(), **dict(module.named_parameters())}
+def assert_same_gradients(
+    module: nn.Module, textbook: Callable[[Tensor, Weights], Tensor], x: Tensor, frozen: Callable[[str], bool]
+) -> None:
+    named: dict[str, Tensor] = {"input": x.requires_grad_(), **dict(module.named_parameters())}
     for name, tensor in named.items():
-        tensor.requires_grad_(frozen not in name)
+        tensor.requires_grad_(not frozen(name))
     results = []
-    for out in (module(named["pair"]), textbook_estimator(named["pair"], dict(module.named_parameters()))):
-        out.square().sum().backward()
+    for out in (module(x), textbook(x, dict(module.named_parameters()))):
+        out.pow(3).sum().backward()
         results.append({name: tensor.grad for name, tensor in named.items()})
         for name, tensor in named.items():
-            assert (tensor.grad is None) == (frozen in name)
+            assert (tensor.grad is None) == frozen(name)
             tensor.grad = None
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel_size", [None, 5])
+@pytest.mark.parametrize("frozen", ["weight", "bias", "mix", "reduce", "flow", "input"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_right_one(kernel_size: int | None, frozen: str) -> None:
+    module = randomised(FlowEstimator(3, 3, kernel_size=kernel_size))
+    assert_same_gradients(module, textbook_estimator, features(6, 3), lambda name: frozen in name)
+
+
+@pytest.mark.parametrize("middle", [None, 5])
+@pytest.mark.parametrize("trained", ["weight", "bias", "activation", "[12]", "0.conv.bias"])
+def test_frozen_parts_of_the_encoder_get_no_gradient_either(middle: int | None, trained: str) -> None:
+    module = randomised(encoder(3, middle))
+    assert_same_gradients(module, textbook_encoder, features(1, 3), lambda name: not re.search(trained, name))
 
 
 @pytest.mark.parametrize("kernel_size", [None, 3, 5])
