@@ -163,7 +163,7 @@ def _read_section(
             raise InputError(f"'{key}' in the data list {path} has {entry!r}; expected {{'fixed', 'moving'}}.")
         fixed = add(entry["fixed"], None)
         pairs.append((add(entry["moving"], None), fixed))
-    return Listing(distinguish_ids(subjects, dataset_dir), pairs or None)
+    return Listing(distinguish_ids(subjects), pairs or None)
 
 
 def _keep_out_of_training(path: Path, content: dict[str, Any], listings: dict[str, Listing]) -> None:

@@ -44,16 +44,11 @@ def make_subject(image: Path, label: Path | None) -> Subject:
     return subject
 
 
-def distinguish_ids(subjects: list[Subject], dataset_dir: Path) -> list[Subject]:
+def distinguish_ids(subjects: list[Subject]) -> list[Subject]:
     """Give subjects that share an id a longer one: the whole file name, then the folders above it, "sub-a-t1"."""
-    relative = {subject["image"]: Path(subject["image"]).relative_to(dataset_dir) for subject in subjects}
-    for depth in range(1, 1 + max((len(path.parts) for path in relative.values()), default=0)):
+    images = [subject["image"] for subject in subjects]
+    parts = {image: (*Path(image).absolute().parts[1:-1], file_stem(image)) for image in images}
+    for depth in range(1, 1 + max(map(len, parts.values()), default=0)):
         times = Counter(subject["id"] for subject in subjects)
-        subjects = [
-            {**s, "id": _last_parts(relative[s["image"]], depth)} if times[s["id"]] > 1 else s for s in subjects
-        ]
+        subjects = [{**s, "id": "-".join(parts[s["image"]][-depth:])} if times[s["id"]] > 1 else s for s in subjects]
     return subjects
-
-
-def _last_parts(path: Path, depth: int) -> str:
-    return "-".join([*path.parts[-depth:-1], file_stem(path)])
