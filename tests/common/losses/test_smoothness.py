@@ -62,6 +62,13 @@ def test_constant_and_affine_fields_cost_nothing() -> None:
     assert GradientLoss("l1")(affine).item() == pytest.approx((1.5 + 2) / 2)
 
 
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_many_equal_differences_are_added_up_to_rounding(penalty: str) -> None:
+    field = 0.3 * torch.arange(128.0).view(1, 1, -1, 1, 1).repeat(1, 1, 1, 128, 64)
+    loss = GradientLoss(penalty)
+    assert loss(field).item() == pytest.approx(loss(field.double()).item(), rel=1e-6)
+
+
 def test_an_axis_of_one_voxel_adds_nothing_and_still_counts() -> None:
     field = _field(1, 3, 4, 5, 1)
     flat = GradientLoss("l2")(field[..., 0]).item()
