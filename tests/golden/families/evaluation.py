@@ -21,12 +21,14 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 _INPUTS = re.compile(r"in/|f64/(\w+_keypoints|nearest_coordinates|spacing_\d+)$")
+# The published count of clip(determinant + 3, 1e-9, 1e9) <= 0, which is 0 whatever the field.
+_CONSTANT = "f64/l2r_num_foldings"
 
 
 def is_input(meta: dict[str, Any], name: str) -> bool:
-    """Whether an entry of a file is something given and nothing to reproduce, whatever its prefix says."""
+    """Whether an entry of a file is given or constant and so nothing to reproduce, whatever its prefix says."""
     ranking_input = "hard_fraction" in meta["constructor"] and name in ("f64/dice", "f64/hd95", "f64/sdlogj")
-    return ranking_input or bool(_INPUTS.match(name))
+    return ranking_input or name == _CONSTANT or bool(_INPUTS.match(name))
 
 
 def compute(meta: dict[str, Any], arrays: Arrays) -> Arrays:
@@ -180,7 +182,6 @@ def _folding(arrays: Arrays) -> Arrays:
         "f64/transmorph_fold_fraction": statistics.fold_fraction[0].numpy(),
         "out/l2r_jacobian_determinant": determinant[2:-2, 2:-2, 2:-2].numpy(),
         "f64/count_l2r_det_below_0": (statistics.fold_fraction_interior[0] * determinant.numel()).numpy(),
-        "f64/l2r_num_foldings": ((determinant + 3).clamp(1e-9, 1e9) <= 0).sum().double().numpy(),
         "f64/l2r_sdlogj": statistics.sdlogj_l2r[0].numpy(),
         "f64/l2r_sdlogj_masked": metrics.sdlogj_l2r(field, mask)[0].numpy(),
     }
