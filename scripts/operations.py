@@ -184,8 +184,11 @@ def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation
 
 
 def _both(function: Callable[[Tensor, Tensor], Tensor], image: Tensor, ddf: Tensor) -> Call:
-    def call() -> None:
+    """A call of ``function`` with a backward pass to both."""
+
+    def call() -> list[Tensor | None]:
         leaves = image.detach().requires_grad_(), ddf.detach().requires_grad_()
         function(*leaves).sum().backward()
+        return [leaf.grad for leaf in leaves]
 
     return call
