@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.metrics.spacing import voxel_sizes
 from common.spatial.grid import check_ddf
 from common.spatial.warp import compose
 
@@ -55,9 +56,7 @@ def inverse_consistency_error(
             + ": all must lie on one grid."
         )
     dims = forward.shape[1]
-    sizes = [1.0] * dims if spacing is None else [float(size) for size in spacing]
-    if len(sizes) != dims or not min(sizes) > 0:
-        raise InputError(f"spacing is {spacing}; it must be {dims} positive voxel sizes, one per array axis.")
+    sizes = voxel_sizes(spacing, dims)
     dtype = torch.promote_types(torch.promote_types(forward.dtype, backward.dtype), torch.float32)
     rows = []
     for b in range(len(forward)):

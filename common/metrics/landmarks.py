@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.metrics.spacing import voxel_sizes
 from common.spatial.grid import check_ddf
 from common.spatial.labels import warp_labels
 
@@ -40,7 +41,7 @@ def tre_l2r(
         InputError: when points, field or spacing do not fit each other.
     """
     _check_points(ddf, fixed_points, moving_points)
-    sizes = _spacing(spacing, fixed_points.shape[2], fixed_points.device)
+    sizes = fixed_points.new_tensor(voxel_sizes(spacing, fixed_points.shape[2]), dtype=torch.float64)
     reached = fixed_points.double()
     if ddf is not None:
         reached = reached + torch.stack([_sampled(u, x) for u, x in zip(ddf, fixed_points, strict=True)])
@@ -73,7 +74,8 @@ def tre_lumir(
             f"moving ones {tuple(warped.shape)}; both must be volumes (B, 1, *spatial) of integers on one grid."
         )
     dims = fixed_landmarks.ndim - 2
-    sizes = _spacing([spacing] * dims if isinstance(spacing, int | float) else spacing, dims, warped.device)
+    spacing = [spacing] * dims if isinstance(spacing, int | float) else spacing
+    sizes = warped.new_tensor(voxel_sizes(spacing, dims), dtype=torch.float64)
     errors = []
     for fixed, other in zip(fixed_landmarks[:, 0], warped[:, 0], strict=True):
         values = fixed[fixed > 0].unique()
@@ -135,13 +137,6 @@ def _centroids(volume: Tensor, values: Tensor) -> Tensor:
     count = torch.bincount(index, minlength=len(values)).double()
     sums = torch.zeros(len(values), volume.ndim, dtype=torch.float64, device=volume.device)
     return sums.index_add_(0, index, places) / count.unsqueeze(1)
-
-
-def _spacing(spacing: Sequence[float] | None, dims: int, device: torch.device) -> Tensor:
-    sizes = [1.0] * dims if spacing is None else [float(size) for size in spacing]
-    if len(sizes) != dims or not min(sizes) > 0:
-        raise InputError(f"spacing is {spacing}; it must be {dims} positive voxel sizes, one per array axis.")
-    return torch.tensor(sizes, dtype=torch.float64, device=device)
 
 
 def _check_points(ddf: Tensor | None, fixed: Tensor, moving: Tensor) -> None:

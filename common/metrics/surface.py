@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.metrics.overlap import check_label_pair, label_coder
+from common.metrics.spacing import voxel_sizes
 from common.metrics.surface_elements import distances_to, neighbour_codes, quantile_by_area, surface_element_areas
 
 
@@ -78,7 +79,7 @@ def surface_distances(first: Tensor, second: Tensor, spacing: Sequence[float] | 
             f"The masks have shapes {tuple(first.shape)} and {tuple(second.shape)}; they must be one shape, "
             "(H, W) or (D, H, W)."
         )
-    sizes = _check_spacing(spacing, first.ndim)
+    sizes = voxel_sizes(spacing, first.ndim)
     masks = [(mask != 0).cpu().numpy() for mask in (first, second)]
     return _distances(masks[0], masks[1], sizes)
 
@@ -114,7 +115,7 @@ def label_surface_distances(
         raise InputError(f'vanished is {vanished!r}; it must be "infinite", or "moving" together with moving labels.')
     if moving is not None and vanished == "moving":
         check_label_pair(fixed, moving)
-    sizes = _check_spacing(spacing, fixed.ndim - 2)
+    sizes = voxel_sizes(spacing, fixed.ndim - 2)
     maps = [fixed, warped] + ([] if moving is None else [moving])
     return [_of_one_pair([m[b] for m in maps], labels, sizes, vanished) for b in range(fixed.shape[0])]
 
@@ -193,13 +194,6 @@ def surface_dice(
 
 def _tensor(values: list[list[Any]], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device)
-
-
-def _check_spacing(spacing: Sequence[float] | None, dims: int) -> tuple[float, ...]:
-    sizes = (1.0,) * dims if spacing is None else tuple(float(s) for s in spacing)
-    if len(sizes) != dims or min(sizes) <= 0:
-        raise InputError(f"spacing is {spacing}; it must be {dims} positive voxel sizes, one per array axis.")
-    return sizes
 
 
 def _of_one_pair(
