@@ -22,15 +22,16 @@ from common.engine.recovery import measure_recovery
 from common.io.tables import write_csv
 
 EPILOG = """\
-make writes a data set for --reader datalist: the scan (COPY_0000) and copies of it, copy(x) = scan(x + ddf(x)), with
+make writes a data set for --reader datalist: the scan and copies of it, copy(x) = scan(x + ddf(x)), with
 the true ddf in fields/. Train a bundle on it, register its section "test", and measure:
 
-  python scripts/recover.py make --image ct.nii.gz --label organs.nii.gz --output known
+  python scripts/recover.py make --image ct.nii.gz --output known
   python -m monai.bundle run train --bundle_root bundles/eoir_abdomenct \\
-      --config_file bundles/eoir_abdomenct/configs/train.json --dataset_dir known --reader datalist --supervised False
+      --config_file bundles/eoir_abdomenct/configs/train.json --dataset_dir known --reader datalist \\
+      --supervised False --zoom 1 --train#dataloader#sampler#strategy atlas
   python -m monai.bundle run infer --bundle_root bundles/eoir_abdomenct \\
       --config_file bundles/eoir_abdomenct/configs/inference.json --dataset_dir known --reader datalist \\
-      --section test --output_dir known_ddf
+      --section test --spacing None --output_dir known_ddf
   python scripts/recover.py measure --data known --fields known_ddf --output errors.csv
 """
 

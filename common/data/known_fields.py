@@ -30,9 +30,9 @@ def make_known_fields(
     """Write a scan and deformed copies of it with the reader ``datalist``'s names.
 
     Copy n is ``copy(x) = scan(x + ddf(x))``, sampled linearly, labels at the nearest voxel. The fields are random
-    diffeomorphisms, zero at the border of the scan, so that nothing is lost. Subject 0000 is the scan itself. It trains
-    with the first copies; each of the others is the fixed image of one pair in which the scan is moving, and whose
-    true displacement is the field of that copy.
+    diffeomorphisms, zero at the border of the scan, so that nothing is lost. The first subject is the scan itself. It
+    trains with the first copies; each of the others is the fixed image of one pair in which the scan is moving, and
+    whose true displacement is the field of that copy.
 
     Args:
         output_dir: new folder: ``dataset.json``, ``imagesTr``, ``labelsTr`` if there are labels, and ``fields`` with
@@ -75,7 +75,8 @@ def make_known_fields(
 
 
 def _file(folder: str, number: int) -> str:
-    return f"{folder}/COPY_{number:04d}_0000.nii.gz"
+    name = f"COPY_{number:04d}" if number else "SCAN"
+    return f"{folder}/{name}_0000.nii.gz"
 
 
 def _entry(scan: Mapping[Hashable, Any], number: int) -> dict[str, str]:

@@ -27,8 +27,8 @@ def test_true_fields_are_recovered_without_error(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     found = tmp_path / "found"
     found.mkdir()
-    (tmp_path / "known/fields/COPY_0003_ddf.nii.gz").rename(found / "COPY_0000_to_COPY_0003_ddf.nii.gz")
-    (tmp_path / "known/fields/COPY_0003_ddf.nii.gz").symlink_to(found / "COPY_0000_to_COPY_0003_ddf.nii.gz")
+    (tmp_path / "known/fields/COPY_0003_ddf.nii.gz").rename(found / "SCAN_to_COPY_0003_ddf.nii.gz")
+    (tmp_path / "known/fields/COPY_0003_ddf.nii.gz").symlink_to(found / "SCAN_to_COPY_0003_ddf.nii.gz")
     measure = ["measure", "--data", tmp_path / "known", "--fields", found, "--output", tmp_path / "errors.csv"]
     measured = recover(*measure)
     assert measured.returncode == 0, measured.stderr

@@ -47,7 +47,7 @@ def found_fields(known: Path, folder: Path, change: float) -> Path:
     """What a registration would have written that misses each true component by ``change`` voxels."""
     for number in (4, 5):
         ddf = torch.from_numpy(array(known / field_file(number))).movedim(-1, 0) + change
-        write_ddf(folder / f"COPY_0000_to_COPY_{number:04d}_ddf.nii.gz", ddf, torch.diag(torch.tensor([-3.0, 3, 3, 1])))
+        write_ddf(folder / f"SCAN_to_COPY_{number:04d}_ddf.nii.gz", ddf, torch.diag(torch.tensor([-3.0, 3, 3, 1])))
     return folder
 
 
@@ -63,7 +63,7 @@ def test_copies_are_the_scan_seen_through_their_fields(known: Path, scan: tuple[
 
 def test_sections_share_the_scan_and_no_copy(known: Path) -> None:
     ids = {section: [s["id"] for s in read_subjects(known, "datalist", section)] for section in ("training", "test")}
-    assert ids == {"training": ["COPY_0000", "COPY_0001", "COPY_0002"], "test": ["COPY_0000", "COPY_0004", "COPY_0005"]}
+    assert ids == {"training": ["SCAN", "COPY_0001", "COPY_0002"], "test": ["SCAN", "COPY_0004", "COPY_0005"]}
     test = read_subjects(known, "datalist", "test")
     assert all("label" in subject for subject in test)
     assert read_pairs(known, "datalist", "test", test) == [(0, 1), (0, 2)]
@@ -102,7 +102,7 @@ def test_error_is_that_of_the_found_field(known: Path, tmp_path: Path) -> None:
 
 
 def test_missing_fields_and_used_folders_are_refused(known: Path, scan: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="COPY_0000_to_COPY_0004_ddf"):
+    with pytest.raises(InputError, match="SCAN_to_COPY_0004_ddf"):
         measure_recovery(known, tmp_path)
     with pytest.raises(InputError, match="not empty"):
         make_known_fields(known, scan[0])
