@@ -246,9 +246,11 @@ class BestModelHandler:
         self.path = Path(path)
         goes_on = resume_from is not None and Path(resume_from).is_file()
         if self.path.exists() and not (overwrite or goes_on):
+            missing = "" if resume_from is None else f", and no checkpoint {resume_from} to go on from"
+            resume = "continue their training with --resume True, " if resume_from is None else ""
             raise InputError(
-                f"There are weights at {path} already: choose another --ckpt_path, or replace them with "
-                "--overwrite True."
+                f"There are weights at {path} already{missing}: {resume}choose another --ckpt_path, or replace them "
+                "with --overwrite True."
             )
         self.network = network
 

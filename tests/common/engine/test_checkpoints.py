@@ -117,7 +117,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_existing_weights_are_not_replaced_unasked(tmp_path: Path) -> None:
     save_atomically(network().state_dict(), tmp_path / "model.pt")
-    with pytest.raises(InputError, match="--overwrite True"):
+    with pytest.raises(InputError, match="--resume True, .*--overwrite True"):
         BestModelHandler(tmp_path / "model.pt", network())
     BestModelHandler(tmp_path / "model.pt", network(), overwrite=True)
 
@@ -125,7 +125,7 @@ def test_existing_weights_are_not_replaced_unasked(tmp_path: Path) -> None:
 def test_resumed_training_replaces_its_own_weights_alone(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     save_atomically(network().state_dict(), tmp_path / "model.pt")
-    with pytest.raises(InputError, match="There are weights at"):
+    with pytest.raises(InputError, match="and no checkpoint .*checkpoint.pt to go on from: choose"):
         BestModelHandler(tmp_path / "model.pt", network(), resume_from=checkpoint)
     checkpoint.touch()
     BestModelHandler(tmp_path / "model.pt", network(), resume_from=checkpoint)
