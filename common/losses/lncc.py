@@ -40,8 +40,7 @@ class LNCCLoss(nn.Module):
     ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large. Local variances
     that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
     any scale (the published forms leave both, which in flat windows can make cc anything); elsewhere the values are
-    theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance,
-    so flat regions differ.
+    theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance, so flat regions differ.
 
     The gradient is exact. It is computed with the value, in slabs, so that only one volume per image that needs a
     gradient is kept. It cannot be differentiated again. Computes in float32 (float64 for float64 inputs) also under
