@@ -20,7 +20,14 @@ from common.data import LoadSubjectd, PairDataset, read_pairs, read_subjects
 from common.data.phantom import make_subject, make_template, random_diffeomorphism
 from common.data.shapes3d import _write, generate_shapes3d, main
 
-SMALL = {"num_subjects": 6, "size": (20, 24, 16), "num_labels": 4, "validation": 2, "test": 2, "progress": False}
+SMALL: dict[str, Any] = {
+    "num_subjects": 6,
+    "size": (20, 24, 16),
+    "num_labels": 4,
+    "validation": 2,
+    "test": 2,
+    "progress": False,
+}
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -38,7 +45,7 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_shapes3d(tmp_path_factory.mktemp("phantoms") / "set", **SMALL)  # type: ignore[arg-type]
+    return generate_shapes3d(tmp_path_factory.mktemp("phantoms") / "set", **SMALL)
 
 
 @pytest.mark.parametrize("size", [(24, 28, 20), (32, 40)])
@@ -99,16 +106,16 @@ def test_orientation_is_ras_with_one_millimetre(folder: Path) -> None:
 
 def test_the_same_call_keeps_the_folder_and_another_refuses_it(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    generate_shapes3d(folder, **SMALL)  # type: ignore[arg-type]
+    generate_shapes3d(folder, **SMALL)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     with pytest.raises(InputError, match="exists and is not the data set"):
-        generate_shapes3d(folder, **{**SMALL, "seed": 1})  # type: ignore[arg-type]
+        generate_shapes3d(folder, **{**SMALL, "seed": 1})
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "add"])
 def test_a_damaged_folder_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
     arguments = {**SMALL, "num_subjects": 2, "size": (16, 16), "num_labels": 2, "validation": 0, "test": 0}
-    folder = generate_shapes3d(tmp_path / "set", **arguments)  # type: ignore[arg-type]
+    folder = generate_shapes3d(tmp_path / "set", **arguments)
     file = folder / "labelsTr" / "SHAPES_0001_0000.nii.gz"
     if damage == "change":
         file.write_bytes(b"other")
@@ -117,7 +124,7 @@ def test_a_damaged_folder_is_refused_and_left_alone(tmp_path: Path, damage: str)
     else:
         (folder / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="exists and is not the data set"):
-        generate_shapes3d(folder, **arguments)  # type: ignore[arg-type]
+        generate_shapes3d(folder, **arguments)
     assert damage != "add" or (folder / "mine.txt").exists()
 
 
@@ -127,7 +134,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("common.data.shapes3d.make_subject", fail)
     with pytest.raises(KeyboardInterrupt):
-        generate_shapes3d(tmp_path / "set", **SMALL)  # type: ignore[arg-type]
+        generate_shapes3d(tmp_path / "set", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +144,7 @@ def test_the_slower_of_two_processes_takes_what_the_other_made(tmp_path: Path, m
         shutil.copytree(folder, tmp_path / "set")
 
     monkeypatch.setattr("common.data.shapes3d._write", write_and_be_overtaken)
-    generate_shapes3d(tmp_path / "set", **SMALL)  # type: ignore[arg-type]
+    generate_shapes3d(tmp_path / "set", **SMALL)
     assert len(read_subjects(tmp_path / "set")) == 2 and list(tmp_path.iterdir()) == [tmp_path / "set"]
 
 
@@ -173,7 +180,7 @@ def test_an_existing_empty_folder_is_filled(tmp_path: Path) -> None:
 )
 def test_impossible_arguments_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        generate_shapes3d(tmp_path / "set", **{**SMALL, **changes})  # type: ignore[arg-type]
+        generate_shapes3d(tmp_path / "set", **{**SMALL, **changes})
     assert not (tmp_path / "set").exists()
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -96,8 +97,8 @@ def test_unfit_nifti_is_recognised(tmp_path: Path, values: np.ndarray, spacing: 
         ({"arr_0": np.full((3, 4, 6, 5), np.inf, np.float16)}, "infinite"),
     ],
 )
-def test_unfit_npz_is_recognised(tmp_path: Path, arrays: dict[str, np.ndarray], problem: str) -> None:
-    np.savez(tmp_path / "disp.npz", **arrays)  # type: ignore[arg-type]
+def test_unfit_npz_is_recognised(tmp_path: Path, arrays: dict[str, Any], problem: str) -> None:
+    np.savez(tmp_path / "disp.npz", **arrays)
     assert problem in str(FORMATS["oasis"].problem(tmp_path / "disp.npz", SHAPE))
 
 
