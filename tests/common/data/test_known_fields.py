@@ -84,6 +84,7 @@ def test_no_displacement_is_longer_than_asked_for_and_none_is_stretched(
         made = make_known_fields(
             tmp_path / str(factor), scan[0], training=1, validation=0, test=0, largest=largest, seed=3
         )
+        # Files hold single precision, and the longest vector is divided by its length.
         np.testing.assert_allclose(array(made / field_file(1)), factor * drawn, atol=1e-5)
     with pytest.raises(InputError, match="largest displacement is 0"):
         make_known_fields(tmp_path / "none", scan[0], largest=0)
