@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from common.checks import InputError
 from common.cli import run_tool, switch
 from common.io.apply import COORDINATES, Chain, move_landmarks, warp_file
-from common.io.grids import check_nifti_name, read_grid
+from common.io.nifti import check_nifti_name, read_grid
 from common.io.transforms import CONVENTIONS
 
 _DESCRIPTION = """\

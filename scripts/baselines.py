@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 from common.checks import InputError
 from common.cli import run_tool, switch
 from common.data import read_pairs, read_subjects
-from common.data.evaluation_files import Folder
-from common.data.evaluation_pairs import read_pair_list
 from common.data.readers import READERS, SECTIONS
 from common.data.readers.datalist import load_json
 from common.data.readers.listing import distinguish_ids, make_subject
-from common.engine.provenance import provenance
+from common.evaluation.pair_files import Folder
+from common.evaluation.pair_lists import read_pair_list
+from common.io.provenance import provenance
 from common.io.tables import write_csv, write_json
 from scripts.baseline_pair import MARGIN, TOLERANCE, Subject, digest, field_name, read_scan, run_pair
 from scripts.classical import METHODS, SMOOTHING

@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from common.checks import InputError
 from common.cli import run_tool, switch
-from common.engine.comparison import compare_fields
+from common.evaluation.field_evaluation import EvaluationRequest
 from common.io.fields import CONVENTIONS
+from common.report.comparison import compare_fields
 
 EPILOG = """\
 OUTPUT/NAME gets the evaluation of each method as scripts/evaluate.py writes it; OUTPUT/compare.html has the table, box
@@ -98,6 +99,9 @@ def stated(entries: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     for value in (entry for entry in entries if "=" not in entry):
         conventions = dict.fromkeys(names, value)
     conventions |= own
+    unknown = [name for name in own if name not in names]
+    if unknown:
+        raise InputError(f"A convention is stated for {unknown[0]!r}, which is none of {', '.join(names)}.")
     for name, value in conventions.items():
         if value not in CONVENTIONS:
             raise InputError(f"The convention {value!r} of {name} is unknown; use one of {', '.join(CONVENTIONS)}.")
@@ -110,9 +114,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = vars(parser().parse_args(argv))
     fields = named(given.pop("fields"))
     conventions = stated(given.pop("convention"), list(fields))
-    given["output_dir"] = given.pop("output")
     given["hd95"] = None if given["hd95"] == "none" else given["hd95"]
-    compare_fields(fields, conventions=conventions, **given)
+    run = {name: given.pop(name) for name in ("workers", "overwrite", "title")}
+    output = given.pop("output")
+    requests = {
+        name: EvaluationRequest(folder, convention=conventions.get(name, "auto"), **given)
+        for name, folder in fields.items()
+    }
+    compare_fields(requests, output, **run)
 
 
 if __name__ == "__main__":

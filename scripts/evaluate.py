@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import run_tool, switch
-from common.engine.field_evaluation import evaluate_fields
-from common.engine.pair_measure import FOREGROUNDS
+from common.evaluation.field_evaluation import EvaluationRequest
+from common.evaluation.pair_measure import FOREGROUNDS
 from common.io.fields import CONVENTIONS
+from common.report.field_evaluation import report_fields
 
 EPILOG = """\
 Fields are found by the usual names: MOVING_to_FIXED_ddf.nii.gz (or _displacement.nii.gz, _transform.h5) of this
@@ -75,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given = vars(parser().parse_args(argv))
-    positional = [given.pop(name) for name in ("fields", "images", "labels", "pairs", "output")]
     given["hd95"] = None if given["hd95"] == "none" else given["hd95"]
-    evaluate_fields(*positional, **given)
+    run = {name: given.pop(name) for name in ("workers", "overwrite", "title")}
+    output = given.pop("output")
+    report_fields(EvaluationRequest(**given), output, **run)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import run_tool, switch
-from common.io.official_weights import export_weights, import_weights
+from common.weights.official import export_weights, import_weights
 from scripts.package import find_bundle
 
 

@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.checks import InputError
 from common.cli import run_tool, switch
-from common.io.leaderboard import compare
-from common.io.leaderboard_page import csv_rows, left_out, markdown, page
-from common.io.runs import read_run
-from common.io.tables import write_bytes, write_csv
-from common.metrics.published import published_table
+from common.evaluation.leaderboard import compare
+from common.evaluation.published import published_table
+from common.evaluation.runs import read_run
+from common.io.files import write_bytes
+from common.io.tables import write_csv
+from common.report.leaderboard_page import csv_rows, left_out, markdown, page
 
 FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.html")
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.checks import InputError
-from common.io.tables import write_bytes
+from common.io.files import write_bytes
 
 BUNDLES = ROOT / "bundles"
 NEEDED = ("LICENSE", "configs/metadata.json", "common/__init__.py")

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.cli import run_tool
 from common.data.known_fields import make_known_fields
-from common.engine.recovery import measure_recovery
+from common.evaluation.recovery import measure_recovery
 from common.io.tables import write_csv
 
 EPILOG = """\

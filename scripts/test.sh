@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Every check of this repository: format, lint, types, spelling, tests. Arguments go to pytest, e.g. -k lncc.
+# Every check of this repository: format, lint, imports, types, spelling, tests. Arguments go to pytest, e.g. -k lncc.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
@@ -24,6 +24,7 @@ check() {
 
 check format ruff format --check --quiet .
 check lint ruff check --quiet .
+check imports lint-imports --no-cache
 check types mypy --no-error-summary
 check spelling codespell
 printf 'Checks\n%sTests\n' "$summary"

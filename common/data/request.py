@@ -68,3 +68,8 @@ def registration_request(
         if path is not None:
             subject["label"] = str(path)
     return Request(subjects, [(0, 1)])
+
+
+def pair_name(moving_id: str, fixed_id: str) -> str:
+    """How the files of a pair begin."""
+    return f"{moving_id}_to_{fixed_id}"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.alignment.affine import align
 from common.checks import InputError
-from common.data.alignment import align
 from common.data.dataset import PairDataset, plain_affine, plain_tensor
 from common.spatial import Grid, resample, working_grid
 

@@ -15,7 +15,7 @@ from monai.transforms import LoadImage, MapTransform
 
 from common.checks import InputError
 from common.data.pickles import load_arrays
-from common.io.grids import check_unit
+from common.io.nifti import check_unit
 
 _LABEL_TOLERANCE = 1e-3
 _AFFINE_TOLERANCE = 1e-3

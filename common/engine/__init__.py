@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from common.engine.batch import PrepareRegistrationBatch, registered
-from common.engine.checkpoints import BestModelHandler, ResumeHandler, load_checkpoint, load_weights, save_atomically
+from common.engine.checkpoints import BestModelHandler, ResumeHandler
+from common.engine.evaluation_writer import EvaluationWriter
 from common.engine.guard import guard
 from common.engine.inferer import RegistrationInferer
 from common.engine.progress import History, ProgressBar
-from common.engine.provenance import provenance
 from common.engine.registration_folder import RegistrationFolder
 from common.engine.registration_writer import RegistrationWriter
-from common.engine.results import EvaluationWriter
 from common.engine.submission import SubmissionFolder, SubmissionWriter
 from common.engine.tensorboard import TensorBoardHandler
 from common.engine.validation import ValidationHandler
+from common.io.checkpoints import load_checkpoint, load_weights, save_atomically
+from common.io.provenance import provenance
 
 __all__ = [
     "BestModelHandler",

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import ignite.distributed as idist
@@ -19,68 +17,9 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from common.checks import InputError
-from common.io.tables import write_bytes
+from common.io.checkpoints import load_checkpoint, save_atomically
 
 logger = logging.getLogger(__name__)
-
-
-def save_atomically(content: Any, path: str | Path) -> None:
-    """``torch.save`` through a temporary file that is moved when it is complete: never half a file.
-
-    Raises:
-        InputError: when the folder cannot be written to or the disk is full.
-    """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
-
-
-def load_checkpoint(path: str | Path) -> Any:
-    """Contents of a checkpoint, on the CPU, without running any code from it.
-
-    Raises:
-        InputError: when the file is missing, damaged, or holds anything but tensors and plain values.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no checkpoint at {path}.") from error
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is no checkpoint of tensors and plain values, or it is damaged.") from error
-
-
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load a flat state dict (``models/model.pt``) into a network.
-
-    Returns:
-        The network itself.
-
-    Raises:
-        InputError: when there is no such file (with what to do), or when names or shapes differ (with which).
-    """
-    if not Path(path).is_file():
-        raise InputError(
-            f"There are no weights at {path}: train first (python -m monai.bundle run --config_file "
-            "configs/train.json --dataset_dir ...), or name another file with --ckpt_path FILE."
-        )
-    state = load_checkpoint(path)
-    if isinstance(state, Mapping) and isinstance(state.get("network"), Mapping):
-        state = state["network"]
-    own = network.state_dict()
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict of a network.")
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unknown {key}" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise InputError(f"{path} does not fit the network: {listed}.")
-    network.load_state_dict(state)
-    return network
 
 
 class ResumeHandler:

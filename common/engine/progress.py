@@ -16,10 +16,10 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from tqdm.auto import tqdm
 
-from common.engine.provenance import provenance
-from common.io.report import write_training_report
+from common.io.provenance import provenance
 from common.io.tables import read_csv, write_csv
 from common.losses import RegistrationLoss
+from common.report.pages import write_training_report
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.checks import InputError
-from common.data.request import Request
-from common.engine.provenance import provenance
+from common.data.request import Request, pair_name
+from common.io.provenance import provenance
 from common.io.tables import write_csv, write_json
 
 logger = logging.getLogger(__name__)
@@ -136,11 +136,6 @@ def read_record(path: Path, kind: str, *entries: str) -> list[Any]:
         raise InputError(
             f"{path} is not the record of a {kind}: choose another --output_dir, or replace it with --overwrite true."
         ) from error
-
-
-def pair_name(moving_id: str, fixed_id: str) -> str:
-    """How the files of a pair begin."""
-    return f"{moving_id}_to_{fixed_id}"
 
 
 def fingerprint(value: Any) -> Any:

@@ -13,15 +13,16 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from common.data.label_groups import Lookup, MapLabelsd
+from common.data.request import pair_name
 from common.engine.batch import registered
 from common.engine.clock import NetworkClock
-from common.engine.provenance import peak_memory_gb
-from common.engine.registration_folder import RegistrationFolder, pair_name
+from common.engine.registration_folder import RegistrationFolder
+from common.io.files import write_bytes
 from common.io.nifti import write_ddf, write_image
-from common.io.panels import as_png, panel
-from common.io.tables import write_bytes
+from common.io.provenance import peak_memory_gb
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.metrics import dice_l2r, mean_over_labels
+from common.report.panels import as_png, panel
 from common.spatial import (
     Grid,
     displacement_to_moving,

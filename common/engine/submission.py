@@ -16,10 +16,11 @@ from common.cli import sentence_of
 from common.data.request import Request
 from common.engine.batch import registered
 from common.engine.clock import NetworkClock
-from common.engine.provenance import peak_memory_gb, provenance
 from common.engine.registration_folder import fingerprint, read_record
 from common.io.challenge_fields import FORMATS, field_name
-from common.io.tables import replacing, write_json
+from common.io.files import replacing
+from common.io.provenance import peak_memory_gb, provenance
+from common.io.tables import write_json
 
 logger = logging.getLogger(__name__)
 _NAMED = 5

@@ -12,8 +12,8 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 
 from common.engine.batch import registered
-from common.io.panels import as_rgb, panel
 from common.losses import RegistrationLoss
+from common.report.panels import as_rgb, panel
 from common.spatial import warp
 
 

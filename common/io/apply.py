@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.grids import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
-from common.io.tables import read_table, write_bytes
+from common.io.files import write_bytes
+from common.io.nifti import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
+from common.io.tables import read_table
 from common.io.transforms import read_transform
 from common.spatial.labels import warp_labels
 from common.spatial.transform import Transform

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import half_of
+from common.io.files import write_bytes
 from common.io.learn2reg import to_half_resolution
 from common.io.nifti import write_ddf
-from common.io.tables import write_bytes
 
 NAMINGS = {"short": "disp_{fixed}_{moving}", "long": "disp_{fixed}_0000_{moving}_0000"}
 """Learn2Reg asks for the long form since February 2025, LUMIR's own script for the short one."""

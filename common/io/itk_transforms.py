@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.grids import check_is_file, first_line
-from common.io.tables import replacing
+from common.io.files import replacing
+from common.io.nifti import check_is_file, first_line
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 

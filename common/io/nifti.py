@@ -1,18 +1,117 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and displacement fields as NIfTI files on the fixed grid."""
+"""NIfTI files: read with errors that a person understands, the grids that their headers state, written whole."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.grids import check_nifti_name, save_nifti
+from common.io.files import write_bytes
+from common.spatial.world import Grid
 
+NIFTI = (".nii", ".nii.gz")
 _INT32 = np.iinfo(np.int32)
+_DICOM_PREFIX = 132
+"""Bytes before the end of the mark "DICM" of a DICOM file."""
+_UNIT_BITS = 7
+_OTHER_UNITS = {1: "metres", 3: "microns"}
+"""Codes of NIfTI's lengths that are no millimetres: ITK converts them, nibabel does not."""
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Shape and affine of a NIfTI image; only the header is read.
+
+    Where a header has both, the sform counts, as in nibabel. Trailing axes of one element are ignored.
+
+    Args:
+        path: ends in .nii.gz or .nii.
+
+    Returns:
+        The grid of the image, RAS+ millimetres.
+
+    Raises:
+        InputError: when the file is missing, a folder, DICOM, damaged, not three-dimensional, or of a singular affine.
+    """
+    return grid_of(open_nifti(path), path)
+
+
+def open_nifti(path: str | Path) -> Any:
+    """A NIfTI file as nibabel's image, its voxels not yet read.
+
+    Raises:
+        InputError: when the file is missing, a folder, DICOM, damaged or of another kind.
+    """
+    path = Path(path)
+    check_is_file(path)
+    if is_dicom(path):
+        raise InputError(f"{path} is a DICOM file: convert its series to NIfTI first, for instance with dcm2niix.")
+    if not path.name.endswith(NIFTI):
+        raise InputError(f"{path} is neither .nii nor .nii.gz: convert it to NIfTI first.")
+    try:
+        return nibabel.load(path)
+    except Exception as error:  # whatever a damaged header makes nibabel raise
+        raise InputError(f"{path} cannot be read as NIfTI ({first_line(error)}); copy it anew.") from error
+
+
+def voxels_of(file: Any, path: str | Path, dtype: Any = np.float32) -> np.ndarray:
+    """The values of an opened file, scaled as its header says.
+
+    Raises:
+        InputError: when the file ends early, is damaged or holds colours.
+    """
+    if file.get_data_dtype().fields:
+        raise InputError(f"{path} holds colours, but one number per voxel is expected: convert it to grey values.")
+    try:
+        return np.asarray(file.dataobj, dtype=dtype)
+    except Exception as error:  # gzip, zlib, mmap and reshape each have their own
+        raise InputError(f"{path} is damaged or cut short ({first_line(error)}); copy it anew.") from error
+
+
+def grid_of(file: Any, path: str | Path) -> Grid:
+    """Grid of an opened three-dimensional file.
+
+    Raises:
+        InputError: when it has another number of axes, another unit than millimetres, or a singular affine.
+    """
+    shape = tuple(int(n) for n in file.shape)
+    if len(shape) > 3 and max(shape[3:]) > 1:
+        raise InputError(f"{path} has shape {shape}, but one 3D image is expected: extract the volume that is meant.")
+    return spatial_grid(file, path)
+
+
+def spatial_grid(file: Any, path: str | Path) -> Grid:
+    """Grid of the first three axes of an opened file, whatever its other axes hold.
+
+    Raises:
+        InputError: when there are fewer axes, or the header's unit or affine cannot be used.
+    """
+    shape = tuple(int(n) for n in file.shape[:3])
+    if len(shape) != 3:
+        raise InputError(f"{path} has shape {shape}, but a 3D image is expected.")
+    check_unit(file.header, path)
+    try:
+        return Grid((shape[0], shape[1], shape[2]), torch.as_tensor(np.asarray(file.affine, dtype=np.float64)))
+    except InputError as error:
+        raise InputError(f"{path} has a header whose affine cannot be inverted: repair its sform or qform.") from error
+
+
+def check_unit(header: Any, path: str | Path) -> None:
+    """Refuse a header of NIfTI (anything with ``get``) that states another unit of length than millimetres.
+
+    Raises:
+        InputError: naming the unit.
+    """
+    unit = _OTHER_UNITS.get(int(header.get("xyzt_units", 0)) & _UNIT_BITS)
+    if unit is not None:
+        raise InputError(f"{path} states its grid in {unit}: rewrite its header in millimetres.")
 
 
 def write_image(path: str | Path, image: Tensor, affine: Tensor) -> None:
@@ -57,3 +156,73 @@ def _write(path: str | Path, array: Tensor, affine: Tensor) -> None:
     file = nibabel.Nifti1Image(values, affine.detach().cpu().numpy())
     file.header.set_xyzt_units("mm")
     save_nifti(path, file)
+
+
+def save_nifti(path: str | Path, file: Any) -> None:
+    """Write nibabel's image whole or not at all; the same content is the same file.
+
+    Args:
+        path: ends in .nii.gz or .nii.
+        file: the image.
+
+    Raises:
+        InputError: when the name ends otherwise or the file cannot be written.
+    """
+    check_nifti_name(path)
+    content = file.to_bytes()
+    if str(path).endswith(".gz"):
+        import gzip
+
+        # No time stamp in the header.
+        content = gzip.compress(content, compresslevel=4, mtime=0)
+    write_bytes(path, content)
+
+
+def set_world(file: Any, affine: np.ndarray) -> None:
+    """State an affine as sform, and as qform where it has no shear, so that every reader finds the same.
+
+    The sizes of the voxels are stated in any case.
+    """
+    file.header.set_xyzt_units("mm")
+    file.set_sform(affine, code="scanner")
+    try:
+        file.set_qform(affine, code="scanner", strip_shears=False)
+    except HeaderDataError:
+        file.set_qform(None, code="unknown")
+        file.header["pixdim"][1:4] = voxel_sizes(affine)
+
+
+def check_nifti_name(path: str | Path) -> None:
+    """Refuse the name of an output that is no NIfTI file.
+
+    Raises:
+        InputError: when it ends in neither .nii nor .nii.gz.
+    """
+    if not str(path).endswith(NIFTI):
+        raise InputError(f"{path}: images and fields are written as .nii.gz or .nii.")
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse a path that is no file, saying what to do about a folder of DICOM slices.
+
+    Raises:
+        InputError: when it is a folder or does not exist.
+    """
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, but a file is expected; dcm2niix makes one NIfTI file of a folder of DICOM slices."
+        )
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the name.")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM."""
+    with open(path, "rb") as file:
+        return file.read(_DICOM_PREFIX)[-4:] == b"DICM"
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -19,8 +19,8 @@ from common.io.fields import (
     world_convention,
     write_displacement,
 )
-from common.io.grids import NIFTI, check_is_file, open_nifti, read_grid, spatial_grid, voxels_of
 from common.io.itk_transforms import ITK_SUFFIXES, read_itk, write_transform
+from common.io.nifti import NIFTI, check_is_file, open_nifti, read_grid, spatial_grid, voxels_of
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 

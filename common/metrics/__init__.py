@@ -26,7 +26,7 @@ from common.metrics.jacobian import (
     sdlogj,
     sdlogj_l2r,
 )
-from common.metrics.landmarks import read_landmarks, tre_l2r, tre_lumir
+from common.metrics.landmarks import tre_l2r, tre_lumir
 from common.metrics.overlap import dice_l2r, dice_per_label, dice_voi, labels_present, mean_over_labels
 from common.metrics.surface import (
     SurfaceDistances,
@@ -64,7 +64,6 @@ __all__ = [
     "ndv_map",
     "ndv_package",
     "neighbour_kernel",
-    "read_landmarks",
     "sdlogj",
     "sdlogj_l2r",
     "surface_dice",

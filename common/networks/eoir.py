@@ -2,7 +2,7 @@
 """EOIR: encoder-only image registration.
 
 Paper: X. Chen et al., "Encoder-only image registration", arXiv 2509.00451; LUMIR report arXiv 2409.00917.
-Repository: XiangChen1994/EOIR (MIT). Official weights load through :data:`KEY_MAP`.
+Repository: XiangChen1994/EOIR (MIT). Official weights: :mod:`common.weights.eoir`.
 
 On purpose different from the published code: one class for the three published networks, chosen by an explicit
 variant; any image size (padded inside); two dimensions; identity grids are not part of the state dict.
@@ -21,22 +21,6 @@ from common.blocks.eoir import Encoder, FlowEstimator, PlainBlock, block
 from common.spatial import compose, integrate, resize_image, warp
 
 LEVELS = 5
-# Official name -> ours; None drops the entry (constant grids, and the estimator that the OASIS network never calls).
-KEY_MAP: dict[str, str | None] = {
-    r"^(transformers|integrates)\..*grid$": None,
-    r"^simple_encoder\.(\d)\.layer\.(regular|large)\.0\.": r"encoder.\1.\2.",
-    r"^simple_encoder\.(\d)\.layer\.one\.0\.": r"encoder.\1.point.",
-    r"^simple_encoder\.(\d)\.layer\.(prelu|2)\.weight$": r"encoder.\1.activation.weight",
-    r"^simple_encoder\.(\d)\.layer\.0\.": r"encoder.\1.conv.",
-    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.(regular|large)\.0\.": r"estimators.\1.mix.\2.",
-    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.one\.0\.": r"estimators.\1.mix.point.",
-    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.(prelu|2)\.weight$": r"estimators.\1.mix.activation.weight",
-    r"^disp_warp_(\d)\.disp_field_fea\.0\.layer\.0\.": r"estimators.\1.mix.conv.",
-    r"^disp_warp_(\d)\.disp_field_fea\.0\.": r"estimators.\1.mix.",
-    r"^disp_warp_(\d)\.disp_field_fea\.[12]\.": r"estimators.\1.reduce.",
-    r"^disp_warp_(\d)\.get_flow\.": r"estimators.\1.flow.",
-}
-OASIS_KEY_MAP: dict[str, str | None] = {r"^disp_warp_4\.": None, **KEY_MAP}
 
 Variant = Literal["plain", "acdc", "oasis"]
 

@@ -19,8 +19,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.grids import set_world
-from common.io.nifti import write_ddf
+from common.io.nifti import set_world, write_ddf
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.spatial import Grid, resize_image
 

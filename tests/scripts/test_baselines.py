@@ -15,8 +15,8 @@ import torch
 
 from common.checks import InputError
 from common.cli import run_tool
-from common.data.evaluation_pairs import read_pair_list
 from common.data.phantom import make_subject, make_template
+from common.evaluation.pair_lists import read_pair_list
 from common.spatial import warp
 from scripts import baseline_pair, baselines
 from scripts.classical import METHODS

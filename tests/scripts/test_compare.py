@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from common.checks import InputError
-from common.engine import comparison, field_evaluation
+from common.evaluation import field_evaluation
+from common.report import comparison
 from scripts import compare
 
 SHAPE = (16, 18, 14)
@@ -108,13 +109,13 @@ def test_interrupted_comparison_goes_on_with_what_is_missing(
     for path in (data / "out" / "zero").iterdir():
         path.unlink()
     measured = []
-    original = comparison.evaluate_fields
+    original = comparison.report_fields
 
-    def counted(**given: Any) -> dict[str, Any]:
+    def counted(*positional: Any, **given: Any) -> dict[str, Any]:
         measured.append(given["title"])
-        return original(**given)
+        return original(*positional, **given)
 
-    monkeypatch.setattr(comparison, "evaluate_fields", counted)
+    monkeypatch.setattr(comparison, "report_fields", counted)
     assert "<table>" in run()
     assert measured == ["zero"]
 

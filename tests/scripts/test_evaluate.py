@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
-from common.engine import field_evaluation
+from common.evaluation import field_evaluation
 from common.io.fields import write_displacement
 from common.io.learn2reg import to_half_resolution
 from common.io.nifti import write_ddf, write_image

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.engine import load_weights
-from common.io.official_weights import export_weights
 from common.networks import EOIR
+from common.weights.official import export_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -35,7 +35,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "../../common/__init__.py": '"""Shared."""\n\n__version__ = "9.9"\n',
         "../../common/data/readers.py": "x = 1",
         "../../common/data/__pycache__/readers.cpython-310.pyc": "cache",
-        "../../common/io/report.css": "body {}",
+        "../../common/report/report.css": "body {}",
     }
     for name, content in files.items():
         path = folder / name
@@ -63,7 +63,7 @@ def test_zip_holds_common_as_real_files_and_nothing_that_runs_left_behind(bundle
             "LICENSE",
             "common/__init__.py",
             "common/data/readers.py",
-            "common/io/report.css",
+            "common/report/report.css",
             "configs/metadata.json",
             "configs/train.json",
             "docs/README.md",

@@ -14,7 +14,7 @@ import torch
 from common.checks import InputError
 from common.data import read_pairs, read_subjects
 from common.data.known_fields import field_file, make_known_fields
-from common.engine.recovery import measure_recovery
+from common.evaluation.recovery import measure_recovery
 from common.io.nifti import write_ddf
 from common.spatial import warp
 

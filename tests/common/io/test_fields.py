@@ -16,9 +16,8 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.fields import CONVENTIONS, read_field, write_displacement
-from common.io.grids import read_grid
 from common.io.learn2reg import to_half_resolution
-from common.io.nifti import write_ddf
+from common.io.nifti import read_grid, write_ddf
 from common.io.transforms import read_transform
 from common.spatial import Grid, identity_grid, resize_image
 

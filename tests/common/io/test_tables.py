@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import errno
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from common.checks import InputError
-from common.io.tables import read_csv, read_table, write_bytes, write_csv, write_json
+from common.io.tables import read_csv, read_table, write_csv, write_json
 
 
 def test_columns_are_those_of_all_rows(tmp_path: Path) -> None:
@@ -53,34 +50,3 @@ def test_json_holds_no_literal_that_readers_refuse(tmp_path: Path) -> None:
 
     content = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
     assert content == {"a": None, "b": ["inf"], "3": [1, 2]}
-
-
-def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(InputError, match="the disk is full"):
-        write_bytes(tmp_path / "a", b"content")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    (tmp_path / "a").write_bytes(b"before")
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_bytes(tmp_path / "a", b"content")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"before"
-
-
-@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
-def test_files_have_the_permissions_that_the_user_wants(tmp_path: Path, mask: int, mode: int) -> None:
-    before = os.umask(mask)
-    try:
-        write_bytes(tmp_path / "a", b"content")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == mode

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.checks import InputError
-from common.metrics.published import published_results
+from common.evaluation.published import published_results
 from common.metrics.ranking import (
     LUMIR_WEIGHTS,
     hard_entries,

@@ -3,24 +3,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.io.state_dicts import rename_keys
 from common.networks import EOIR
-from common.networks.eoir import KEY_MAP, OASIS_KEY_MAP
-from common.networks.eoir_official import describe_official
-from common.networks.eoir_official import official_entries as eoir_official_entries
 from common.spatial import compose, integrate
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "eoir"
 VARIANTS = ["plain", "acdc", "oasis"]
 
 
@@ -228,9 +220,6 @@ def test_number_of_parameters_is_the_published_one(channels: int) -> None:
 
 def test_default_is_the_published_lumir_network() -> None:
     net = EOIR()
-    official = {name: torch.empty(shape) for name, shape, _ in official_entries("wide_plain_c32")}
-    renamed = rename_keys(official, KEY_MAP)
-    assert {k: v.shape for k, v in renamed.items()} == {k: v.shape for k, v in net.state_dict().items()}
     assert count(net) == 909_232 and net.int_steps == 7 and net.spatial_dims == 3
 
 
@@ -239,65 +228,6 @@ def test_state_dict_holds_parameters_and_no_grids(variant: str) -> None:
     net = network(variant=variant)
     net(pair(32, 32, 32))
     assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
-
-
-def official_entries(case: str) -> list[Any]:
-    with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
-        entries: list[Any] = json.loads(str(file["meta"]))["state_dict"]
-    return entries
-
-
-@pytest.mark.parametrize(
-    ("case", "arguments"),
-    [
-        ("plain_c4", {}),
-        ("plain_noint_cv2_c3", {"start_channel": 3, "search_radius": 2}),
-        ("acdc_batch2_c4", {"variant": "acdc"}),
-        ("oasis_c4", {"variant": "oasis"}),
-        ("oasis_int_lk3_c4", {"variant": "oasis", "kernel_size": 3}),
-    ],
-)
-def test_official_weights_fill_the_network_completely_and_each_in_one_place(
-    case: str, arguments: dict[str, Any]
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    official = {name: torch.randn(shape, generator=generator) for name, shape, _ in official_entries(case)}
-    for level in range(5):
-        official[f"transformers.{level}.grid"] = torch.zeros(1, 3, 2, 2, 2)
-        official[f"integrates.{level}.transformer.grid"] = torch.zeros(1, 3, 2, 2, 2)
-    variant = arguments.get("variant", "plain")
-    key_map = OASIS_KEY_MAP if variant == "oasis" else KEY_MAP
-    net = network(**arguments)
-    net.load_state_dict(rename_keys(official, key_map))
-    loaded = net.state_dict()
-    dropped = []
-    for name, value in official.items():
-        (ours,) = rename_keys({name: None}, key_map) or (None,)
-        if ours is None:
-            dropped.append(name)
-        else:
-            assert torch.equal(loaded[ours], value), name
-    assert len(loaded) + len(dropped) == len(official)
-    unused = "disp_warp_4." if variant == "oasis" else "none"
-    assert all(name.endswith("grid") or name.startswith(unused) for name in dropped)
-
-
-@pytest.mark.parametrize(
-    "case", ["plain_c4", "plain_noint_cv2_c3", "acdc_batch2_c4", "oasis_c4", "oasis_int_lk3_c4", "wide_oasis_c32"]
-)
-def test_official_entries_are_those_of_the_published_networks_in_their_order(case: str) -> None:
-    stored = official_entries(case)
-    state = {name: torch.empty(shape) for name, shape, _ in stored}
-    weights = describe_official(state, None if "oasis" in case else case.split("_")[0])
-    assert [(name, list(shape)) for name, _, shape in eoir_official_entries(weights)] == [
-        (name, shape) for name, shape, _ in stored
-    ]
-    assert weights.start_channel == int(case[-2:].strip("c")) and weights.size is None
-
-
-def test_key_map_of_the_plain_network_keeps_the_fifth_estimator() -> None:
-    assert list(rename_keys({"disp_warp_4.get_flow.bias": 0}, KEY_MAP)) == ["estimators.4.flow.bias"]
-    assert not rename_keys({"disp_warp_4.get_flow.bias": 0}, OASIS_KEY_MAP)
 
 
 @pytest.mark.parametrize(

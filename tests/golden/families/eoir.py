@@ -17,10 +17,11 @@ from common import losses, metrics
 from common.blocks.eoir import block
 from common.data import prepare_abdomen
 from common.io.learn2reg import to_half_resolution
-from common.io.state_dicts import rename_keys
 from common.losses.pyramid import PUBLISHED_SIGMAS, blur_taps
-from common.networks.eoir import EOIR, KEY_MAP, OASIS_KEY_MAP
+from common.networks.eoir import EOIR
 from common.spatial import compose, integrate, jacobian_determinant, warp
+from common.weights.eoir import KEY_MAP, OASIS_KEY_MAP
+from common.weights.state_dicts import rename_keys
 
 Arrays = dict[str, np.ndarray]
 VARIANTS = {"EOIR": "plain", "EOIR_ACDC": "acdc", "EOIR_OASIS": "oasis"}

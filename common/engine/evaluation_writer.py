@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation leaves behind: tables, a summary, a page to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from common.engine.batch import registered
+from common.engine.clock import NetworkClock
+from common.io.provenance import peak_memory_gb
+from common.io.tables import read_csv
+from common.metrics.handlers import RegistrationMetrics
+from common.report.evaluation import picture, refuse_existing, worst_median_best, write_evaluation
+from common.report.viewer import ViewedPair, ViewedScan
+from common.spatial import warp
+
+
+class EvaluationWriter:
+    """Writes ``cases.csv`` (per pair), ``labels.csv`` (per pair and label), ``summary.json`` and ``report.html``.
+
+    Every figure stands beside its value before registration. Seconds are those of the network on one pair, without
+    reading and measuring; pairs of one batch share its time.
+
+    Args:
+        output_dir: folder of the four files.
+        metrics: the metric that measures the pairs, attached to the same evaluator.
+        title: of the page.
+        history: ``history.csv`` of the training, shown as curves where it exists.
+        overwrite: whether files of an earlier evaluation may be replaced.
+
+    Raises:
+        InputError: when there is an evaluation in the folder and ``overwrite`` is not set.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        metrics: RegistrationMetrics,
+        title: str,
+        history: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.metrics = metrics
+        self.title = title
+        self.history = history
+        refuse_existing(self.output_dir, overwrite)
+        self._clock = NetworkClock()
+        self._seconds: list[float] = []
+        self._pairs: list[tuple[float, dict[str, Any]]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator, after its metrics."""
+        self._clock.attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _keep(self, engine: Engine) -> None:
+        """Keep the worst, the median and the best pair so far, by Dice (by order where there are no labels)."""
+        pairs = registered(engine.state.output)
+        self._seconds += [self._clock.seconds / len(pairs)] * len(pairs)
+        for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
+            score = float(case.get("dice", len(self._pairs)))
+            kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
+            self._pairs.append((score, {name: _for_pictures(name, value) for name, value in kept.items()}))
+            if len(self._pairs) > 16:
+                # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
+                self._pairs.sort(key=lambda item: item[0])
+                self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
+
+    def _write(self, engine: Engine) -> None:
+        cases = [{**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)]
+        panels, viewer = self._pictures()
+        write_evaluation(
+            self.output_dir,
+            self.title,
+            cases,
+            panels,
+            figures={"peak_memory_gb": {"mean": round(peak_memory_gb(engine.state.device), 3)}},
+            history=read_csv(self.history) if self.history else [],
+            viewer=viewer,
+        )
+
+    def _pictures(self) -> tuple[list[tuple[str, bytes]], list[ViewedPair]]:
+        """The worst, the median and the best pair as panels and for the slice viewer."""
+        panels, viewer = [], []
+        for name, (score, pair) in worst_median_best(self._pairs, key=lambda item: item[0]).items():
+            fixed, moving, ddf = (pair[key].float() for key in ("fixed", "moving", "ddf"))
+            warped = warp(moving[None], ddf[None])[0]
+            text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
+            caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
+            affine = pair["affine"] if ddf.ndim == 4 else None
+            spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()
+            panels.append((caption, picture(fixed, moving, warped, ddf, spacing)))
+            viewer.append(
+                ViewedPair(caption, ViewedScan(fixed), ViewedScan(moving), {"Warped": ViewedScan(warped)}, affine)
+            )
+        return panels, viewer
+
+
+def _for_pictures(name: str, value: Any) -> Any:
+    """Up to sixteen pairs are kept: images at eight bits of precision, fields at hundredths of a voxel."""
+    if not isinstance(value, Tensor):
+        return value
+    kinds = {"moving": torch.bfloat16, "fixed": torch.bfloat16, "ddf": torch.float16}
+    return value.to("cpu", kinds.get(name, value.dtype))

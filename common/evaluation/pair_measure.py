@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All figures of one pair whose displacement field is a file: read, judge the convention, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.checks import InputError
+from common.data.dataset import plain_tensor
+from common.data.label_groups import MapLabelsd, read_label_groups
+from common.data.transforms import CheckSubjectd, LoadSubjectd
+from common.evaluation.diagnosis import Sides, diagnose
+from common.evaluation.pair_files import PairFiles
+from common.io.fields import read_field
+from common.io.landmarks import read_landmarks
+from common.io.nifti import read_grid
+from common.metrics.handlers import RegistrationMetrics
+from common.metrics.landmarks import tre_l2r, tre_lumir
+from common.metrics.overlap import dice_l2r, mean_over_labels
+from common.metrics.surface import hd95_l2r
+from common.spatial import displacement_to_moving, warp_labels, warp_within
+from common.spatial.world import Grid
+
+FOREGROUNDS = ("fixed", "moving", "fixed_label", "moving_label", "none")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How pairs are measured.
+
+    Attributes:
+        convention: of the fields, one of ``common.io.fields.CONVENTIONS``.
+        labels: values that count; None for all that occur in either label map of a pair.
+        label_groups: file that joins labels to groups, see :func:`common.data.label_groups.read_label_groups`.
+        label_numbering: which values the label maps have, "ids" or "original" of that file.
+        hd95: "voxels", "millimetres" or None.
+        foreground: where folding counts, one of ``FOREGROUNDS``: above 0 in that image or label map.
+        headers: whether the moving image lies where its header says; the challenges ignore headers.
+        trust: whether to leave out the judgement of the convention by the images.
+        shape: spatial shape that fields must have, None for any.
+        lumir: whether landmarks are measured in voxels, as LUMIR does.
+    """
+
+    convention: str = "auto"
+    labels: tuple[int, ...] | None = None
+    label_groups: str | None = None
+    label_numbering: str = "ids"
+    hd95: str | None = "voxels"
+    foreground: str = "fixed"
+    headers: bool = True
+    trust: bool = False
+    shape: tuple[int, ...] | None = None
+    lumir: bool = False
+
+
+@dataclass
+class LoadedPair:
+    """Everything about one pair in memory; images (1, *own grid), label maps integers."""
+
+    files: PairFiles
+    measures: Measures
+    fixed_grid: Grid
+    moving_grid: Grid
+    images: dict[str, Tensor] = field(default_factory=dict)
+    ddf: Tensor = field(default_factory=lambda: torch.empty(0))
+    convention: str = ""
+
+    @property
+    def same_grid(self) -> bool:
+        """Whether the field in voxels of the fixed image also points into the moving one."""
+        alike = self.fixed_grid.same_as(self.moving_grid) if self.measures.headers else True
+        return alike and self.fixed_grid.shape == self.moving_grid.shape
+
+    @property
+    def between(self) -> Tensor:
+        """(4, 4), voxels of the fixed grid to voxels of the moving grid."""
+        if self.same_grid:
+            return torch.eye(4, dtype=torch.float64)
+        return torch.linalg.inv(self.moving_grid.affine) @ self.fixed_grid.affine
+
+    @cached_property
+    def to_moving(self) -> Tensor:
+        """(1, 3, *fixed grid), where to sample arrays on the moving grid."""
+        return self.ddf if self.same_grid else displacement_to_moving(self.fixed_grid, self.moving_grid, self.ddf)
+
+    @cached_property
+    def to_moving_before(self) -> Tensor:
+        """The same without registration."""
+        if self.same_grid:
+            return torch.zeros_like(self.ddf)
+        return displacement_to_moving(self.fixed_grid, self.moving_grid)
+
+    def moving_on_fixed(self, to_moving: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The moving image (1, *fixed grid) and its labels, if there are any, sampled where ``to_moving`` says."""
+        image, label = self.images["moving"][None], self.images.get("moving_label")
+        sampled = warp_within(image, to_moving, outside=float(image.min()))[0]
+        return sampled, None if label is None else warp_labels(label[None], to_moving)[0]
+
+
+def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
+    """Measure one pair.
+
+    Args:
+        files: of the pair.
+        measures: what is measured.
+
+    Returns:
+        ``fixed_id``, ``moving_id``, figures as :class:`common.metrics.handlers.RegistrationMetrics` keeps them in
+        ``cases``, ``labels_skipped`` (labels that only one image or none has), ``convention`` (as found), ``seconds``
+        (where known).
+
+    Raises:
+        InputError: when a file is unusable, or the field is in another convention than it was read in.
+    """
+    pair = load_pair(files, measures)
+    case: dict[str, Any] = {"fixed_id": files.fixed_id, "moving_id": files.moving_id}
+    case.update(_figures(pair))
+    case.update(_landmark_errors(pair))
+    case["convention"] = pair.convention
+    if files.seconds is not None:
+        case["seconds"] = files.seconds
+    return case
+
+
+def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> LoadedPair:
+    """Read images, labels and field of a pair, each once, and check them against each other.
+
+    Raises:
+        InputError: as :func:`measure_pair`.
+    """
+    sides = {side: getattr(files, side) or getattr(files, f"{side}_label") for side in ("fixed", "moving")}
+    pair = LoadedPair(files, measures, read_grid(sides["fixed"]), read_grid(sides["moving"]))
+    if not measures.headers and pair.fixed_grid.shape != pair.moving_grid.shape:
+        raise InputError(
+            f"{sides['moving']} has shape {pair.moving_grid.shape} and {sides['fixed']} {pair.fixed_grid.shape}: a "
+            "challenge's images have one shape; state --grids header to go by the headers."
+        )
+    if measures.shape is not None and pair.fixed_grid.shape != measures.shape:
+        raise InputError(f"{sides['fixed']} has shape {pair.fixed_grid.shape}, but the task has {measures.shape}.")
+    for side in sides:
+        pair.images.update(_load_side(files, measures, side))
+    if files.fixed_mask is not None:
+        pair.images["mask"] = _load({"mask_label": files.fixed_mask})["mask_label"]
+    pair.ddf, pair.convention = read_field(files.field, pair.fixed_grid, measures.convention)
+    if judge and not measures.trust:
+        _judge(pair)
+    return pair
+
+
+def _load_side(files: PairFiles, measures: Measures, side: str) -> dict[str, Tensor]:
+    paths = {"image": getattr(files, side), "label": getattr(files, f"{side}_label")}
+    loaded = _load({key: path for key, path in paths.items() if path is not None}, measures)
+    return {side if key == "image" else f"{side}_label": image for key, image in loaded.items()}
+
+
+def _load(paths: dict[str, str], measures: Measures | None = None) -> dict[str, Tensor]:
+    subject: Any = LoadSubjectd(list(paths))(paths)
+    subject = CheckSubjectd(list(paths), spatial_dims=3)(subject)
+    if measures is not None and measures.label_groups is not None:
+        lookup, _ = read_label_groups(measures.label_groups, measures.label_numbering)
+        subject = MapLabelsd("label", lookup)(subject)
+    return {key: plain_tensor(subject[key]) for key in paths}
+
+
+def _judge(pair: LoadedPair) -> None:
+    images = pair.images
+    sides = [
+        Sides(images["fixed" + kind], images["moving" + kind], is_label=bool(kind))
+        for kind in ("", "_label")
+        if "fixed" + kind in images
+    ]
+    sentence = diagnose(
+        pair.files.field, pair.ddf, sides, pair.fixed_grid, pair.between, pair.convention, images.get("fixed_label")
+    )
+    if sentence is not None:
+        raise InputError(sentence)
+
+
+def _figures(pair: LoadedPair) -> dict[str, Any]:
+    """Figures of labels, after and before registration, and of the field."""
+    case: dict[str, Any] = {}
+    labels = _labels(pair)
+    if labels:
+        tables = _tables(pair, labels, pair.to_moving, "") | _tables(pair, labels, pair.to_moving_before, "_before")
+        case = {name: float(mean_over_labels(table)) for name, table in tables.items()}
+        case |= {f"{name}_per_label": dict(zip(labels, t[0].tolist(), strict=True)) for name, t in tables.items()}
+        case["labels_skipped"] = int(tables["dice"].isnan().sum())
+    if case.get("labels_skipped") == len(labels) > 0:
+        raise InputError(
+            f"None of the {len(labels)} labels occurs in both {pair.files.fixed_label} and {pair.files.moving_label}: "
+            "check --label_groups and --label_values."
+        )
+    mask = _foreground(pair)
+    metrics = RegistrationMetrics(mask="fixed")
+    metrics.update({"ddf": pair.ddf[0], **({} if mask is None else {"fixed": mask})})
+    return case | {name: value for name, value in metrics.cases[0].items() if not name.endswith("_id")}
+
+
+def _tables(pair: LoadedPair, labels: Sequence[int], to_moving: Tensor, suffix: str) -> dict[str, Tensor]:
+    """Dice and HD95 per label, (1, L), by the rule of Learn2Reg, of the moving labels sampled somewhere."""
+    fixed, moving = pair.images["fixed_label"][None], pair.images["moving_label"][None]
+    warped = warp_labels(moving, to_moving)
+    tables = {f"dice{suffix}": dice_l2r(fixed, warped, labels, moving)}
+    if pair.measures.hd95 is not None:
+        spacing = pair.fixed_grid.spacing if pair.measures.hd95 == "millimetres" else None
+        tables[f"hd95{suffix}"] = hd95_l2r(fixed, warped, labels, moving, spacing)
+    return tables
+
+
+def _labels(pair: LoadedPair) -> list[int]:
+    if "fixed_label" not in pair.images:
+        return []
+    if pair.measures.labels is not None:
+        return list(pair.measures.labels)
+    occurring = {int(value) for side in ("fixed", "moving") for value in pair.images[f"{side}_label"].unique()}
+    return sorted(occurring - {0})
+
+
+def _foreground(pair: LoadedPair) -> Tensor | None:
+    """(1, *fixed grid) where folding counts, None for everywhere."""
+    name, images = pair.measures.foreground, pair.images
+    if "mask" in images:
+        return images["mask"]
+    if name == "none":
+        return None
+    if name not in images:
+        name = f"{name}_label" if f"{name}_label" in images else name.removesuffix("_label")
+    if images[name].shape[1:] != pair.ddf.shape[2:]:
+        raise InputError(
+            f"The foreground of {pair.files.moving_id} was asked for, but it has another grid than "
+            f"{pair.files.fixed_id}: state --ndv_mask fixed."
+        )
+    return images[name]
+
+
+def _landmark_errors(pair: LoadedPair) -> dict[str, float]:
+    """Errors after and before, in millimetres of the moving image (LUMIR: in voxels)."""
+    figures = {}
+    for name, fixed_path, moving_path in pair.files.landmarks:
+        if Path(fixed_path).suffix == ".csv":
+            points = [read_landmarks(path)[None] for path in (fixed_path, moving_path)]
+            # The field is continued as zero outside by the metric, so a change of grid is made on the points.
+            inverse = torch.linalg.inv(pair.between)
+            points[1] = points[1] @ inverse[:3, :3].T + inverse[:3, 3]
+            spacing = pair.moving_grid.spacing if pair.same_grid else pair.fixed_grid.spacing
+            figures[name] = float(tre_l2r(pair.ddf, points[0], points[1], spacing).mean())
+            figures[f"{name}_before"] = float(tre_l2r(None, points[0], points[1], spacing).mean())
+        else:
+            loaded = _load({"fixed_label": fixed_path, "moving_label": moving_path})
+            volumes = loaded["fixed_label"][None], loaded["moving_label"][None]
+            size: Any = 1 if pair.measures.lumir else pair.fixed_grid.spacing
+            figures[name] = float(tre_lumir(*volumes, pair.to_moving, size))
+            figures[f"{name}_before"] = float(tre_lumir(*volumes, pair.to_moving_before, size))
+    return figures

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.evaluation import diagnosis
+from common.evaluation.diagnosis import Sides, diagnose, plausible_readings
+from common.spatial import Grid, warp, warp_labels
+
+SHAPE = (40, 36, 44)
+ORIGIN = [[2.0, 0, 0, -40], [0, 2, 0, -30], [0, 0, 2, -50], [0, 0, 0, 1]]
+GRID = Grid(SHAPE, torch.tensor(ORIGIN, dtype=torch.float64))
+EYE = torch.eye(4, dtype=torch.float64)
+
+
+def smooth(seed: int, channels: int, knots: int) -> Tensor:
+    noise = torch.randn(1, channels, knots, knots, knots, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, size=SHAPE, mode="trilinear", align_corners=True)
+
+
+MOVING = smooth(0, 1, 12) + 4
+FIELD = 2.5 * smooth(1, 3, 5)
+FIXED = warp(MOVING, FIELD)
+LABEL = (MOVING * 2).round().clamp(0, 15).to(torch.uint8)
+IMAGES = Sides(FIXED[0], MOVING[0])
+LABELS = Sides(warp_labels(LABEL, FIELD)[0], LABEL[0], is_label=True)
+
+
+@pytest.fixture(autouse=True)
+def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "POINTS", 1500)
+
+
+def judged(field: Tensor, convention: str = "voxels", sides: Sides = IMAGES) -> str | None:
+    return diagnose("some_file", field, [sides], GRID, EYE, convention)
+
+
+@pytest.mark.parametrize("sides", [IMAGES, LABELS])
+def test_right_reading_passes_and_every_other_one_is_named(sides: Sides) -> None:
+    assert judged(FIELD, sides=sides) is None
+    for reading in plausible_readings(GRID, halved=False):
+        misread = torch.einsum("rc,bcijk->brijk", torch.linalg.inv(reading.matrix).float(), FIELD)
+        if (misread - FIELD).abs().max() < 1e-3:
+            continue
+        sentence = judged(misread, sides=sides)
+        assert sentence is not None, reading.name
+        # Two millimetres a voxel: a grid of twice the size has the same numbers.
+        same = [r.name for r in plausible_readings(GRID) if torch.allclose(r.matrix, reading.matrix)]
+        assert any(f"its values were {name}, which is" in sentence for name in same), (reading.name, sentence)
+
+
+@pytest.mark.parametrize("scale", [0, 0.02, 0.1, 0.3, 0.5, 0.8, 1.3])
+def test_weak_registration_passes(scale: float) -> None:
+    assert judged(scale * FIELD) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("amplitude", [0.5, 3, 10])
+def test_noise_passes(seed: int, amplitude: float) -> None:
+    noise = amplitude * smooth(10 + seed, 3, 6)
+    assert judged(noise) is None
+    assert judged(noise + 0.5 * FIELD) is None
+
+
+def test_advice_names_the_option_or_the_exchange() -> None:
+    signs = torch.tensor([-1.0, -1, 1]).view(1, 3, 1, 1, 1)
+    sentence = judged(FIELD * signs, "ras_mm")
+    assert sentence is not None and "LPS millimetres" in sentence and "--convention lps_mm" in sentence
+    sentence = judged(-FIELD, "lps_mm")
+    assert sentence is not None and "opposite direction" in sentence and "exchange fixed and moving" in sentence
+    assert "some_file" in sentence and "--trust" in sentence and "\n" not in sentence
+
+
+def test_half_resolution_with_values_of_the_half_grid_is_seen() -> None:
+    sentence = judged(0.5 * FIELD, "learn2reg_half")
+    assert sentence is not None and "grid of half the size" in sentence
+
+
+def test_labels_can_overrule_the_images() -> None:
+    # A picture in which the opposite field looks better, and labels that know.
+    misleading = Sides(warp(MOVING, -FIELD)[0], MOVING[0])
+    assert diagnose("f", FIELD, [misleading], GRID, EYE, "voxels") is not None
+    assert diagnose("f", FIELD, [misleading, LABELS], GRID, EYE, "voxels") is None
+
+
+def test_moving_image_on_another_grid() -> None:
+    coarse = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
+    fine = F.interpolate(MOVING, scale_factor=2, mode="trilinear", align_corners=False)
+    between = coarse.clone()
+    between[:3, 3] = 0.5
+    sides = Sides(FIXED[0], fine[0])
+    assert diagnose("f", FIELD, [sides], GRID, between, "voxels") is None
+    assert diagnose("f", -FIELD, [sides], GRID, between, "voxels") is not None
+
+
+def test_tiny_foreground_says_nothing() -> None:
+    foreground = torch.zeros(1, *SHAPE)
+    foreground[0, :10, :10, :10] = 1
+    assert diagnose("f", -FIELD, [IMAGES], GRID, EYE, "voxels", foreground) is not None
+    small = Grid((4, 4, 4), EYE)
+    side = Sides(FIXED[0, :, :4, :4, :4], MOVING[0, :, :4, :4, :4])
+    assert diagnose("f", -FIELD[:, :, :4, :4, :4], [side], small, EYE, "voxels") is None
