@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from common.checks import InputError
-from common.evaluation import field_evaluation
-from common.report import comparison
+from common.report import comparison, field_evaluation
 from scripts import compare
 
 SHAPE = (16, 18, 14)
