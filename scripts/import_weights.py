@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import run_tool, switch
+from common.weights.families import FAMILIES
 from common.weights.official import export_weights, import_weights
 from scripts.package import find_bundle
 
@@ -36,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--output", type=Path, help="file to write; default: models/model.pt of the bundle")
     options.add_argument(
-        "--variant", choices=("plain", "acdc", "oasis"), help="which network it is, where the checkpoint does not tell"
+        "--variant",
+        choices=[variant for family in FAMILIES for variant in family.variants],
+        help="which network it is, where the checkpoint does not tell",
     )
     options.add_argument("--export", type=Path, metavar="FILE", help="write the published layout to this file instead")
     options.add_argument(

@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.checks import InputError
 from common.io.checkpoints import load_checkpoint, save_atomically
-from common.networks.eoir import EOIR
-from common.weights.eoir import EOIRWeights, describe_official, describe_ours, to_official, to_ours
-from common.weights.state_dicts import CONTAINER, unpack_state_dict
-
-_TARGET = "common.networks.EOIR"
+from common.weights.families import family_of
+from common.weights.family import Description, Family, to_official, to_ours
+from common.weights.state_dicts import unpack_state_dict
 
 
 def import_weights(
@@ -29,30 +25,32 @@ def import_weights(
         bundle: folder of the bundle.
         path: official checkpoint; only tensors and plain values are read, no code is run.
         output: file to write; default: ``models/model.pt`` of the bundle.
-        variant: "plain" or "acdc" where the checkpoint does not tell.
+        variant: which network of the family it is, where the checkpoint does not tell.
         overwrite: whether ``output`` may exist.
 
     Returns:
         Sentences for the user: what was found, what was written, what to add to the commands.
 
     Raises:
-        InputError: the file is no checkpoint of EOIR, is one of another variant than the bundle's, or does not fit;
+        InputError: the file is no checkpoint of the bundle's family, is one of another variant, or does not fit;
             ``output`` exists.
     """
     output = _target(output or bundle / "models" / "model.pt", overwrite)
-    configured = _configured(bundle)
-    state = unpack_state_dict(load_checkpoint(path), str(path))
-    weights = describe_official(state, variant)
-    if weights.variant != configured["variant"]:
+    family, configured = _configured(bundle)
+    state = unpack_state_dict(load_checkpoint(path), str(path), family.container)
+    weights = family.describe_official(state, variant)
+    kinds = [{name: arguments[name] for name in family.kinds} for arguments in (weights.arguments, configured)]
+    if kinds[0] != kinds[1]:
         raise InputError(
-            f"{path} is of the {weights.variant} network, {bundle.name} has the {configured['variant']} one; import it "
-            f"into a bundle of that network. Differing keys: {_differing(weights, configured)}."
+            f"{path} is of the {family.title(kinds[0])}, {bundle.name} has the "
+            f"{family.title(kinds[1]).removesuffix(' network')} one; import it into a bundle of that network. "
+            f"Differing keys: {_differing(family, weights.arguments, configured)}."
         )
-    ours = to_ours(state, weights)
+    ours = to_ours(family, state, weights.arguments)
     save_atomically(ours, output)
     return [
-        f"{path}: {_sentence(weights)}, {sum(value.numel() for value in ours.values()):,} parameters.",
-        *_advice(bundle, weights, configured),
+        f"{path}: {_sentence(family, weights)}, {sum(value.numel() for value in ours.values()):,} parameters.",
+        *_advice(family, bundle, weights, configured),
         f"Wrote {output}.",
     ]
 
@@ -60,13 +58,13 @@ def import_weights(
 def export_weights(
     bundle: Path, output: Path, path: Path | None = None, size: Sequence[int] | None = None, overwrite: bool = False
 ) -> list[str]:
-    """Write a bundle's weights in the official layout: official names and order, identity grids, and the container.
+    """Write a bundle's weights in the official layout: official names and order, constant entries, and the container.
 
     Args:
         bundle: folder of the bundle.
-        output: file to write, {"model_state_dict": state dict}; there is no optimiser in it.
+        output: file to write, the state dict in its container; there is no optimiser in it.
         path: weights of the bundle; default: its ``models/model.pt``.
-        size: spatial size for the identity grids; default: the size that the bundle's metadata state.
+        size: spatial size for the constant entries; default: the size that the bundle's metadata state.
         overwrite: whether ``output`` may exist.
 
     Returns:
@@ -77,18 +75,19 @@ def export_weights(
     """
     output = _target(output, overwrite)
     path = path or bundle / "models" / "model.pt"
-    state = load_checkpoint(path)
-    state = unpack_state_dict(state.get("network", state) if isinstance(state, dict) else state, str(path))
-    weights = describe_ours(state, _configured(bundle)["variant"])
+    state = unpack_state_dict(load_checkpoint(path), str(path), "network")
+    family, configured = _configured(bundle)
+    weights = family.describe_ours(state, configured)
     size = size or training_size(bundle)
-    if size is None:
+    if family.constants is not None and size is None:
         raise InputError(
             f"{bundle.name} states no training size, and the official layout holds grids of one: add --size, such as "
             "--size 160 224 192."
         )
-    official = to_official(state, weights, size)
-    save_atomically({CONTAINER: official}, output)
-    return [f"Wrote {output}: {_sentence(weights)}, identity grids for {_times(size)} voxels."]
+    official = to_official(family, state, weights.arguments, size)
+    save_atomically({family.container: official}, output)
+    built = f", for {_times(size)} voxels" if size is not None else ""
+    return [f"Wrote {output}: {_sentence(family, weights)}{built}."]
 
 
 def training_size(bundle: Path) -> tuple[int, ...] | None:
@@ -104,22 +103,21 @@ def _target(output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _configured(bundle: Path) -> dict[str, Any]:
-    """Arguments of the bundle's network, the defaults of the class included."""
+def _configured(bundle: Path) -> tuple[Family, dict[str, Any]]:
+    """Family of the bundle's network, and its arguments, the defaults of the class included."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def", instantiate=False).get_config()
-    if network.get("_target_") != _TARGET:
-        raise InputError(f"{bundle.name} has the network {network.get('_target_')}; only EOIR's weights are known.")
-    defaults = {name: p.default for name, p in inspect.signature(EOIR).parameters.items()}
-    return {**defaults, **{name: value for name, value in network.items() if name in defaults}}
+    family = family_of(network["_target_"])
+    parameters = inspect.signature(family.network).parameters
+    return family, {name: network.get(name, parameter.default) for name, parameter in parameters.items()}
 
 
-def _advice(bundle: Path, weights: EOIRWeights, configured: dict[str, Any]) -> list[str]:
+def _advice(family: Family, bundle: Path, weights: Description, configured: dict[str, Any]) -> list[str]:
     lines = []
-    other = {name: value for name, value in weights.arguments().items() if value != configured[name]}
+    other = {name: value for name, value in weights.arguments.items() if value != configured[name]}
     if other:
         options = " ".join(f"--network_def#{name} {value}" for name, value in other.items())
         lines.append(f"The network of {bundle.name} is configured otherwise: add {options} to every command.")
@@ -129,35 +127,27 @@ def _advice(bundle: Path, weights: EOIRWeights, configured: dict[str, Any]) -> l
             f"WARNING: trained at {_times(weights.size)} voxels, {bundle.name} is for {_times(expected or ())}; "
             "weights fit any size, but were not trained for this one."
         )
-    lines.append(
-        f"A checkpoint does not say whether velocities are integrated: int_steps is {configured['int_steps']} here."
-    )
+    lines += [f"A checkpoint does not tell {name}: {name} is {configured[name]} here." for name in family.untold]
     return lines
 
 
-def _sentence(weights: EOIRWeights) -> str:
-    parts = [f"{weights.variant} network", f"start_channel {weights.start_channel}"]
-    parts.append(f"search_radius {weights.search_radius}")
-    if weights.kernel_size is not None:
-        parts.append(f"kernel_size {weights.kernel_size}")
-    if weights.size is not None:
-        parts.append(f"trained at {_times(weights.size)} voxels")
-    return ", ".join(parts)
+def _sentence(family: Family, weights: Description) -> str:
+    options = [f"{name} {value}" for name, value in weights.arguments.items() if name not in family.kinds]
+    trained = [] if weights.size is None else [f"trained at {_times(weights.size)} voxels"]
+    return ", ".join([family.title(weights.arguments), *options, *trained])
 
 
-def _differing(weights: EOIRWeights, configured: dict[str, Any]) -> str:
+def _differing(family: Family, found: Mapping[str, Any], configured: Mapping[str, Any]) -> str:
     """Entries that the bundle's network has and the other one lacks, or the other way round, under our names."""
-    networks = []
-    for arguments in (weights.arguments(), {name: configured[name] for name in ("variant", "start_channel")}):
-        with torch.device("meta"):
-            networks.append(set(EOIR(**arguments).state_dict()))
-    lists = [sorted(networks[0] - networks[1]), sorted(networks[1] - networks[0])]
+    like_found = {name: configured[name] for name in found}
+    names = [set(family.shapes(arguments)) for arguments in (found, like_found)]
+    lists = [sorted(names[0] - names[1]), sorted(names[1] - names[0])]
     phrases = [
         f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
         for what, keys in zip(("unknown", "missing"), lists, strict=True)
         if keys
     ]
-    return "; ".join(phrases) or "none, but the third axis is resampled in the plain network alone"
+    return "; ".join(phrases) or "none, both have entries of the same names"
 
 
 def _times(size: Sequence[int]) -> str:

@@ -4,26 +4,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from common.checks import InputError
 
-T = TypeVar("T")
-CONTAINER = "model_state_dict"
-"""Entry of a published training checkpoint that holds the network."""
 _WRAPPED = "module."
 
 
-def unpack_state_dict(content: Any, source: str) -> dict[str, Tensor]:
+class Converted(NamedTuple):
+    """A replacement whose tensor is stored otherwise, for instance with its channels in another order.
+
+    Attributes:
+        name: ours, with references to groups of the expression.
+        to_ours: official tensor to ours.
+        to_official: the way back.
+    """
+
+    name: str
+    to_ours: Callable[[Tensor], Tensor]
+    to_official: Callable[[Tensor], Tensor]
+
+
+KeyMap = Mapping[str, "str | Converted | None"]
+"""Regular expression of official names to our name; None drops the entry."""
+
+
+def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Tensor]:
     """The network's state dict out of what an official checkpoint file holds.
 
     Args:
-        content: a state dict, or a training checkpoint {"model_state_dict": state dict, "optimizer_state_dict": ...};
-            names with or without the leading "module." of a data-parallel wrapper.
+        content: a state dict, or a training checkpoint that holds one among other things; names with or without the
+            leading "module." of a data-parallel wrapper.
         source: name of the file, for the message.
+        container: entry of a training checkpoint that holds the network's state dict.
 
     Returns:
         Official name to tensor, in the order of the file.
@@ -31,12 +47,12 @@ def unpack_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     Raises:
         InputError: when there is no state dict in it.
     """
-    state = content.get(CONTAINER, content) if isinstance(content, Mapping) else content
+    state = content.get(container, content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         held = (
             f"the entries {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content).__name__
         )
-        raise InputError(f"{source} holds {held}; expected a state dict, or one under {CONTAINER!r}.")
+        raise InputError(f"{source} holds {held}; expected a state dict, or one under {container!r}.")
     if all(key.startswith(_WRAPPED) for key in state):
         return {key.removeprefix(_WRAPPED): value for key, value in state.items()}
     return dict(state)
@@ -59,13 +75,13 @@ def differing_keys(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[
     return differing
 
 
-def rename_keys(state_dict: Mapping[str, T], key_map: Mapping[str, str | None]) -> dict[str, T]:
-    """Rename the entries of an official state dict.
+def rename_keys(state_dict: Mapping[str, Any], key_map: KeyMap) -> dict[str, Any]:
+    """Rename the entries of an official state dict, and convert those that are stored otherwise.
 
     Args:
         state_dict: official name to tensor.
         key_map: regular expression to replacement, tried in order with ``re.sub``; the first that matches counts.
-            None drops the entry.
+            A replacement is our name, a :class:`Converted`, or None, which drops the entry.
 
     Returns:
         Our name to tensor, in the same order.
@@ -73,16 +89,39 @@ def rename_keys(state_dict: Mapping[str, T], key_map: Mapping[str, str | None]) 
     Raises:
         InputError: when no expression matches a name, or two names become one.
     """
-    renamed: dict[str, T] = {}
+    renamed: dict[str, Any] = {}
     for key, value in state_dict.items():
-        pattern = next((pattern for pattern in key_map if re.search(pattern, key)), None)
-        if pattern is None:
-            raise InputError(f"The state dict holds {key!r}, which this network does not know.")
-        replacement = key_map[pattern]
-        if replacement is None:
+        name = find_place(key, key_map)
+        if name is None:
             continue
-        name = re.sub(pattern, replacement, key)
         if name in renamed:
             raise InputError(f"The state dict holds {name!r} twice, the second time as {key!r}.")
-        renamed[name] = value
+        replacement = key_map[_pattern(key, key_map)]
+        renamed[name] = replacement.to_ours(value) if isinstance(replacement, Converted) else value
     return renamed
+
+
+def find_place(key: str, key_map: KeyMap) -> str | None:
+    """Our name of an official entry, None where it is dropped.
+
+    Raises:
+        InputError: when no expression matches it.
+    """
+    pattern = _pattern(key, key_map)
+    replacement = key_map[pattern]
+    if replacement is None:
+        return None
+    return re.sub(pattern, replacement.name if isinstance(replacement, Converted) else replacement, key)
+
+
+def convert_back(value: Tensor, key: str, key_map: KeyMap) -> Tensor:
+    """A tensor of ours as the official entry ``key`` holds it."""
+    replacement = key_map[_pattern(key, key_map)]
+    return replacement.to_official(value) if isinstance(replacement, Converted) else value
+
+
+def _pattern(key: str, key_map: KeyMap) -> str:
+    pattern = next((pattern for pattern in key_map if re.search(pattern, key)), None)
+    if pattern is None:
+        raise InputError(f"The state dict holds {key!r}, which this network does not know.")
+    return pattern

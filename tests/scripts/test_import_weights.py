@@ -234,8 +234,8 @@ def spoil(state: State, change: str) -> State:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing", "start channels: missing disp_warp_2.get_flow.bias"),
-        ("unknown", "start channels: unknown decoder.weight"),
+        ("missing", "start_channel 4, search_radius 1: missing disp_warp_2.get_flow.bias"),
+        ("unknown", "start_channel 4, search_radius 1: unknown decoder.weight"),
         ("shape", r"disp_warp_2.get_flow.bias is \(4,\) instead of \(3,\)"),
         ("nan", "disp_warp_2.get_flow.bias has NaN or infinite values"),
         ("foreign", "no checkpoint of EOIR: .* is missing; its first entries are transformer.simple_encoder"),
@@ -288,7 +288,9 @@ def test_export_needs_weights_and_a_size_that_the_published_network_can_have(tmp
     torch.save(EOIR(start_channel=2).state_dict(), tmp_path / "model.pt")
     with pytest.raises(InputError, match="cannot be built for .*40, 48, 32.*: axes are multiples of 16 from 32"):
         run("eoir_lumir", tmp_path / "model.pt", "--export", tmp_path / "b.pth", "--size", 40, 48, 32)
-    with pytest.raises(InputError, match="do not fit the oasis network with 2 start channels: missing encoder.3.conv"):
+    with pytest.raises(
+        InputError, match="do not fit the oasis network with start_channel 2, .*: missing encoder.3.conv"
+    ):
         run("eoir_oasis", tmp_path / "model.pt", "--export", tmp_path / "b.pth", "--size", 32, 48, 32)
     assert not (tmp_path / "b.pth").exists()
     with pytest.raises(SystemExit):

@@ -67,10 +67,10 @@ def test_official_entries_are_those_of_the_published_networks_in_their_order(cas
     stored = official_entries(case)
     state = {name: torch.empty(shape) for name, shape, _ in stored}
     weights = describe_official(state, None if "oasis" in case else case.split("_")[0])
-    assert [(name, list(shape)) for name, _, shape in eoir_official_entries(weights)] == [
+    assert [(name, list(shape)) for name, shape in eoir_official_entries(weights.arguments)] == [
         (name, shape) for name, shape, _ in stored
     ]
-    assert weights.start_channel == int(case[-2:].strip("c")) and weights.size is None
+    assert weights.arguments["start_channel"] == int(case[-2:].strip("c")) and weights.size is None
 
 
 def test_key_map_of_the_plain_network_keeps_the_fifth_estimator() -> None:

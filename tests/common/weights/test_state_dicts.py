@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from common.checks import InputError
-from common.weights.state_dicts import differing_keys, rename_keys, unpack_state_dict
+from common.weights.state_dicts import (
+    Converted,
+    KeyMap,
+    convert_back,
+    differing_keys,
+    find_place,
+    rename_keys,
+    unpack_state_dict,
+)
 
-KEY_MAP: dict[str, str | None] = {r"grid$": None, r"^enc\.(\d)\.": r"encoder.\1.", r"^(?:head|flow)\.": "flow."}
+KEY_MAP: KeyMap = {r"grid$": None, r"^enc\.(\d)\.": r"encoder.\1.", r"^(?:head|flow)\.": "flow."}
 
 
 def test_names_change_and_values_and_order_stay() -> None:
@@ -63,20 +71,20 @@ STATE = {"b.weight": torch.ones(2), "a.bias": torch.zeros(3)}
     ],
 )
 def test_state_dict_comes_out_of_each_container_in_its_order(content: Any) -> None:
-    unpacked = unpack_state_dict(content, "net.pth")
+    unpacked = unpack_state_dict(content, "net.pth", "model_state_dict")
     assert list(unpacked) == list(STATE)
     assert all(unpacked[name] is value for name, value in STATE.items())
 
 
 def test_prefix_that_some_entries_have_is_a_name_and_stays() -> None:
     state = {"module.weight": torch.ones(1), "head.weight": torch.ones(1)}
-    assert list(unpack_state_dict(state, "net.pth")) == list(state)
+    assert list(unpack_state_dict(state, "net.pth", "model_state_dict")) == list(state)
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model_state_dict": {"a": 1}}, [torch.ones(1)], 3])
 def test_file_without_a_state_dict_is_refused(content: Any) -> None:
     with pytest.raises(InputError, match="net.pth holds .*; expected a state dict, or one under 'model_state_dict'"):
-        unpack_state_dict(content, "net.pth")
+        unpack_state_dict(content, "net.pth", "model_state_dict")
 
 
 def test_differing_keys_name_what_is_missing_unknown_or_of_another_shape() -> None:
@@ -86,3 +94,16 @@ def test_differing_keys_name_what_is_missing_unknown_or_of_another_shape() -> No
         "unknown a.bias",
         "b.weight is (2,) instead of (2, 1)",
     ]
+
+
+def test_converted_entries_come_back_as_they_were_stored() -> None:
+    turned = Converted(
+        r"conv.\1", lambda kernel: kernel.movedim((-1, -2), (0, 1)), lambda kernel: kernel.movedim((0, 1), (-1, -2))
+    )
+    key_map: KeyMap = {r"^keras/conv(\d)/kernel$": turned, r"^keras/": "plain."}
+    official = {"keras/conv3/kernel": torch.rand(3, 3, 3, 2, 5), "keras/bias": torch.rand(5)}
+    ours = rename_keys(official, key_map)
+    assert list(ours) == ["conv.3", "plain.bias"] and ours["conv.3"].shape == (5, 2, 3, 3, 3)
+    for name, value in official.items():
+        place = find_place(name, key_map)
+        assert place is not None and torch.equal(convert_back(ours[place], name, key_map), value)

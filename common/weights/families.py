@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of all families whose official checkpoints are known."""
+
+from __future__ import annotations
+
+from pydoc import locate
+
+from common.checks import InputError
+from common.weights import eoir
+from common.weights.family import Family
+
+FAMILIES: tuple[Family, ...] = (eoir.FAMILY,)
+
+
+def family_of(target: str) -> Family:
+    """The family of a network.
+
+    Args:
+        target: dotted name of the class, the ``_target_`` of a configuration.
+
+    Raises:
+        InputError: when no family has it.
+    """
+    network = locate(target)
+    for family in FAMILIES:
+        if family.network is network:
+            return family
+    known = ", ".join(family.network.__name__ for family in FAMILIES)
+    raise InputError(f"No official weights are known for the network {target}; they are for {known}.")
