@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -18,17 +18,20 @@ class RegistrationInferer(Inferer):
     bfloat16: fields, warps and losses stay in float32, and no gradient scaling is needed.
 
     Args:
-        details: whether to return everything the loss may want, or the displacement alone.
+        details: what is wanted beside the displacement: names of outputs, or patterns such as "*_map", of which the
+            network gives those that it has; True for all. The names stand in docs/conventions.md.
         amp: whether to use bfloat16 autocast.
     """
 
-    def __init__(self, details: bool = False, amp: bool = False) -> None:
+    def __init__(self, details: bool | Collection[str] = False, amp: bool = False) -> None:
         super().__init__()
-        self.details = details
+        self.details = details if isinstance(details, bool) else tuple(details)
         self.amp = amp
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial)."""
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            outputs: dict[str, Any] = network(inputs, details=True) if self.details else {"ddf": network(inputs)}
+            if not self.details:
+                return {"ddf": network(inputs)}
+            outputs: dict[str, Any] = network(inputs, details=self.details)
         return outputs

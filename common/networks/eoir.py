@@ -10,7 +10,7 @@ variant; any image size (padded inside); two dimensions; identity grids are not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -18,11 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.eoir import Encoder, FlowEstimator, PlainBlock, block
+from common.networks.contract import Details, check_pair, crop, wants
 from common.spatial import compose, integrate, resize_image, warp
 
 LEVELS = 5
 
 Variant = Literal["plain", "acdc", "oasis"]
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "lumir": {"variant": "plain"},
+    "abdomenct": {"variant": "plain"},
+    "acdc": {"variant": "acdc"},
+    "oasis": {"variant": "oasis", "int_steps": 0},
+    "tiny": {"variant": "plain", "start_channel": 2, "int_steps": 2},
+}
+"""Arguments of the published networks, and of one for tests."""
 
 
 class EOIR(nn.Module):
@@ -61,10 +70,19 @@ class EOIR(nn.Module):
             raise ValueError(f"variant is {variant!r}; expected 'plain', 'acdc' or 'oasis'.")
         if spatial_dims not in (2, 3) or (variant == "acdc" and spatial_dims == 2):
             raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3, and 3 for the 'acdc' variant.")
+        self.arguments: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "variant": variant,
+            "start_channel": start_channel,
+            "int_steps": int_steps,
+            "kernel_size": kernel_size,
+            "search_radius": search_radius,
+        }
         self.spatial_dims = spatial_dims
         self.int_steps = int_steps
         # The first feature level of "oasis" lies at half resolution, so it has one level less.
         self.first_level = 1 if variant == "oasis" else 0
+        self.levels = LEVELS - self.first_level
         self.resampled_axes = 2 if variant == "acdc" else spatial_dims
         large = kernel_size if variant == "oasis" else None
         n = start_channel
@@ -73,7 +91,7 @@ class EOIR(nn.Module):
             layers.append(block(spatial_dims, 2 * n, 2 * n, large))
         self.encoder = Encoder(*layers, PlainBlock(spatial_dims, 2 * n, n))
         self.estimators = nn.ModuleList(
-            FlowEstimator(spatial_dims, n, search_radius, large) for _ in range(LEVELS - self.first_level)
+            FlowEstimator(spatial_dims, n, search_radius, large) for _ in range(self.levels)
         )
         # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
         layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
@@ -84,19 +102,18 @@ class EOIR(nn.Module):
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
 
     @overload
-    def forward(self, image: Tensor, details: Literal[True]) -> dict[str, Any]: ...
+    def forward(self, image: Tensor, details: Literal[True] | Collection[str]) -> dict[str, Any]: ...
 
-    def forward(self, image: Tensor, details: bool = False) -> Tensor | dict[str, Any]:
+    def forward(self, image: Tensor, details: Details = False) -> Tensor | dict[str, Any]:
         """Register a pair.
 
         Args:
             image: (B, 2, *spatial), channel 0 moving, channel 1 fixed, any spatial size. Intensities of any scale.
-            details: whether to return everything that a loss may want.
+            details: further outputs that are wanted, by name, or True for all.
 
         Returns:
-            The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of
+            The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of it and, where asked for,
 
-            - ``ddf``: the same;
             - ``pyramid``: the displacement of each level, finest first, in voxels of its grid. Level 0 covers the
               image padded at the far ends to the working size of the network;
             - ``velocity``: what each level estimated, before integration, finest first. In the "oasis" variant it
@@ -105,17 +122,17 @@ class EOIR(nn.Module):
         Raises:
             ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
         """
-        if image.ndim != self.spatial_dims + 2 or image.shape[1] != 2:
-            shape = tuple(image.shape)
-            axes = self.spatial_dims
-            raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {axes} spatial axes.")
+        check_pair(image, self.spatial_dims)
         size = image.shape[2:]
         image = F.pad(image, _padding(size, self.resampled_axes))
         # One image after the other: the same numbers as a joint batch, at half the transient memory.
         moving, fixed = (self._features(image[:, c : c + 1]) for c in (0, 1))
         displacements, velocities = self._coarse_to_fine(moving, fixed)
-        ddf = _crop(displacements[0], size)
-        return {"ddf": ddf, "pyramid": displacements, "velocity": velocities} if details else ddf
+        ddf = crop(displacements[0], size)
+        if not details:
+            return ddf
+        outputs = {"pyramid": displacements, "velocity": velocities}
+        return {"ddf": ddf, **{name: output for name, output in outputs.items() if wants(details, name)}}
 
     def _features(self, image: Tensor) -> list[Tensor]:
         """Feature pyramid of one image (B, 1, *spatial), finest first."""
@@ -166,9 +183,3 @@ def _padding(size: Sequence[int], resampled_axes: int) -> list[int]:
         max((n + unit - 1) // unit * unit, 2 * unit) - n if axis < resampled_axes else 0 for axis, n in enumerate(size)
     ]
     return [amount for n in reversed(missing) for amount in (0, n)]
-
-
-def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    for axis, n in enumerate(size, start=2):
-        x = x.narrow(axis, 0, n)
-    return x

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all networks agree on: ``network(image)`` returns ``ddf``, ``network(image, details=...)`` a dictionary.
+
+Besides, a network says with ``arguments`` how it was constructed and with ``levels`` how many fields its ``pyramid``
+has, so that configurations need not know its parts. The names of the outputs stand in docs/conventions.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+Details = bool | Collection[str]
+"""True for all outputs, or the names of those wanted beside ``ddf``, of which a network returns what it has."""
+
+
+def wants(details: Details, name: str) -> bool:
+    """Whether an output is asked for.
+
+    Args:
+        details: True, False, or names and patterns such as "*_map".
+        name: of the output.
+    """
+    return details if isinstance(details, bool) else any(fnmatchcase(name, pattern) for pattern in details)
+
+
+def check_pair(image: Tensor, spatial_dims: int) -> None:
+    """Refuse what is no pair.
+
+    Args:
+        image: (B, 2, *spatial), channel 0 moving, channel 1 fixed.
+        spatial_dims: number of spatial axes of the network.
+
+    Raises:
+        ValueError: naming the shape.
+    """
+    if image.ndim != spatial_dims + 2 or image.shape[1] != 2:
+        shape = tuple(image.shape)
+        raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {spatial_dims} spatial axes.")
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The part of (B, C, *spatial) that is left when what was padded at the far ends is taken away."""
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, 0, n)
+    return x
