@@ -14,20 +14,22 @@ from monai.data.utils import to_affine_nd
 from torch.utils.data import Dataset
 
 from common.checks import InputError
+from common.data.pairs import DrawnPair
 
 _logger = logging.getLogger(__name__)
 _AFFINE_TOLERANCE = 1e-3
 
 
 class PairDataset(Dataset):
-    """N subjects, kept decoded in memory, seen as pairs; index with ``(moving, fixed)`` or ``(moving, fixed, flips)``.
+    """N subjects, kept decoded in memory, seen as pairs; index with :class:`common.data.pairs.DrawnPair`.
 
-    Made for a data loader with :class:`common.data.PairSampler`. Labels are handed out only if every subject has one,
-    so that all items have the same keys and can be collated. The tensors of an item share memory with the cache:
-    collate or copy before writing into them.
+    Made for a data loader with :class:`common.data.PairSampler`. Labels, masks and the like are handed out only if
+    every subject has one, so that all items have the same keys and can be collated. The tensors of an item share memory
+    with the cache: collate or copy before writing into them.
 
     Args:
-        data: subjects {"id", "image", "label" (optional)} as :func:`common.data.read_subjects` gives them.
+        data: subjects {"id", "image", "label" (optional), ...} as :func:`common.data.read_subjects` gives them; where
+            images are made of label maps later, "image" may be absent.
         transform: what makes tensors of a subject, a ``monai.transforms.Compose`` that starts with
             :class:`common.data.LoadSubjectd`; everything up to the first random transform is done once per subject.
         cache_rate: share of the subjects that is kept in memory, 0 to 1; the others are decoded on each access.
@@ -36,6 +38,7 @@ class PairDataset(Dataset):
 
     Attributes:
         data: the list of subjects.
+        partial: keys that some subjects lack.
         labels_of_all: whether a pair has labels only where all subjects have them.
 
     Raises:
@@ -55,9 +58,10 @@ class PairDataset(Dataset):
         if len(data) == 0:
             raise InputError("The list of subjects is empty; check the data folder and the section that was read.")
         self.data = list(data)
-        with_label = sum("label" in subject for subject in self.data)
-        self.labelled = with_label == len(self.data)
-        if self.labels_of_all and 0 < with_label < len(self.data):
+        keys = dict.fromkeys(key for subject in self.data for key in subject)
+        self.partial = {key for key in keys if not all(key in subject for subject in self.data)}
+        if self.labels_of_all and "label" in self.partial:
+            with_label = sum("label" in subject for subject in self.data)
             _logger.warning("Only %d of %d subjects have labels; labels are left out.", with_label, len(self.data))
         with _sentence_for_the_user():
             self.subjects = CacheDataset(
@@ -71,33 +75,33 @@ class PairDataset(Dataset):
         """One pair.
 
         Args:
-            index: (moving, fixed), indices of subjects; a third entry, a tuple of spatial axes, mirrors the whole pair,
-                labels and affine included, along these.
+            index: a :class:`common.data.pairs.DrawnPair`, or the first of its entries, (moving, fixed).
 
         Returns:
-            Dictionary of "moving" and "fixed" (C, *spatial) float32; "moving_label" and "fixed_label" (1, *spatial)
-            int16 if the data set is labelled; "affine" (4, 4) float64, voxels of the fixed image to world millimetres;
-            and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain tensors, no MetaTensor.
+            Dictionary of "moving" and "fixed" (C, *spatial) float32, if the subjects have images; "moving_label" and
+            "fixed_label" (1, *spatial) int16, and so on for every further tensor of the subjects ("moving_mask",
+            "moving_keypoints", ...), if all subjects have it; "affine" (4, 4) float64, voxels of the fixed image to
+            world millimetres; "draw" (3,) int64, seed, epoch and index of the item; and the strings "moving_id",
+            "fixed_id", "path_moving", "path_fixed". Plain tensors, no MetaTensor. Flips mirror all of it.
         """
-        moving_index, fixed_index, *flipped = index
-        moving, fixed = self._subject(moving_index), self._subject(fixed_index)
-        path_moving, path_fixed = self.data[moving_index]["image"], self.data[fixed_index]["image"]
-        affine = plain_affine(fixed["image"])
-        _check_same_grid(moving["image"], fixed["image"], path_moving, path_fixed)
-        item: dict[str, Any] = {
-            "moving": plain_tensor(moving["image"]).float(),
-            "fixed": plain_tensor(fixed["image"]).float(),
-        }
-        if self.labelled:
-            # One dtype for all subjects: the compact dtype of the cache may differ between them, and a batch may not.
-            item["moving_label"] = plain_tensor(moving["label"]).to(torch.int16)
-            item["fixed_label"] = plain_tensor(fixed["label"]).to(torch.int16)
-        if flipped and flipped[0]:
-            affine = affine @ _mirror(flipped[0], item["fixed"].shape[1:])
-            item = {name: image.flip([1 + axis for axis in flipped[0]]) for name, image in item.items()}
-        item["affine"] = affine
-        item["moving_id"], item["fixed_id"] = self.data[moving_index]["id"], self.data[fixed_index]["id"]
-        item["path_moving"], item["path_fixed"] = str(path_moving), str(path_fixed)
+        drawn = DrawnPair(*index)
+        places = {"moving": drawn.moving, "fixed": drawn.fixed}
+        subjects = {side: self._subject(place) for side, place in places.items()}
+        shown = "image" if "image" in subjects["fixed"] else "label"
+        paths = {side: str(self.data[place][shown]) for side, place in places.items()}
+        moving, fixed = (subjects[side][shown] for side in places)
+        _check_same_grid(moving, fixed, paths["moving"], paths["fixed"])
+        size = fixed.shape[1:]
+        item: dict[str, Any] = {}
+        for key, value in subjects["fixed"].items():
+            if isinstance(value, torch.Tensor) and key not in self.partial:
+                for side, subject in subjects.items():
+                    name = side if key == "image" else f"{side}_{key}"
+                    item[name] = _mirrored(_collatable(key, subject[key]), key, drawn.flips, size)
+        item["affine"] = plain_affine(fixed) @ _mirror(drawn.flips, size)
+        item["draw"] = torch.tensor(drawn.draw)
+        for side, place in places.items():
+            item[f"{side}_id"], item[f"path_{side}"] = self.data[place]["id"], paths[side]
         return item
 
     def _subject(self, index: int) -> dict[str, Any]:
@@ -128,6 +132,26 @@ def plain_affine(image: torch.Tensor) -> torch.Tensor:
     """(4, 4) float64, voxels to millimetres RAS+; the identity where the image has none."""
     affine = image.affine if isinstance(image, MetaTensor) else torch.eye(4)
     return torch.as_tensor(to_affine_nd(3, affine.to(torch.float64)), dtype=torch.float64)
+
+
+def _collatable(key: str, value: torch.Tensor) -> torch.Tensor:
+    """One type for all subjects: the compact one of the cache may differ between them, and in a batch it may not."""
+    value = plain_tensor(value)
+    if key.endswith("label"):
+        return value.to(torch.int16)
+    return value.float() if value.is_floating_point() else value
+
+
+def _mirrored(value: torch.Tensor, key: str, axes: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """An image (C, *spatial), or points (N, d) in voxels, with ``axes`` flipped."""
+    if not axes:
+        return value
+    if not key.endswith("keypoints"):
+        return value.flip([1 + axis for axis in axes])
+    value = value.clone()
+    for axis in axes:
+        value[:, axis] = size[axis] - 1 - value[:, axis]
+    return value
 
 
 def _mirror(axes: Sequence[int], size: Sequence[int]) -> torch.Tensor:

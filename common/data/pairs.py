@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which two subjects are registered next: pure functions of (number of subjects, seed, epoch), and their sampler.
 
-A pair is the tuple ``(moving, fixed)`` of indices into the list of subjects; a pair to be mirrored is followed by the
-tuple of axes to flip. No function here keeps a state, so a run
+A pair is the tuple ``(moving, fixed)`` of indices into the list of subjects. No function here keeps a state, so a run
 on one process, on many, or resumed in the middle sees the same pairs in the same order.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed as dist
@@ -19,9 +18,25 @@ from torch.utils.data import DistributedSampler
 from common.checks import InputError
 
 Pair = tuple[int, int]
-FlippedPair = tuple[int, int, tuple[int, ...]]
 _FLIPS = 1
 """Third word of the seed of the flips: their random numbers are not those of the pairs."""
+
+
+class DrawnPair(NamedTuple):
+    """What a sampler hands to a data set.
+
+    Attributes:
+        moving: index of the moving subject.
+        fixed: index of the fixed subject.
+        flips: spatial axes along which the pair is mirrored.
+        draw: (seed, epoch, index in the epoch over all processes): what whatever is random about this item is a
+            function of.
+    """
+
+    moving: int
+    fixed: int
+    flips: tuple[int, ...] = ()
+    draw: tuple[int, int, int] = (0, 0, 0)
 
 
 def random_partner(n: int, seed: int, epoch: int) -> list[Pair]:
@@ -133,7 +148,7 @@ def _listed_pairs(strategy: str, pairs: Sequence[Sequence[int]] | None, n: int) 
 class PairSampler(DistributedSampler):
     """Yields pairs for :class:`common.data.PairDataset`; rank r of R takes the items r, r + R, ...
 
-    An item is ``(moving, fixed)``, or ``(moving, fixed, flipped axes)`` where axes to flip at random are given.
+    An item is a :class:`DrawnPair`.
 
     Together the ranks' batches of size b are the batch of size R * b that one process would see. The class is a
     ``DistributedSampler`` because MONAI's workflows call ``set_epoch`` on such samplers when an epoch starts, with the
@@ -200,12 +215,13 @@ class PairSampler(DistributedSampler):
         n = len(self.dataset)  # type: ignore[arg-type]
         return draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas)[: self.pairs_per_epoch]
 
-    def __iter__(self) -> Iterator[Pair | FlippedPair]:
+    def __iter__(self) -> Iterator[DrawnPair]:
         pairs = self.epoch_pairs()[: self.total_size]
-        items: list[Any] = pairs
-        if self.flip_axes:
-            flips = draw_flips(len(pairs), self.flip_axes, self.seed, self.epoch)
-            items = [(*pair, flipped) for pair, flipped in zip(pairs, flips, strict=True)]
+        flips = draw_flips(len(pairs), self.flip_axes, self.seed, self.epoch)
+        items = [
+            DrawnPair(*pair, flipped, (self.seed, self.epoch, index))
+            for index, (pair, flipped) in enumerate(zip(pairs, flips, strict=True))
+        ]
         items = items[self.rank :: self.num_replicas]
         start, self.start = self.start, 0
         return iter(items[start:])

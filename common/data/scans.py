@@ -60,11 +60,11 @@ class ScanPairDataset(PairDataset):
         self.affine = affine
         self.intensity = intensity
 
-    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, index: tuple[Any, ...]) -> dict[str, Any]:
         """One pair.
 
         Args:
-            index: (moving, fixed), indices of subjects.
+            index: (moving, fixed), indices of subjects; what follows does not count.
 
         Returns:
             "moving" and "fixed" (1, *working) float32, what the network sees; "moving_scan" and "fixed_scan"
@@ -73,7 +73,7 @@ class ScanPairDataset(PairDataset):
             (4, 4), fixed world to moving world; "aligned", a dictionary of what the affine alignment says of itself,
             empty without one; "moving_id", "fixed_id", "path_moving", "path_fixed".
         """
-        sides = dict(zip(("moving", "fixed"), index, strict=True))
+        sides = dict(zip(("moving", "fixed"), index[:2], strict=True))
         subjects = {side: self._subject(position) for side, position in sides.items()}
         paths = {side: str(self.data[position]["image"]) for side, position in sides.items()}
         scans = {side: plain_tensor(subject["image"]).float() for side, subject in subjects.items()}

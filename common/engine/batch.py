@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.engines.utils import PrepareBatch
 from torch import Tensor
 
-NETWORK_TARGETS = ("moving", "fixed", "moving_label", "fixed_label")
-
 
 class PrepareRegistrationBatch(PrepareBatch):
     """MONAI ``prepare_batch`` for pairs.
 
     The network's input is (B, 2, *spatial), channel 0 moving, channel 1 fixed. The targets are everything a loss, a
-    metric or a writer may ask for: both images, both label maps where there are any, and the ids.
+    metric or a writer may ask for: all that the data set gives, its tensors on the device.
+
+    Args:
+        synthesis: makes further entries of those of the batch, on the device: for instance images of label maps. A
+            pure function: its random numbers come from ``draw`` (B, 3), seed, epoch and index of each item, so that a
+            run that is resumed sees the same.
     """
+
+    def __init__(self, synthesis: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> None:
+        self.synthesis = synthesis
 
     def __call__(
         self,
@@ -27,11 +33,13 @@ class PrepareRegistrationBatch(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """(inputs, targets) of a batch that holds ``moving`` and ``fixed`` (B, 1, *spatial)."""
+        """(inputs, targets) of a batch; it or the synthesis has ``moving`` and ``fixed`` (B, 1, *spatial)."""
         targets = {
-            key: value.to(device, non_blocking=non_blocking) if key in NETWORK_TARGETS else value
+            key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for key, value in batchdata.items()
         }
+        if self.synthesis is not None:
+            targets |= self.synthesis(targets)
         return torch.cat([targets["moving"], targets["fixed"]], dim=1), targets
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from common.checks import InputError
 from common.data import LoadSubjectd, PairDataset, PairSampler, read_pairs, read_subjects
+from common.data.pairs import DrawnPair
 
 
 class Count(MapTransform):
@@ -44,7 +45,7 @@ def dataset(folder: Path, section: str = "training", **arguments: Any) -> PairDa
 def test_a_pair_holds_both_subjects_as_plain_tensors(datalist: Path) -> None:
     item = dataset(datalist)[0, 2]
     assert set(item) == {
-        *("moving", "fixed", "moving_label", "fixed_label", "affine"),
+        *("moving", "fixed", "moving_label", "fixed_label", "affine", "draw"),
         *("moving_id", "fixed_id", "path_moving", "path_fixed"),
     }
     for key in ("moving", "fixed", "moving_label", "fixed_label", "affine"):
@@ -74,6 +75,34 @@ def test_a_flipped_pair_is_mirrored_as_a_whole_and_its_affine_still_tells_where_
             mirrored[axis] = plain["fixed"].shape[1 + axis] - 1 - voxel[axis]
         torch.testing.assert_close(item["affine"] @ mirrored, plain["affine"] @ voxel)
     assert torch.equal(pairs[0, 2]["moving"], plain["moving"]), "the cache was written to"
+
+
+def test_every_further_tensor_of_the_subjects_comes_with_the_pair(datalist: Path) -> None:
+    def further(subject: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        extra: dict[Hashable, Any] = {
+            "mask": subject["image"] > 0.5,
+            "keypoints": torch.tensor([[1.0, 2, 3], [0, 0, 0]]),
+        }
+        return {**subject, **extra, "name": "kept back"}
+
+    pairs = PairDataset(read_subjects(datalist), Compose([LoadSubjectd(), further]), progress=False)
+    item, mirrored = pairs[0, 2], pairs[DrawnPair(0, 2, (1,), (7, 3, 5))]
+    assert torch.equal(item["fixed_mask"], item["fixed"] > 0.5) and "fixed_name" not in item
+    assert torch.equal(mirrored["moving_mask"], item["moving_mask"].flip(2))
+    assert mirrored["fixed_keypoints"].tolist() == [
+        [1, item["fixed"].shape[2] - 3, 3],
+        [0, item["fixed"].shape[2] - 1, 0],
+    ]
+    assert mirrored["draw"].tolist() == [7, 3, 5] and item["draw"].tolist() == [0, 0, 0]
+
+
+def test_subjects_without_images_are_pairs_of_label_maps(datalist: Path) -> None:
+    subjects = [{key: value for key, value in subject.items() if key != "image"} for subject in read_subjects(datalist)]
+    item = PairDataset(subjects, LoadSubjectd("label"), progress=False)[0, 2]
+    assert set(item) == {
+        *("moving_label", "fixed_label", "affine", "draw", "moving_id", "fixed_id", "path_moving", "path_fixed"),
+    }
+    assert item["path_fixed"] == str(subjects[2]["label"])
 
 
 def test_length_and_data_are_the_subjects(datalist: Path) -> None:

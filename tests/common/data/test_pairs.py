@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.checks import InputError
 from common.data import PairSampler, draw_pairs
-from common.data.pairs import draw_flips
+from common.data.pairs import DrawnPair, draw_flips
 
 STRATEGIES = ["random_partner", "all", "atlas", "consecutive"]
 
 
 class Echo(Dataset):
-    """Gives its index back."""
+    """Gives its index back: moving, fixed, and the draw."""
 
     def __init__(self, n: int) -> None:
         """Keep the length."""
@@ -29,9 +29,9 @@ class Echo(Dataset):
         """Number of subjects."""
         return self.n
 
-    def __getitem__(self, index: tuple[int, int]) -> torch.Tensor:
-        """The pair of indices."""
-        return torch.tensor(index)
+    def __getitem__(self, index: DrawnPair) -> torch.Tensor:
+        """(moving, fixed, seed, epoch, index)."""
+        return torch.tensor([index.moving, index.fixed, *index.draw])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -139,7 +139,7 @@ def test_sampler_refuses_empty_epochs() -> None:
 def test_sampler_without_process_group_is_the_whole_epoch() -> None:
     sampler = PairSampler(Echo(9), seed=5)
     sampler.set_epoch(3)
-    assert list(sampler) == draw_pairs("random_partner", 9, seed=5, epoch=3) and len(sampler) == 9
+    assert [item[:2] for item in sampler] == draw_pairs("random_partner", 9, seed=5, epoch=3) and len(sampler) == 9
 
 
 @pytest.mark.parametrize(("replicas", "batch"), [(2, 1), (2, 2), (3, 2), (4, 3)])
@@ -165,7 +165,7 @@ def test_training_drops_the_tail_and_evaluation_keeps_it_without_duplicates() ->
 
     assert [len(s) for s in ranks(True)] == [len(list(s)) for s in ranks(True)] == [2, 2, 2]
     assert [len(s) for s in ranks(False)] == [len(list(s)) for s in ranks(False)] == [3, 2, 2]
-    assert sorted(pair for s in ranks(False) for pair in s) == sorted(listed)
+    assert sorted(item[:2] for s in ranks(False) for item in s) == sorted(listed)
 
 
 def test_short_epochs_see_other_pairs_each_time() -> None:
@@ -173,7 +173,7 @@ def test_short_epochs_see_other_pairs_each_time() -> None:
     epochs = []
     for epoch in (1, 2):
         sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
+        epochs.append([item[:2] for item in sampler])
     assert [len(pairs) for pairs in epochs] == [5, 5] and len(sampler) == 5 and epochs[0] != epochs[1]
 
 
@@ -217,4 +217,6 @@ def test_monai_workflow_sets_the_epoch_and_sees_new_pairs_each_epoch(workers: in
     seen: list[torch.Tensor] = []
     Workflow(device="cpu", max_epochs=3, data_loader=loader, iteration_update=lambda _, b: seen.append(b)).run()
     expected = [pair for epoch in (1, 2, 3) for pair in draw_pairs("random_partner", 6, seed=9, epoch=epoch)]
-    assert [tuple(pair) for pair in torch.cat(seen).tolist()] == expected
+    items = torch.cat(seen)
+    assert [tuple(pair) for pair in items[:, :2].tolist()] == expected
+    assert items[:, 2:].tolist() == [[9, epoch, index] for epoch in (1, 2, 3) for index in range(6)]

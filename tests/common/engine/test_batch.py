@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,10 @@ class Recorder(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(2, 3, 1)
         self.seen: list[torch.dtype] = []
+        self.asked: list[Any] = []
 
-    def forward(self, image: Tensor, details: bool = False) -> Tensor | dict[str, Tensor]:
+    def forward(self, image: Tensor, details: Any = False) -> Tensor | dict[str, Tensor]:
+        self.asked.append(details)
         out = self.conv(image)
         self.seen.append(out.dtype)
         return {"ddf": out.float(), "velocity": out.float()} if details else out.float()
@@ -29,6 +33,25 @@ def test_channel_0_is_moving_and_channel_1_is_fixed() -> None:
     assert targets["moving_id"] == ["a", "b"]
 
 
+def test_every_tensor_moves_whatever_its_name() -> None:
+    tensors = {"moving": torch.zeros(1, 1, 2, 2), "fixed": torch.ones(1, 1, 2, 2), "fixed_mask": torch.ones(1, 1, 2, 2)}
+    batch = {**tensors, "moving_keypoints": torch.zeros(1, 5, 2), "draw": torch.tensor([[1, 2, 3]]), "fixed_id": ["a"]}
+    _, targets = PrepareRegistrationBatch()(batch, device="meta")
+    assert all(targets[name].is_meta for name in batch if name != "fixed_id") and targets["fixed_id"] == ["a"]
+
+
+def test_images_may_be_made_of_label_maps_on_the_device() -> None:
+    def synthesis(batch: dict[str, Any]) -> dict[str, Tensor]:
+        seeds = batch["draw"].sum(1).view(-1, 1, 1, 1)
+        return {side: batch[f"{side}_label"] * 10.0 + seeds for side in ("moving", "fixed")}
+
+    labels = {"moving_label": torch.tensor([[[[1]]]]), "fixed_label": torch.tensor([[[[2]]]])}
+    inputs, targets = PrepareRegistrationBatch(synthesis)({**labels, "draw": torch.tensor([[0, 2, 5]])}, device="cpu")
+    assert (
+        inputs.flatten().tolist() == [17, 27] and targets["fixed"].item() == 27 and targets["fixed_label"].item() == 2
+    )
+
+
 def test_registered_joins_targets_and_prediction() -> None:
     output = [{"image": 0, "label": {"fixed": 1, "fixed_id": "f"}, "pred": {"ddf": 2}}]
     assert registered(output) == [{"fixed": 1, "fixed_id": "f", "ddf": 2}]
@@ -38,6 +61,9 @@ def test_details_are_asked_for_only_when_wanted() -> None:
     image = torch.rand(1, 2, 4, 4, 4)
     assert set(RegistrationInferer()(image, Recorder())) == {"ddf"}
     assert set(RegistrationInferer(details=True)(image, Recorder())) == {"ddf", "velocity"}
+    recorder = Recorder()
+    RegistrationInferer(details=["inverse_ddf", "*_map"])(image, recorder)
+    assert recorder.asked == [("inverse_ddf", "*_map")]
 
 
 def test_amp_runs_convolutions_in_bfloat16_on_any_device() -> None:

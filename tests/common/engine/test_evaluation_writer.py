@@ -104,7 +104,7 @@ def test_pairs_of_one_batch_share_its_time(loader: DataLoader, tmp_path: Path) -
 
 def test_pairs_without_labels_are_measured_without_dice(loader: DataLoader, tmp_path: Path) -> None:
     assert isinstance(loader.dataset, PairDataset)
-    loader.dataset.labelled = False
+    loader.dataset.partial.add("label")
     metrics = RegistrationMetrics(labels=[1], output_transform=registered, hd95="voxels")
     engine = evaluator(loader, [EvaluationWriter(tmp_path, metrics, "")], metrics)
     engine.run()
