@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weighted sum of named terms over the levels of a pyramid that a registration network is trained with."""
+"""The weighted sum of named terms over levels and both directions that a registration network is trained with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,21 @@ from torch import Tensor, nn
 
 from common.checks import InputError
 from common.losses.pyramid import ImagePyramid
-from common.spatial import warp
+from common.spatial import field_map, warp, warp_labels
+
+WARPS = {
+    "warped": ("moving", "ddf"),
+    "warped_back": ("fixed", "inverse_ddf"),
+    "warped_label": ("moving_label", "ddf"),
+    "warped_back_label": ("fixed_label", "inverse_ddf"),
+    "warped_mask": ("moving_mask", "ddf"),
+    "warped_back_mask": ("fixed_mask", "inverse_ddf"),
+}
+"""What is made where a term looks at it: name to (image, field that it is sampled by)."""
+MAPS = {"map": "ddf", "inverse_map": "inverse_ddf"}
+"""Maps of points that dense fields stand in for where a network has none of its own."""
+PYRAMIDS = {"ddf": "pyramid", "inverse_ddf": "inverse_pyramid"}
+"""Fields of the levels, finest first, which count as the field of their level."""
 
 
 class Term(nn.Module):
@@ -21,8 +35,9 @@ class Term(nn.Module):
     Args:
         loss: takes the tensors named in ``on`` and returns a scalar; a sequence has one loss per level, finest first,
             the last of which serves all coarser levels.
-        on: names out of the network's outputs of a level ("ddf", "velocity", "warped") and its targets ("moving",
-            "fixed", "moving_label", "fixed_label"), in the order of the loss's arguments.
+        on: names in the order of the loss's arguments: outputs of the network at a level ("ddf", "velocity",
+            "inverse_ddf", "map", ...; docs/conventions.md lists them), what is made of them (:data:`WARPS`) and what
+            the data have ("moving", "fixed", "moving_label", "fixed_mask", "draw", ...).
         weight: factor of the term in the total.
     """
 
@@ -32,18 +47,16 @@ class Term(nn.Module):
         self.on = tuple(on)
         self.weight = weight
 
-    def forward(self, outputs: Mapping[str, Any], targets: Mapping[str, Any], level: int = 0) -> Tensor:
+    def forward(self, available: Mapping[str, Any], level: int = 0) -> Tensor:
         """The unweighted loss of one level.
 
         Args:
-            outputs: name to tensor of this level.
-            targets: name to tensor of this level.
+            available: name to what there is at this level.
             level: 0 is the finest.
 
         Raises:
-            InputError: when a name of ``on`` is in neither.
+            InputError: when a name of ``on`` is not there.
         """
-        available = {**targets, **outputs}
         missing = [name for name in self.on if name not in available]
         if missing:
             raise InputError(f"The loss needs {', '.join(missing)}, which neither the network nor the data provide.")
@@ -55,14 +68,16 @@ class Term(nn.Module):
 class RegistrationLoss(nn.Module):
     """Sum over terms and levels: ``sum_i level_weights[i] * sum_t weight_t * term_t(level i)``.
 
-    The moving image is warped once per level and all terms share it. With more than one level the images, and the
-    label maps if a term looks at them, are reduced by ``pyramid``. All of it is float32.
+    Each image is warped at most once per level, and all terms share it. With more than one level the images, and the
+    label maps if a term looks at them, are reduced by ``pyramid``; of each list that the network returns a level gets
+    its own entry, and what is no list counts at the finest level alone. All of it is float32.
 
     Args:
         terms: name to term; terms of weight 0 are left out.
         level_weights: one weight per level, finest first; a single one uses the final displacement alone, and of
-            several velocities the finest.
+            each list its finest entry.
         pyramid: reduces images and labels level by level, needed for more than one level.
+        padding_mode: what warped images are outside: "zeros" or "border" (the nearest voxel); label maps are 0 there.
 
     Raises:
         InputError: when no term has a weight, a term has more losses than there are levels, or several
@@ -74,6 +89,7 @@ class RegistrationLoss(nn.Module):
         terms: Mapping[str, Term],
         level_weights: Sequence[float] = (1.0,),
         pyramid: ImagePyramid | None = None,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         if len(level_weights) > 1 and pyramid is None:
@@ -91,8 +107,19 @@ class RegistrationLoss(nn.Module):
             raise InputError("No term of the loss has a weight other than 0; nothing would be trained.")
         self.level_weights = tuple(level_weights)
         self.pyramid = pyramid
-        self._looks_at = {name for term in self.terms.values() for name in term.on}  # type: ignore[union-attr]
+        self.padding_mode = padding_mode
+        looked_at = dict.fromkeys(name for term in self.terms.values() for name in term.on)  # type: ignore[union-attr]
+        self._made = [name for name in looked_at if name in WARPS]
+        made_of = (name for made in self._made for name in WARPS[made])
+        fields = (MAPS[name] for name in looked_at if name in MAPS)
+        self._needed = tuple(dict.fromkeys((*(name for name in looked_at if name not in WARPS), *made_of, *fields)))
         self._last: dict[str, Tensor] = {}
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Names that the terms look at, for ``network(image, details=...)``: those of the data are among them."""
+        fields = [PYRAMIDS[name] for name in self._needed if name in PYRAMIDS] if self.pyramid is not None else []
+        return (*self._needed, *fields)
 
     def forward(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> Tensor:
         """The total of one batch.
@@ -100,7 +127,7 @@ class RegistrationLoss(nn.Module):
         Args:
             outputs: of the network: ``ddf``, with a pyramid of images the list ``pyramid`` (finest first), and what
                 the terms look at.
-            targets: ``moving`` and ``fixed`` (B, 1, *spatial), and the label maps that the terms look at.
+            targets: of the data: images (B, 1, *spatial), label maps, masks and whatever else the terms look at.
 
         Returns:
             A scalar; :meth:`terms_of_last_call` tells what it is made of.
@@ -108,12 +135,11 @@ class RegistrationLoss(nn.Module):
         Raises:
             InputError: when a term looks at something that is not there, or the network has too few levels.
         """
-        device_type = targets["fixed"].device.type
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(outputs["ddf"].device.type, enabled=False):
             totals: dict[str, Tensor] = {}
-            for level, (level_outputs, level_targets) in enumerate(self._levels(outputs, targets)):
+            for level, available in enumerate(self._levels(outputs, targets)):
                 for name, term in self.terms.items():
-                    value = self.level_weights[level] * term(level_outputs, level_targets, level)
+                    value = self.level_weights[level] * term(available, level)
                     totals[name] = totals[name] + value if name in totals else value
             self._last = {name: value.detach() for name, value in totals.items()}
             weighted = [term.weight * totals[name] for name, term in self.terms.items()]  # type: ignore[operator]
@@ -123,37 +149,49 @@ class RegistrationLoss(nn.Module):
         """Value of each term in the last call, summed over levels with their weights, before the term's own weight."""
         return {name: float(value) for name, value in self._last.items()}
 
-    def _levels(
-        self, outputs: Mapping[str, Any], targets: Mapping[str, Any]
-    ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def _levels(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Per level everything that its terms may look at."""
         count = len(self.level_weights)
-        if self.pyramid is None:
-            final = dict(outputs)
-            if isinstance(final.get("velocity"), Sequence):
-                final["velocity"] = final["velocity"][0]
-            return [(self._with_warped(final, targets), dict(targets))]
-        displacements = outputs["pyramid"]
-        if len(displacements) < count:
-            raise InputError(f"{count} level weights do not fit a network with {len(displacements)} levels.")
-        size = displacements[0].shape[2:]
-        names = [name for name in targets if name in self._looks_at or name in ("moving", "fixed")]
-        reducers: dict[str, Callable[..., list[Tensor]]] = {
-            name: self.pyramid.labels if name.endswith("_label") else self.pyramid for name in names
-        }
-        reduced = {name: reducers[name](_pad_to(targets[name], size), count) for name in names}
-        levels = []
-        for level in range(count):
-            level_targets = {name: reduced[name][level] for name in names}
-            level_outputs = {"ddf": displacements[level]}
-            if "velocity" in outputs:
-                level_outputs["velocity"] = outputs["velocity"][level]
-            levels.append((self._with_warped(level_outputs, level_targets), level_targets))
+        levels: list[dict[str, Any]] = [{} for _ in range(count)]
+        size = outputs["ddf"].shape[2:] if self.pyramid is None else outputs["pyramid"][0].shape[2:]
+        for name in self._needed:
+            if name in targets:
+                values = self._reduced(name, targets[name], size)
+            elif name in PYRAMIDS and self.pyramid is not None:
+                values = outputs.get(PYRAMIDS[name], [])
+            else:
+                values = outputs[name] if name in outputs else []
+                values = values if isinstance(values, list | tuple) else [values]
+                if 1 < len(values) < count:
+                    raise InputError(
+                        f"{count} level weights do not fit a network whose {name} has {len(values)} levels."
+                    )
+            for level, value in zip(levels, values, strict=False):
+                level[name] = value
+        if self.pyramid is not None and len(outputs["pyramid"]) < count:
+            raise InputError(f"{count} level weights do not fit a network with {len(outputs['pyramid'])} levels.")
+        for level in levels:
+            self._add_made(level)
         return levels
 
-    def _with_warped(self, outputs: dict[str, Any], targets: Mapping[str, Any]) -> dict[str, Any]:
-        if "warped" in self._looks_at:
-            outputs["warped"] = warp(targets["moving"], outputs["ddf"], padding_mode="zeros")
-        return outputs
+    def _reduced(self, name: str, value: Any, size: Sequence[int]) -> list[Any]:
+        """A target on the grids of the levels; what is no image has no coarser form."""
+        if self.pyramid is None or not isinstance(value, Tensor) or value.ndim != len(size) + 2:
+            return [value]
+        reduce = self.pyramid.labels if name.endswith("_label") else self.pyramid
+        return reduce(_pad_to(value, size), len(self.level_weights))
+
+    def _add_made(self, level: dict[str, Any]) -> None:
+        for name, field in MAPS.items():
+            if name in self._needed and name not in level and field in level:
+                level[name] = field_map(level[field])
+        for name in self._made:
+            image, field = WARPS[name]
+            if name not in level and image in level and field in level:
+                if level[image].is_floating_point():
+                    level[name] = warp(level[image], level[field], padding_mode=self.padding_mode)
+                else:
+                    level[name] = warp_labels(level[image], level[field])
 
 
 def _pad_to(image: Tensor, size: Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import determinant, jacobian_determinant
 from common.spatial.labels import warp_labels, warp_labels_linear
+from common.spatial.maps import field_map
 from common.spatial.resize import resize_ddf, resize_image
 from common.spatial.warp import compose, warp
 from common.spatial.world import (
@@ -28,6 +29,7 @@ __all__ = [
     "compose",
     "determinant",
     "displacement_to_moving",
+    "field_map",
     "identity_grid",
     "integrate",
     "invert",

@@ -23,7 +23,7 @@ from common.losses import (
     label_pyramid,
 )
 from common.networks import EOIR
-from common.spatial import warp
+from common.spatial import warp, warp_labels
 
 CLASSES = 3
 SIZES = [(16, 12, 8), (8, 6, 4), (4, 3, 2)]
@@ -35,6 +35,35 @@ class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mean of the tensor."""
         return x.mean()
+
+
+class Product(nn.Module):
+    """Mean of a field, times a number of its level."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Mean times scale."""
+        return x.mean() * scale
+
+
+class Agreement(nn.Module):
+    """Share of voxels with the same label."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Without a gradient."""
+        return (one == other).float().mean()
+
+
+class Displaced(nn.Module):
+    """How far a map takes the voxel (1, 1, ...), mean over components and batch."""
+
+    def __init__(self, dims: int = 3) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, there: Any) -> Tensor:
+        """Of a batch of two."""
+        points = torch.ones(2, 1, self.dims)
+        return (there(points) - points).mean()
 
 
 def outputs_of(sizes: Sequence[tuple[int, ...]] = SIZES, seed: int = 0) -> dict[str, Any]:
@@ -214,6 +243,89 @@ def test_two_dimensions() -> None:
     loss = RegistrationLoss({"mse": similarity()})
     expected = F.mse_loss(warp(images[0], ddf, padding_mode="zeros"), images[1])
     torch.testing.assert_close(loss({"ddf": ddf}, {"moving": images[0], "fixed": images[1]}), expected)
+
+
+def test_every_list_of_the_network_is_handed_out_level_by_level() -> None:
+    outputs = outputs_of()
+    outputs["inverse_pyramid"] = [2 * field for field in outputs["pyramid"]]
+    outputs["inverse_ddf"] = outputs["inverse_pyramid"][0]
+    outputs["scale"] = [torch.tensor(3.0), torch.tensor(5.0), torch.tensor(7.0)]
+    product = Term(Product(), ["inverse_ddf", "scale"])
+    loss = RegistrationLoss({"product": product}, (1.0, 0.5), ImagePyramid())
+    expected = 3 * outputs["inverse_pyramid"][0].mean() + 0.5 * 5 * outputs["inverse_pyramid"][1].mean()
+    torch.testing.assert_close(loss(outputs, targets_of()), expected)
+    single = RegistrationLoss({"product": product})
+    torch.testing.assert_close(single(outputs, targets_of()), 3 * outputs["inverse_ddf"].mean())
+    with pytest.raises(InputError, match="3 level weights do not fit a network whose scale has 2 levels"):
+        short = {**outputs, "scale": outputs["scale"][:2]}
+        RegistrationLoss({"product": product}, (1, 1, 1), ImagePyramid())(short, targets_of())
+    with pytest.raises(InputError, match="needs scale"):
+        RegistrationLoss({"product": product}, (1, 1), ImagePyramid())(
+            {**outputs, "scale": torch.ones(())}, targets_of()
+        )
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("spatial", [(9, 8), (7, 6, 5)])
+def test_both_directions(spatial: tuple[int, ...], padding: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    there, back = torch.randn((2, 2, len(spatial), *spatial), generator=generator)
+    moving, fixed, mask = torch.rand((3, 2, 1, *spatial), generator=generator)
+    labels = {side: torch.randint(0, CLASSES, (2, 1, *spatial), generator=generator) for side in ("moving", "fixed")}
+    terms = {
+        "there": Term(nn.MSELoss(), ["warped", "fixed"]),
+        "back": Term(nn.MSELoss(), ["warped_back", "moving"], 0.5),
+        "masks": Term(nn.MSELoss(), ["warped_back_mask", "moving_mask"], 0.25),
+        "labels": Term(Agreement(), ["warped_label", "fixed_label"]),
+    }
+    loss = RegistrationLoss(terms, padding_mode=padding)
+    targets = {"moving": moving, "fixed": fixed, "fixed_mask": mask, "moving_mask": mask}
+    targets |= {f"{side}_label": label for side, label in labels.items()}
+    loss({"ddf": there, "inverse_ddf": back}, targets)
+    expected = {
+        "there": F.mse_loss(warp(moving, there, padding_mode=padding), fixed),
+        "back": F.mse_loss(warp(fixed, back, padding_mode=padding), moving),
+        "masks": F.mse_loss(warp(mask, back, padding_mode=padding), mask),
+        "labels": (warp_labels(labels["moving"], there) == labels["fixed"]).float().mean(),
+    }
+    assert loss.terms_of_last_call() == pytest.approx({name: float(value) for name, value in expected.items()})
+    assert set(loss.details) == {*targets, "ddf", "inverse_ddf"}
+
+
+def test_a_network_is_asked_for_what_its_terms_look_at() -> None:
+    smooth = {"smooth": smoothness(), "back": Term(nn.MSELoss(), ["warped_back", "moving"])}
+    assert set(RegistrationLoss(smooth).details) == {"velocity", "fixed", "inverse_ddf", "moving"}
+    several = RegistrationLoss({**smooth, "mse": similarity()}, (1, 1), ImagePyramid())
+    assert {"pyramid", "inverse_pyramid", "velocity"} <= set(several.details)
+    assert "map" in RegistrationLoss({"map": Term(Displaced(), ["map"])}).details
+
+
+@pytest.mark.parametrize("spatial", [(9, 8), (7, 6, 5)])
+def test_a_term_on_points_takes_a_map_or_a_dense_field(spatial: tuple[int, ...]) -> None:
+    ddf = torch.randn((2, len(spatial), *spatial), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = {"draw": torch.tensor([[0, 1, 2], [0, 1, 3]])}
+    displaced = Displaced(len(spatial))
+    terms = {"there": Term(displaced, ["map"]), "back": Term(displaced, ["inverse_map"])}
+    loss = RegistrationLoss(terms)
+    moved = loss({"ddf": ddf, "inverse_ddf": -ddf}, targets)
+    assert moved.item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(
+        loss._last["there"], ddf.detach()[:, :, 1, 1].reshape(2, len(spatial), -1)[..., 0 if len(spatial) == 2 else 1].mean()
+    )
+    own = loss({"ddf": ddf, "map": lambda points: points + 2, "inverse_map": lambda points: points + 3}, targets)
+    assert own.item() == pytest.approx(5)
+
+
+def test_the_slope_of_a_map_of_points_can_be_penalised() -> None:
+    class Slope(nn.Module):
+        def forward(self, there: Any) -> Tensor:
+            points = torch.tensor([[[1.3, 2.4, 1.7]]], requires_grad=True)
+            (slope,) = torch.autograd.grad(there(points).sum(), points, create_graph=True)
+            return (slope - 1).square().sum()
+
+    ddf = torch.randn((1, 3, 5, 6, 7), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    RegistrationLoss({"slope": Term(Slope(), ["map"])})({"ddf": ddf}, {}).backward()
+    assert ddf.grad is not None and (ddf.grad != 0).sum() == 3 * 8
 
 
 def test_missing_label_is_named() -> None:
