@@ -25,8 +25,10 @@ from common.metrics import dice_l2r, mean_over_labels
 from common.report.panels import as_png, panel
 from common.spatial import (
     Grid,
+    compose,
     displacement_to_moving,
     jacobian_determinant,
+    resample,
     resample_ddf,
     warp_labels,
     warp_within,
@@ -44,7 +46,8 @@ class RegistrationWriter:
     Per pair ``<moving>_to_<fixed>_``: ``warped.nii.gz`` and ``warped_label.nii.gz`` on the fixed scan's grid;
     ``transform.h5`` (ITK: displacement, then affine) and ``inverse.h5``; ``displacement.nii.gz`` (the whole transform,
     millimetres LPS, as ITK, ANTs and 3D Slicer read it); ``ddf.nii.gz`` (the same in voxels of the fixed grid);
-    ``jacobian.nii.gz`` (its determinant); ``panel.png``.
+    ``jacobian.nii.gz`` (its determinant); ``panel.png``. What the network returns under a name that ends in ``_map``
+    is written under that name, on the fixed scan's grid, and shown in the panel.
 
     Args:
         folder: where, and whether to overwrite.
@@ -97,7 +100,7 @@ class _Registration:
         self.pair = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in pair.items()}
         self.fixed = _grid_of(self.pair["fixed_scan"], self.pair["fixed_affine"])
         self.moving = _grid_of(self.pair["moving_scan"], self.pair["moving_affine"])
-        working = _grid_of(self.pair["ddf"], self.pair["affine"])
+        self.working = working = _grid_of(self.pair["ddf"], self.pair["affine"])
         self.alignment: Tensor = self.pair["alignment"]
         # MONAI's decollation makes None of an empty dictionary.
         self.aligned: dict[str, Any] = dict(pair["aligned"] or {})
@@ -106,6 +109,8 @@ class _Registration:
         # The alignment in voxels of the fixed grid: where tools that know no affine find their value.
         self.total = displacement_to_moving(self.fixed, self.fixed, self.ddf, self.alignment)
         self.determinant = jacobian_determinant(self.total)
+        maps = {name: value for name, value in self.pair.items() if name.endswith("_map") and isinstance(value, Tensor)}
+        self.maps = {name: resample(value[None].float(), working, self.fixed)[0] for name, value in maps.items()}
 
     def write(self, prefix: str) -> list[Path]:
         """Write all files; returns their paths."""
@@ -130,6 +135,9 @@ class _Registration:
         if inverse is not None:
             path["inverse"] = Path(f"{prefix}_inverse.h5")
             write_transform(path["inverse"], inverse)
+        for name, values in self.maps.items():
+            path[name] = Path(f"{prefix}_{name}.nii.gz")
+            (write_image if len(values) == 1 else write_ddf)(path[name], values, affine)
         write_bytes(path["panel"], self._picture(warped, scan, outside, Path(prefix).name))
         return list(path.values())
 
@@ -138,16 +146,29 @@ class _Registration:
         to_aligned = displacement_to_moving(self.fixed, self.moving, None, self.alignment)
         aligned = warp_within(scan, to_aligned, outside=outside)
         figure = panel(
-            self.pair["fixed_scan"], aligned[0], warped[0], self.ddf[0], title=title, spacing=self.fixed.spacing
+            self.pair["fixed_scan"], aligned[0], warped[0], self.ddf[0], title, self.fixed.spacing, self.maps
         )
         return as_png(figure, dpi=110)
 
     def _inverse(self) -> Transform | None:
-        inverse, residual = invert(self.ddf)
-        self.inverse_residual = float(residual.max())
-        if self.inverse_residual > INVERSE_TOLERANCE:
-            return None
+        """The network's own inverse where it has one that undoes its displacement; else the equation is solved."""
+        self.inverse_from = "network"
+        inverse = self._own_inverse()
+        if inverse is None:
+            self.inverse_from = "solver"
+            inverse, residual = invert(self.ddf)
+            self.inverse_residual = float(residual.max())
+            if self.inverse_residual > INVERSE_TOLERANCE:
+                return None
         return Transform((Affine(torch.linalg.inv(self.alignment)), Field(self.fixed, inverse)))
+
+    def _own_inverse(self) -> Tensor | None:
+        own = self.pair.get("inverse_ddf")
+        if own is None:
+            return None
+        inverse = resample_ddf(own[None].float(), self.working, self.fixed)
+        self.inverse_residual = float(compose(self.ddf, inverse).norm(dim=1).max())
+        return inverse if self.inverse_residual <= INVERSE_TOLERANCE else None
 
     def figures(self) -> dict[str, Any]:
         """What the record says of the pair."""
@@ -160,6 +181,7 @@ class _Registration:
             "largest_displacement_voxels": round(largest, 3),
             "folded_percent": 100 * float((self.determinant <= 0).double().mean()),
             "inverse_residual_voxels": round(self.inverse_residual, 4),
+            "inverse_from": self.inverse_from,
         }
 
     def dice(self, labels: Sequence[int] | None, group: MapLabelsd) -> dict[str, Any]:

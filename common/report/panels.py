@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ def panel(
     ddf: Tensor,
     title: str = "",
     spacing: Sequence[float] | None = None,
+    maps: Mapping[str, Tensor] | None = None,
 ) -> Figure:
     """Draw the middle slice across each axis (the image itself in 2D).
 
@@ -48,37 +49,48 @@ def panel(
         ddf: (d, *spatial) in voxels; every axis has at least two voxels.
         title: line above the picture.
         spacing: (d,) size of a voxel along each axis, in any unit; None for cubes.
+        maps: title to a further image on the fixed grid, (1, *spatial), or a vector per voxel, (d, *spatial), of which
+            the length is drawn.
 
     Returns:
-        A matplotlib figure that belongs to no window; rows are planes, columns as in ``COLUMNS``, then the axis of the
-        colour bar.
+        A matplotlib figure that belongs to no window; rows are planes, columns as in ``COLUMNS``, the maps before the
+        last, then the axis of the colour bar.
     """
     from matplotlib.figure import Figure
 
     images = [x[0].detach().float().cpu().numpy() for x in (fixed, moving, warped)]
     field = ddf.detach().float().cpu()
+    further = {name: _one_channel(values) for name, values in (maps or {}).items()}
+    columns = [*COLUMNS[:-1], *further, COLUMNS[-1]]
     sizes = [1.0] * images[0].ndim if spacing is None else [float(size) for size in spacing]
     planes = [None] if images[0].ndim == 2 else [2, 1, 0]
     aspects = [sizes[up] / sizes[across] for across, up in map(_shown_axes, planes)]
     shapes = [_slice(images[0], plane).shape for plane in planes]
     # A row is as high as its pictures, unless they are very slim.
     heights = [COLUMN_WIDTH * min(a * up / across, 2) for (across, up), a in zip(shapes, aspects, strict=True)]
-    figure = Figure(figsize=(COLUMN_WIDTH * len(COLUMNS) + 0.7, sum(heights) + 0.6), layout="constrained")
+    figure = Figure(figsize=(COLUMN_WIDTH * len(columns) + 0.7, sum(heights) + 0.6), layout="constrained")
     # Given at once: every tick that is made and taken away again costs time.
     blank: dict[str, Any] = {"xticks": [], "yticks": []}
-    axes = figure.subplots(len(planes), len(COLUMNS), squeeze=False, height_ratios=heights, subplot_kw=blank)
+    axes = figure.subplots(len(planes), len(columns), squeeze=False, height_ratios=heights, subplot_kw=blank)
     ranges = [_range(images[0]), _range(images[1])]
     for row, plane, aspect in zip(axes, planes, aspects, strict=True):
         slices = [_slice(image, plane) for image in images]
         _draw_images(row, slices, ranges, aspect)
         _draw_grid(row[5], field, plane, aspect)
-        mapped = _draw_determinant(row[6], field, plane, aspect)
-    for axis, name in zip(axes[0], COLUMNS, strict=True):
+        for axis, values in zip(row[6:], further.values(), strict=False):
+            _draw_map(axis, _slice(values, plane), _range(values), aspect)
+        mapped = _draw_determinant(row[-1], field, plane, aspect)
+    for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=10)
     _draw_bar(figure, mapped, axes)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _one_channel(values: Tensor) -> np.ndarray:
+    channels = values.detach().float().cpu()
+    return (channels[0] if len(channels) == 1 else channels.norm(dim=0)).numpy()
 
 
 def _shown_axes(plane: int | None) -> tuple[int, int]:
@@ -108,6 +120,11 @@ def _draw_images(
     stretched = [(picture - low) / (high - low) for picture, (low, high) in zip(slices, scales, strict=True)]
     for axis, picture in zip(row[3:5], stretched[1:], strict=True):
         axis.imshow((picture - stretched[0]).T, cmap="RdBu_r", vmin=-0.5, vmax=0.5, **options)
+
+
+def _draw_map(axis: Axes, values: np.ndarray, limits: tuple[float, float], aspect: float) -> None:
+    low, high = limits
+    axis.imshow(values.T, cmap="viridis", vmin=low, vmax=high, origin="lower", interpolation="nearest", aspect=aspect)
 
 
 def _draw_grid(axis: Axes, field: Tensor, plane: int | None, aspect: float) -> None:

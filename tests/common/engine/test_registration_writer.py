@@ -15,6 +15,7 @@ import pytest
 import torch
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,6 +25,7 @@ from common.data.request import Request
 from common.engine import PrepareRegistrationBatch, RegistrationFolder, RegistrationInferer, RegistrationWriter
 from common.io.tables import read_csv
 from common.io.transforms import read_transform
+from common.spatial import invert
 
 SUFFIXES = (
     "ddf.nii.gz", "displacement.nii.gz", "inverse.h5", "jacobian.nii.gz", "panel.png", "transform.h5",
@@ -75,7 +77,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run(request: Request, folder: RegistrationFolder, alignment: Tensor | None = None, **arguments: Any) -> None:
+class Both(nn.Module):
+    """The field of :class:`Wave`, its inverse or something else under that name, and two maps."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, image: Tensor, details: Any = False) -> dict[str, Tensor]:
+        ddf = Wave()(image)
+        inverse = invert(ddf)[0] + self.error
+        return {"ddf": ddf, "inverse_ddf": inverse, "weight_map": image[:, 1:], "offset_map": 2 * ddf}
+
+
+def run(
+    request: Request,
+    folder: RegistrationFolder,
+    alignment: Tensor | None = None,
+    network: nn.Module | None = None,
+    **arguments: Any,
+) -> None:
     dataset: Any = ScanPairDataset(request.subjects, Compose([LoadSubjectd()]), spacing=(1.4, 1.4, 1.4))
     if alignment is not None:
         dataset._aligned = lambda *_: (alignment, {"similarity_before": 0.1, "similarity_after": 0.2})
@@ -83,8 +104,8 @@ def run(request: Request, folder: RegistrationFolder, alignment: Tensor | None =
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1, sampler=sampler),
-        network=Wave(),
-        inferer=RegistrationInferer(),
+        network=network or Wave(),
+        inferer=RegistrationInferer() if network is None else RegistrationInferer(["inverse_ddf", "*_map"]),
         prepare_batch=PrepareRegistrationBatch(),
         val_handlers=[RegistrationWriter(folder, **arguments)],
     ).run()
@@ -247,3 +268,25 @@ def test_pair_without_a_common_label_is_recorded_without_dice(
     run(registration_request("", **files), RegistrationFolder(tmp_path, {}), labels=[5])
     pair = json.loads((tmp_path / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
     assert "dice" not in pair and "no label in common" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "source"), [(0.0, "network"), (0.3, "solver")])
+def test_inverse_and_maps_of_the_network_are_written(
+    files: dict[str, str], result: Path, tmp_path: Path, error: float, source: str
+) -> None:
+    run(registration_request("", **files), RegistrationFolder(tmp_path, {}), tilt(), Both(error))
+    pair = json.loads((tmp_path / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
+    assert pair["inverse_from"] == source and pair["inverse_residual_voxels"] < 0.05
+    prefix = str(tmp_path / "m_image_to_f_image_")
+    points = torch.from_numpy(np.random.default_rng(1).uniform(-5, 5, (200, 3)))
+    there = read_transform(prefix + "transform.h5").points(points)
+    np.testing.assert_allclose(read_transform(prefix + "inverse.h5").points(there), points, atol=0.08)
+    weight, offset, fixed = (
+        array(prefix + "weight_map.nii.gz"),
+        array(prefix + "offset_map.nii.gz"),
+        array(files["fixed"]),
+    )
+    assert weight.shape == fixed.shape and offset.shape == (*fixed.shape, 3)
+    assert np.corrcoef(weight.ravel(), fixed.ravel())[0, 1] > 0.95
+    wide, narrow = (Image.open(path).size for path in (prefix + "panel.png", next(result.glob("*panel.png"))))
+    assert wide[0] > 1.2 * narrow[0]
