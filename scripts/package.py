@@ -2,7 +2,7 @@
 """Pack a bundle into one zip that runs without this repository.
 
 Example: ``python scripts/package.py eoir_shapes3d`` writes ``dist/eoir_shapes3d_v0.2.0.zip``. The same files give the
-same zip, byte for byte.
+same zip, byte for byte. Inside, ``common`` has a name of its own, see :mod:`scripts.rename_common`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.checks import InputError
 from common.io.files import write_bytes
+from scripts.rename_common import PREFIX, rename_common
 
 BUNDLES = ROOT / "bundles"
 NEEDED = ("LICENSE", "configs/metadata.json", "common/__init__.py")
@@ -43,11 +44,11 @@ def find_bundle(name: str) -> Path:
     return BUNDLES / name
 
 
-def check_bundle(bundle: Path) -> str:
+def check_bundle(bundle: Path) -> tuple[str, str]:
     """Refuse a bundle that could not run on its own.
 
     Returns:
-        Its version.
+        Its version, and that of ``common``.
 
     Raises:
         InputError: when a file is missing, or the metadata were written for another version of ``common``.
@@ -62,12 +63,12 @@ def check_bundle(bundle: Path) -> str:
     source = (bundle / "common" / "__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     version = found[1] if found else None
-    if metadata.get("common_version") != version:
+    if version is None or metadata.get("common_version") != version:
         raise InputError(
             f"{path} was written for common {metadata.get('common_version')}, this is common {version}: run the "
             "bundle's tests and set common_version."
         )
-    return str(metadata["version"])
+    return str(metadata["version"]), version
 
 
 def bundle_files(bundle: Path, with_weights: bool = True) -> Iterator[tuple[PurePosixPath, Path]]:
@@ -97,17 +98,19 @@ def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: b
     Raises:
         InputError: when the bundle is not complete, or the zip exists and ``overwrite`` is not set.
     """
-    target = output_dir / f"{bundle.name}_v{check_bundle(bundle)}.zip"
+    version, common_version = check_bundle(bundle)
+    target = output_dir / f"{bundle.name}_v{version}.zip"
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists: raise the version in metadata.json, or replace it with --overwrite.")
+    files = [(name, path.read_bytes()) for name, path in bundle_files(bundle, with_weights)]
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, path in bundle_files(bundle, with_weights):
+        for name, data in rename_common(files, common_version):
             entry = zipfile.ZipInfo(f"{bundle.name}/{name}", EARLIEST)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
-            archive.writestr(entry, path.read_bytes())
+            archive.writestr(entry, data)
     write_bytes(target, content.getvalue())
     return target
 
@@ -137,9 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()
     weights = [name.rpartition("/")[2] for name in names if name.endswith(WEIGHTS)]
+    (package,) = {name.split("/")[1] for name in names if name.split("/")[1].startswith(PREFIX)}
     print(
         f"{target}: {len(names)} files, {target.stat().st_size / 1e6:.1f} MB, "
-        f"{'weights ' + ', '.join(weights) if weights else 'no weights'}."
+        f"{'weights ' + ', '.join(weights) if weights else 'no weights'}; common is {package} inside."
     )
     return 0
 

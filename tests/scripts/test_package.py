@@ -13,6 +13,7 @@ import pytest
 import common
 from common.checks import InputError
 from scripts import package
+from scripts.rename_common import unique_name
 
 NAME = "method_dataset"
 ARCHIVE = f"{NAME}_v1.2.3.zip"
@@ -25,7 +26,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "LICENSE": "licence",
         "configs/metadata.json": json.dumps({"version": "1.2.3", "common_version": "9.9"}),
-        "configs/train.json": "{}",
+        "configs/train.json": '{"_target_": "common.data.x"}',
         "docs/README.md": "# Bundle",
         "models/.gitkeep": "",
         "models/model.pt": "weights",
@@ -33,7 +34,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "data/scan.nii.gz": "private",
         "eval/schema.json": "{}",
         "../../common/__init__.py": '"""Shared."""\n\n__version__ = "9.9"\n',
-        "../../common/data/readers.py": "x = 1",
+        "../../common/data/readers.py": "import common.io as x",
         "../../common/data/__pycache__/readers.cpython-310.pyc": "cache",
         "../../common/report/report.css": "body {}",
     }
@@ -55,22 +56,29 @@ def contents(tmp_path: Path) -> dict[str, str]:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
+def package_name(bundle: Path) -> str:
+    files = [(path, file.read_bytes()) for path, file in package.bundle_files(bundle) if path.parts[0] == "common"]
+    return unique_name(files, "9.9")
+
+
 def test_zip_holds_common_as_real_files_and_nothing_that_runs_left_behind(bundle: Path, tmp_path: Path) -> None:
     assert run(tmp_path) == 0
+    shared = package_name(bundle)
     assert list(contents(tmp_path)) == [
         f"{NAME}/{name}"
         for name in (
             "LICENSE",
-            "common/__init__.py",
-            "common/data/readers.py",
-            "common/report/report.css",
+            f"{shared}/__init__.py",
+            f"{shared}/data/readers.py",
+            f"{shared}/report/report.css",
             "configs/metadata.json",
             "configs/train.json",
             "docs/README.md",
             "models/model.pt",
         )
     ]
-    assert contents(tmp_path)[f"{NAME}/common/data/readers.py"] == "x = 1"
+    assert contents(tmp_path)[f"{NAME}/{shared}/data/readers.py"] == f"import {shared}.io as x"
+    assert contents(tmp_path)[f"{NAME}/configs/train.json"] == f'{{"_target_": "{shared}.data.x"}}'
 
 
 def test_zip_does_not_depend_on_when_the_files_were_written(bundle: Path, tmp_path: Path) -> None:
@@ -82,7 +90,7 @@ def test_zip_does_not_depend_on_when_the_files_were_written(bundle: Path, tmp_pa
 
 def test_weights_are_announced(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
-    assert "weights model.pt" in capsys.readouterr().out
+    assert f"weights model.pt; common is {package_name(bundle)} inside." in capsys.readouterr().out
 
 
 def test_weights_can_be_left_out(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,18 +136,40 @@ def test_metadata_without_a_version_are_refused(bundle: Path, tmp_path: Path) ->
         package.pack(bundle, tmp_path / "dist")
 
 
-def test_common_of_an_unpacked_bundle_is_imported_without_the_repository(bundle: Path, tmp_path: Path) -> None:
+EVERY_MODULE = """
+import importlib, json, pkgutil, sys
+sys.path.insert(0, "user")
+import common
+(name,) = [module.name for module in pkgutil.iter_modules(["."]) if module.name.startswith("registration_common_")]
+package = importlib.import_module(name)
+for module in pkgutil.walk_packages(package.__path__, name + "."):
+    importlib.import_module(module.name)
+print(json.dumps([package.__file__, common.__file__, sorted(m for m in sys.modules if m.startswith("common"))]))
+"""
+
+
+def test_all_of_common_is_imported_without_the_repository_beside_a_common_of_the_users(
+    bundle: Path, tmp_path: Path
+) -> None:
     (bundle / "common").unlink()
     (bundle / "common").symlink_to(Path(common.__file__).parent)
     metadata = {"version": "1.2.3", "common_version": common.__version__}
     (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
     zipfile.ZipFile(package.pack(bundle, tmp_path / "dist")).extractall(tmp_path / "elsewhere")
     unpacked = tmp_path / "elsewhere" / NAME
-    code = "import common.checks, common.data.splits as s; print(common.__file__, s.split_names() != [])"
+    (unpacked / "user" / "common").mkdir(parents=True)
+    (unpacked / "user" / "common" / "__init__.py").write_text("")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=unpacked, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", EVERY_MODULE], cwd=unpacked, env=environment, capture_output=True, text=True, check=True
     )
-    assert ran.stdout.split() == [str(unpacked / "common" / "__init__.py"), "True"]
+    released, users, loaded = json.loads(ran.stdout)
+    assert Path(released).parents[1] == unpacked and Path(users).parents[1] == unpacked / "user"
+    assert loaded == ["common"]
     # What pages are made of is read from beside the modules.
-    assert {"report.css", "viewer.css", "viewer.js"} <= {path.name for path in (unpacked / "common" / "io").iterdir()}
+    assert data_files(Path(released).parent) == data_files(Path(common.__file__).parent) != set()
+
+
+def data_files(folder: Path) -> set[Path]:
+    kinds = (".css", ".csv", ".js", ".json")
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in kinds}
