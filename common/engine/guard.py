@@ -147,7 +147,7 @@ def _start_again(arguments: list[str]) -> None:
 def check_bundle(bundle_root: str | Path) -> None:
     """Refuse a folder that is no bundle, and a ``common`` of another version than the bundle was made for.
 
-    The latter happens when two bundles that were downloaded separately share one process.
+    The latter happens when bundles of two clones share one process; in a zip the package has a name of its own.
 
     Raises:
         InputError: naming the folder, or both versions.
