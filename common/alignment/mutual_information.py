@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
-from common.spatial.grid import identity_grid
-from common.spatial.warp import warp
+from common.spatial.points import sample_at
 from common.spatial.world import Grid
 
 _BINS = 32
@@ -104,13 +103,12 @@ class ScanPair:
         chosen = torch.randint(len(near), (side**3,), generator=generator).to(near.device)
         # Points on voxel centres would favour maps that put grids onto each other, where interpolation blurs nothing.
         jitter = torch.rand(side**3, 3, generator=generator, dtype=torch.float64).to(near.device) - 0.5
-        voxels = (near[chosen] + jitter).T.reshape(1, 3, side, side, side)
-        self._identity = identity_grid((side,) * 3, near.device, torch.float64)
-        self._at_fixed = _smooth_bins(warp(fixed.in_bins(), (voxels - self._identity).float()).flatten())
+        voxels = near[chosen] + jitter
+        self._at_fixed = _smooth_bins(sample_at(fixed.in_bins(), voxels.float()[None]).flatten())
         self._moving_values = moving.in_bins()
         self._from_world = torch.linalg.inv(moving.affine).to(near.device)
         self._faces = list(moving.open_faces())
-        self._points = fixed.affine[:3, :3].to(near.device) @ voxels.flatten(2)[0]
+        self._points = fixed.affine[:3, :3].to(near.device) @ voxels.T
         self._points += fixed.affine[:3, 3:].to(near.device)
         self.centre = self._points.mean(1).cpu()
         self.radius = float((self._points - self._points.mean(1, keepdim=True)).square().sum(0).mean().sqrt())
@@ -125,8 +123,8 @@ class ScanPair:
             A scalar, and the fraction of the points that meet the moving scan.
         """
         total = self._from_world @ matrix.to(self._from_world)
-        voxels = (total[:3, :3] @ self._points + total[:3, 3:]).view_as(self._identity)
-        values = warp(self._moving_values, (voxels - self._identity).float())
+        voxels = total[:3, :3] @ self._points + total[:3, 3:]
+        values = sample_at(self._moving_values, voxels.T.float()[None])
         seen = self._seen(voxels)
         joint = (self._at_fixed * seen[:, None]).T @ _smooth_bins(values.flatten())
         joint = joint / joint.sum().clamp(min=1e-6)
@@ -138,14 +136,14 @@ class ScanPair:
 
         Beyond a face that shows background only, there is more of it: such points count.
         """
-        seen = torch.ones_like(voxels[0, 0])
+        seen = torch.ones_like(voxels[0])
         for axis, (first, last) in enumerate(self._faces):
-            position = voxels[0, axis]
+            position = voxels[axis]
             if first:
                 seen = seen * (1 + position).clamp(0, 1)
             if last:
                 seen = seen * (self.moving.shape[axis] - position).clamp(0, 1)
-        return seen.flatten().float()
+        return seen.float()
 
     def similarity(self, matrix: Tensor) -> tuple[float, float]:
         """Informational correlation (Linfoot 1957) in [0, 1], 0 where the scans hardly meet; and the overlap."""

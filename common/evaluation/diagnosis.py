@@ -15,9 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.spatial import warp
-from common.spatial.labels import warp_labels
-from common.spatial.world import Grid
+from common.spatial import Grid, sample_at, sample_labels_at
 
 POINTS = 20_000
 """Voxels of the fixed foreground that are looked at, about."""
@@ -233,17 +231,12 @@ def _points(foreground: Tensor) -> Tensor:
 def _judge(side: Sides, points: Tensor, between: Tensor) -> Callable[[Tensor], float]:
     """Function that says how well displacements (3, N) at the points bring the sides together, at most 1."""
     fixed = side.fixed[0][tuple(points)]
-    line = torch.zeros(3, points.shape[1], dtype=torch.float64)
-    line[0] = torch.arange(points.shape[1], dtype=torch.float64)
 
     def score(vectors: Tensor) -> float:
-        places = between[:3, :3] @ (points + vectors) + between[:3, 3:]
-        # The points are laid out along one axis, as a "field" of an image of N x 1 x 1 voxels.
-        field = (places - line)[None, :, :, None, None]
+        places = (between[:3, :3] @ (points + vectors) + between[:3, 3:]).T[None]
         if side.is_label:
-            sampled = warp_labels(side.moving[None], field)[0, 0].flatten()
-            return float((sampled == fixed).double().mean())
-        sampled = warp(side.moving[None].float(), field.float())[0, 0].flatten()
+            return float((sample_labels_at(side.moving[None], places)[0, 0] == fixed).double().mean())
+        sampled = sample_at(side.moving[None].float(), places.float())[0, 0]
         return _correlation(fixed.double(), sampled.double())
 
     return score

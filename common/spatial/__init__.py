@@ -11,8 +11,9 @@ from common.spatial.grid import identity_grid
 from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import determinant, jacobian_determinant
-from common.spatial.labels import warp_labels, warp_labels_linear
+from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear
 from common.spatial.maps import field_map
+from common.spatial.points import sample_at
 from common.spatial.resize import resize_ddf, resize_image
 from common.spatial.warp import compose, warp
 from common.spatial.world import (
@@ -38,6 +39,8 @@ __all__ = [
     "resample_ddf",
     "resize_ddf",
     "resize_image",
+    "sample_at",
+    "sample_labels_at",
     "warp",
     "warp_labels",
     "warp_labels_linear",

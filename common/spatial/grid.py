@@ -46,6 +46,11 @@ def check_ddf(ddf: Tensor, image: Tensor | None = None) -> None:
         )
 
 
+def axis_factor(size: int) -> float:
+    """One voxel in the [-1, 1] units of ``grid_sample``; 0 where there is a single one, with no extent to move in."""
+    return 2.0 / (size - 1) if size > 1 else 0.0
+
+
 def normalised_axis(k: int, ddf: Tensor, source_shape: Sequence[int]) -> tuple[Tensor, float]:
     """Sampling positions along axis ``k`` as ``identity + factor * ddf[:, k]`` in the [-1, 1] units of ``grid_sample``.
 
@@ -55,11 +60,10 @@ def normalised_axis(k: int, ddf: Tensor, source_shape: Sequence[int]) -> tuple[T
         source_shape: spatial shape of the image that is sampled (``align_corners=True``).
 
     Returns:
-        The identity, a view that broadcasts over (B, *spatial), and the factor. An axis with a single voxel has no
-        extent to move in: its factor is 0.
+        The identity, a view that broadcasts over (B, *spatial), and the factor.
     """
     shape = ddf.shape[2:]
-    factor = 2.0 / (source_shape[k] - 1) if source_shape[k] > 1 else 0.0
+    factor = axis_factor(source_shape[k])
     identity = torch.arange(shape[k], device=ddf.device, dtype=ddf.dtype).mul_(factor).sub_(1.0 if factor else 0.0)
     return identity.view([-1 if axis == k else 1 for axis in range(len(shape))]), factor
 
@@ -89,3 +93,19 @@ def traceable_sampling_grid(ddf: Tensor, source_shape: Sequence[int]) -> Tensor:
         identity, factor = normalised_axis(k, ddf, source_shape)
         axes.append(identity + ddf[:, k] * factor)
     return torch.stack(axes, dim=-1)
+
+
+def normalised_points(points: Tensor, source_shape: Sequence[int]) -> Tensor:
+    """Scattered positions in the units and the reversed order of axes that ``grid_sample`` wants.
+
+    Args:
+        points: (B, N, d), in voxels of the sampled image.
+        source_shape: spatial shape of the sampled image.
+
+    Returns:
+        (B, N, 1, d) in two dimensions, (B, N, 1, 1, d) in three: an image that is N voxels long.
+    """
+    factors = [axis_factor(size) for size in source_shape]
+    pairs = zip(points.unbind(-1), factors, strict=True)
+    axes = [position * factor - (1.0 if factor else 0.0) for position, factor in pairs]
+    return torch.stack(axes[::-1], dim=-1).unflatten(1, (points.shape[1], *[1] * (len(factors) - 1)))

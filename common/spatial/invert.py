@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.spatial.grid import check_ddf
-from common.spatial.points import linear_at
+from common.spatial.points import linear_with_derivative
 from common.spatial.warp import warp
 
 _SLAB_POINTS = 1 << 17
@@ -104,8 +104,7 @@ def solve(
     # Of the active ones: where they are, the step wanted from the best point so far, and the part of it that was taken.
     trial, step, part = start, torch.zeros_like(start), torch.ones_like(left)
     for _ in range(iterations):
-        value, derivative = linear_at(rows, shape, trial, derivative=True)
-        assert derivative is not None
+        value, derivative = linear_with_derivative(rows, shape, trial)
         error = trial + value - targets[active]
         length = error.norm(dim=1)
         better = length < left[active]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warping label maps: the rule of the Learn2Reg challenges, and the linear vote that some papers use instead."""
+"""Sampling label maps: the rule of the Learn2Reg challenges, and the linear vote that some papers use instead."""
 
 from __future__ import annotations
 
@@ -36,23 +36,35 @@ def warp_labels(label: Tensor, ddf: Tensor) -> Tensor:
         ValueError: when ``ddf`` is no displacement field.
     """
     _check_labels(label, ddf)
-    shape = label.shape[2:]
-    # One extra element behind the last voxel is the label of every point outside.
-    source = torch.nn.functional.pad(label.flatten(1), (0, 1))
-    outside = source.shape[1] - 1
+    source = _with_outside(label)
     warped = label.new_empty((ddf.shape[0], 1, *ddf.shape[2:]))
     for batch, start, stop in _slabs(ddf):
-        index: Tensor | None = None
-        inside: Tensor | None = None
-        for axis, coordinate in enumerate(_coordinates(ddf[batch], start, stop)):
-            within = (coordinate >= 0).logical_and_(coordinate <= shape[axis] - 1)
-            nearest = coordinate.add_(0.5).floor_()
-            index = nearest if index is None else index.mul_(shape[axis]).add_(nearest)
-            inside = within if inside is None else inside.logical_and_(within)
-        assert index is not None and inside is not None
-        flat = index.masked_fill_(~inside, outside).long()
+        flat = _nearest(_coordinates(ddf[batch], start, stop), label.shape[2:])
         torch.index_select(source[batch], 0, flat.flatten(), out=warped[batch, 0, start:stop].view(-1))
     return warped
+
+
+def sample_labels_at(label: Tensor, points: Tensor) -> Tensor:
+    """Label of the nearest voxel at points, by the rule of :func:`warp_labels`.
+
+    Args:
+        label: (B, 1, *spatial), integer dtype, background 0.
+        points: (B, N, d), positions in voxels, component k along array axis k.
+
+    Returns:
+        (B, 1, N), dtype of ``label``.
+
+    Raises:
+        InputError: when ``label`` has a floating dtype or the shapes do not fit.
+    """
+    _check_integers(label)
+    if points.ndim != 3 or label.shape[:2] != (points.shape[0], 1) or label.ndim != points.shape[2] + 2:
+        raise InputError(
+            f"The label map has shape {tuple(label.shape)} and the points {tuple(points.shape)}; pass (B, 1, *spatial) "
+            "and (B, N, number of spatial axes)."
+        )
+    source, columns = _with_outside(label), points.detach().double().unbind(2)
+    return source.gather(1, _nearest([column.clone() for column in columns], label.shape[2:]))[:, None]
 
 
 def warp_labels_linear(label: Tensor, ddf: Tensor) -> Tensor:
@@ -89,10 +101,32 @@ def warp_labels_linear(label: Tensor, ddf: Tensor) -> Tensor:
     return warped
 
 
-def _check_labels(label: Tensor, ddf: Tensor) -> None:
-    check_ddf(ddf)
+def _with_outside(label: Tensor) -> Tensor:
+    """(B, voxels + 1): one more element behind the last voxel is the label of every point outside."""
+    return torch.nn.functional.pad(label.flatten(1), (0, 1))
+
+
+def _nearest(coordinates: list[Tensor], shape: torch.Size) -> Tensor:
+    """Place of the nearest voxel in a flattened map, one behind its end for points outside; overwrites coordinates."""
+    index: Tensor | None = None
+    inside: Tensor | None = None
+    for coordinate, size in zip(coordinates, shape, strict=True):
+        within = (coordinate >= 0).logical_and_(coordinate <= size - 1)
+        nearest = coordinate.add_(0.5).floor_()
+        index = nearest if index is None else index.mul_(size).add_(nearest)
+        inside = within if inside is None else inside.logical_and_(within)
+    assert index is not None and inside is not None
+    return index.masked_fill_(~inside, shape.numel()).long()
+
+
+def _check_integers(label: Tensor) -> None:
     if label.is_floating_point() or label.is_complex():
         raise InputError(f"A label map must have an integer dtype, but this one is {label.dtype}: cast it first.")
+
+
+def _check_labels(label: Tensor, ddf: Tensor) -> None:
+    check_ddf(ddf)
+    _check_integers(label)
     if label.ndim != ddf.ndim or label.shape[:2] != (ddf.shape[0], 1):
         raise InputError(
             f"The label map has shape {tuple(label.shape)}; with a ddf of shape {tuple(ddf.shape)} it must be "

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from common.spatial.points import sample_at
+
 PointMap = Callable[[Tensor], Tensor]
 """Points (B, N, d) of the fixed image in voxels to points of the moving image, (B, N, d) in its voxels."""
 
@@ -19,6 +21,4 @@ def field_map(ddf: Tensor) -> PointMap:
     Args:
         ddf: (B, d, *spatial), in voxels.
     """
-    from common.spatial.points import sample_at
-
     return lambda points: points + sample_at(ddf, points).movedim(1, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear interpolation at scattered points, with its exact derivative."""
+"""Linear interpolation at scattered points: differentiable any number of times, or with its derivative beside it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,56 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common.checks import InputError
+from common.spatial.grid import normalised_points
+from common.spatial.warp import MODES, PADDINGS
 
-def linear_at(
-    rows: Tensor, shape: Sequence[int], points: Tensor, derivative: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Values of a vector image at points; outside, those of the nearest point of the image.
+
+def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Tensor:
+    """Sample ``image`` at points, linearly.
+
+    The values are those of :func:`common.spatial.warp` for voxels that are displaced to the points, and computed in
+    float32 (float64 for float64 input) whatever autocast says. Unlike it, this can be differentiated again
+    (``create_graph=True``), as a penalty on a derivative asks for. Along one axis the interpolant is a straight line
+    inside each cell, so that only mixed second derivatives differ from 0; where it has a kink, the derivative is that
+    of the cell above, and 0 at the border of the image and outside with "border".
+
+    Args:
+        image: (B, C, *spatial), floating point, two or three spatial axes.
+        points: (B, N, d), positions in voxels, component k along array axis k; voxel centres are at whole numbers.
+        padding_mode: what lies outside ``image``: "border" (its nearest voxel) or "zeros".
+
+    Returns:
+        (B, C, N), float32 or float64.
+
+    Raises:
+        InputError: when the shapes do not fit or the padding is unknown.
+    """
+    dims = image.ndim - 2
+    if dims not in (2, 3) or points.ndim != 3 or points.shape[::2] != (image.shape[0], dims):
+        raise InputError(
+            f"An image of shape {tuple(image.shape)} cannot be sampled at points of shape {tuple(points.shape)}; pass "
+            "(B, C, *spatial) with two or three spatial axes, and (B, N, that number)."
+        )
+    if padding_mode not in PADDINGS:
+        raise InputError(f"padding_mode is {padding_mode!r}; choose one of {list(PADDINGS)}.")
+    dtype = torch.promote_types(torch.promote_types(image.dtype, points.dtype), torch.float32)
+    grid = normalised_points(points.to(dtype), image.shape[2:])
+    # By these names, since `F.grid_sample` may choose cuDNN, which cannot be differentiated twice.
+    sample = torch.grid_sampler_2d if dims == 2 else torch.grid_sampler_3d
+    return sample(image.to(dtype), grid, MODES["bilinear"], PADDINGS[padding_mode], True).flatten(2)
+
+
+def linear_with_derivative(rows: Tensor, shape: Sequence[int], points: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of a vector image at points and their derivative; without autograd, for solvers.
 
     Args:
         rows: (voxels, C), the image with its channels last and its spatial axes flattened.
         shape: spatial shape.
-        points: (N, d), positions in voxels.
-        derivative: whether the derivative is wanted too.
+        points: (N, d), positions in voxels; outside, the value is that of the nearest point of the image.
 
     Returns:
-        (N, C); and, where wanted, (N, C, d): the derivative of the interpolant along each axis, zero outside.
+        (N, C), and (N, C, d): the derivative of the interpolant along each axis, zero outside.
     """
     cells = [_cell(points[:, axis], size) for axis, size in enumerate(shape)]
     corners = [points.new_zeros(points.shape[0], dtype=torch.long)]
@@ -34,9 +70,9 @@ def linear_at(
     for _, fraction, inside in reversed(cells):
         pairs = _paired(values)
         joined = [[torch.lerp(low, high, fraction) for low, high in _paired(slope)] for slope in slopes]
-        slopes = [[(high - low) * inside for low, high in pairs], *joined] if derivative else []
+        slopes = [[(high - low) * inside for low, high in pairs], *joined]
         values = [torch.lerp(low, high, fraction) for low, high in pairs]
-    return values[0], torch.stack([slope[0] for slope in slopes], dim=2) if derivative else None
+    return values[0], torch.stack([slope[0] for slope in slopes], dim=2)
 
 
 def _cell(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.spatial.invert import invert, solve
-from common.spatial.points import linear_at
+from common.spatial.points import sample_at
 from common.spatial.world import Grid, displacement_to_moving, warp_within
 
 _LOGGER = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Field:
     def points(self, points: Tensor) -> Tensor:
         """Where points (N, 3) go."""
         voxels = self._voxels(points)
-        moved = voxels + linear_at(self._rows(), self.grid.shape, voxels)[0]
+        moved = voxels + sample_at(self.ddf.cpu(), voxels[None])[0].T
         return self._world(torch.where(self._inside(voxels), moved, voxels))
 
     def inverse_points(self, points: Tensor) -> Tensor:

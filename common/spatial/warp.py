@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling an image where a displacement field points: the only user of ``grid_sample``."""
+"""Sampling an image where a displacement field points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from common.spatial.gather import sample_channels, sample_channels_backward
-from common.spatial.grid import check_ddf, sampling_grid, traceable_sampling_grid
+from common.spatial.grid import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 
 MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}
@@ -26,7 +26,8 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
 
     The convention is MONAI's ``Warp``: voxels, channel k along array axis k, ``align_corners=True``. Computed in
     float32 (float64 for float64 input) whatever autocast says. For the backward pass only the two inputs are kept: the
-    sampling grid is made again, which costs less than storing it.
+    sampling grid is made again, which costs less than storing it. It can be differentiated once; for derivatives of
+    derivatives there is :func:`common.spatial.sample_at`.
 
     Args:
         image: (B, C, *spatial'), floating point.
@@ -144,6 +145,5 @@ def _grad_ddf(grad_grid: Tensor, image: Tensor, ddf: Tensor) -> Tensor:
     grad_grid = grad_grid.view(*ddf.shape[:1], *ddf.shape[2:], -1)
     grad = torch.empty_like(ddf)
     for k in range(ddf.shape[1]):
-        size = image.shape[2 + k]
-        torch.mul(grad_grid[..., ddf.shape[1] - 1 - k], 2.0 / (size - 1) if size > 1 else 0.0, out=grad[:, k])
+        torch.mul(grad_grid[..., ddf.shape[1] - 1 - k], axis_factor(image.shape[2 + k]), out=grad[:, k])
     return grad

@@ -10,8 +10,8 @@ from scipy.ndimage import map_coordinates
 
 import common.spatial.labels as labels_module
 from common.checks import InputError
-from common.spatial import warp
-from common.spatial.labels import warp_labels, warp_labels_linear
+from common.spatial import identity_grid, warp
+from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear
 
 SHAPES = [(9, 11), (7, 9, 8)]
 
@@ -40,6 +40,24 @@ def test_warped_labels_equal_scipys_map_coordinates_whatever_the_slab(
     monkeypatch.setattr(labels_module, "_SLAB_VOXELS", slab)
     label, ddf = case(shape)
     np.testing.assert_array_equal(warp_labels(label, ddf).numpy(), scipy_warp(label, ddf))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_labels_at_points_are_those_of_the_warp(shape: tuple[int, ...]) -> None:
+    label, ddf = case(shape)
+    points = (identity_grid(shape, dtype=torch.float64) + ddf).flatten(2).mT
+    before = points.clone()
+    torch.testing.assert_close(sample_labels_at(label, points), warp_labels(label, ddf).flatten(2), rtol=0, atol=0)
+    assert torch.equal(points, before)
+
+
+def test_points_that_do_not_belong_to_the_labels_are_refused() -> None:
+    label = torch.zeros(2, 1, 3, 4, dtype=torch.uint8)
+    for shape in ((1, 5, 2), (2, 5, 3), (2, 5)):
+        with pytest.raises(InputError, match="the points"):
+            sample_labels_at(label, torch.zeros(shape))
+    with pytest.raises(InputError, match="must have an integer dtype"):
+        sample_labels_at(label.float(), torch.zeros(2, 5, 2))
 
 
 def test_label_and_field_may_lie_on_grids_of_different_size() -> None:

@@ -1,34 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Values at scattered points against SciPy and the warp, derivatives against finite differences."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from scipy.ndimage import map_coordinates
+from torch import Tensor
 
-from common.spatial.points import linear_at
+from common.checks import InputError
+from common.spatial import identity_grid, sample_at, warp
+from common.spatial.points import linear_with_derivative
+
+SHAPES = [(5, 7), (4, 6, 5), (1, 4, 3)]
+PADDINGS = ["border", "zeros"]
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (4, 6, 5), (1, 4, 3)])
+def inputs(shape: tuple[int, ...], channels: int = 2, count: int = 6) -> tuple[Tensor, Tensor]:
+    """An image, and points inside and outside of it that lie 0.2 to 0.8 voxels past a centre: off the kinks."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, channels, *shape, generator=generator, dtype=torch.float64)
+    whole = [torch.randint(-2, n + 1, (2, count), generator=generator) for n in shape]
+    return image, torch.stack(whole, 2) + 0.2 + 0.6 * torch.rand(2, count, len(shape), generator=generator).double()
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samples_are_those_of_the_warp(shape: tuple[int, ...], padding_mode: str) -> None:
+    torch.manual_seed(0)
+    image, ddf = inputs(shape)[0], 3 * torch.randn(2, len(shape), *(3, 4, 5)[: len(shape)], dtype=torch.float64)
+    points = (identity_grid(ddf.shape[2:], dtype=torch.float64) + ddf).flatten(2).mT
+    expected = warp(image, ddf, padding_mode=padding_mode).flatten(2)
+    torch.testing.assert_close(sample_at(image, points, padding_mode), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samples_can_be_differentiated_twice(shape: tuple[int, ...], padding_mode: str) -> None:
+    image, points = (x.requires_grad_() for x in inputs(shape))
+
+    def sample(image: Tensor, points: Tensor) -> Tensor:
+        return sample_at(image, points, padding_mode)
+
+    assert torch.autograd.gradcheck(sample, (image, points))
+    assert torch.autograd.gradgradcheck(sample, (image, points))
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_a_penalty_on_the_derivative_trains_image_and_points(padding_mode: str) -> None:
+    # f(x, y) = a x y has the gradient (a y, a x), and linear interpolation is exact.
+    x, y = identity_grid((4, 4), dtype=torch.float64)[0]
+    a = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    point = torch.tensor([[[1.25, 2.5]]], dtype=torch.float64, requires_grad=True)
+    value = sample_at((a * x * y)[None, None], point, padding_mode)
+    (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+    on_a, on_point = torch.autograd.grad(slope.square().sum(), (a, point))
+    assert slope.flatten().tolist() == pytest.approx([7.5, 3.75])
+    assert float(on_a) == pytest.approx(6 * (1.25**2 + 2.5**2))
+    assert on_point.flatten().tolist() == pytest.approx([18 * 1.25, 18 * 2.5])
+
+
+def test_half_precision_is_sampled_in_float32_under_autocast() -> None:
+    image, points = (x.to(torch.bfloat16).requires_grad_() for x in inputs((4, 6, 5)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = sample_at(image, points)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, sample_at(image.float(), points.float()), rtol=0, atol=0)
+    gradients = torch.autograd.grad(values.sum(), (image, points))
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * 2
+    assert sample_at(image.float(), points.double()).dtype == torch.float64
+
+
+def test_no_points_give_no_values() -> None:
+    assert sample_at(torch.zeros(2, 3, 4, 5, 6), torch.zeros(2, 0, 3)).shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("points", [(1, 4, 3), (2, 4, 2), (2, 3), (2, 4, 3, 1)])
+def test_points_that_do_not_belong_to_the_image_are_refused(points: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="cannot be sampled at points of shape"):
+        sample_at(torch.zeros(2, 1, 4, 5, 6), torch.zeros(points))
+    with pytest.raises(InputError, match="padding_mode is 'reflection'; choose one of"):
+        sample_at(torch.zeros(2, 1, 4, 5), torch.zeros(2, 4, 2), "reflection")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_values_are_those_of_scipy_with_borders_repeated(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     image = torch.rand(2, *shape, dtype=torch.float64)
     points = (torch.rand(200, len(shape), dtype=torch.float64) * 1.6 - 0.3) * torch.tensor(shape)
-    value, _ = linear_at(image.flatten(1).T, shape, points)
+    value, _ = linear_with_derivative(image.flatten(1).T, shape, points)
     for channel in range(2):
         expected = map_coordinates(image[channel].numpy(), points.T.numpy(), order=1, mode="nearest")
         torch.testing.assert_close(value[:, channel], torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (4, 6, 5), (1, 4, 3)])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_derivative_is_that_of_the_interpolant(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     rows = torch.rand(torch.Size(shape).numel(), 2, dtype=torch.float64)
     points = (torch.rand(50, len(shape), dtype=torch.float64) * 1.6 - 0.3) * torch.tensor(shape)
-    _, derivative = linear_at(rows, shape, points, derivative=True)
-    assert derivative is not None
+    _, derivative = linear_with_derivative(rows, shape, points)
     step = 1e-7
     for axis in range(len(shape)):
         shift = torch.zeros(len(shape), dtype=torch.float64)
         shift[axis] = step
-        difference = linear_at(rows, shape, points + shift)[0] - linear_at(rows, shape, points - shift)[0]
-        torch.testing.assert_close(derivative[:, :, axis], difference / (2 * step), atol=1e-6, rtol=0)
+        above, below = (linear_with_derivative(rows, shape, points + s)[0] for s in (shift, -shift))
+        torch.testing.assert_close(derivative[:, :, axis], (above - below) / (2 * step), atol=1e-6, rtol=0)
