@@ -14,15 +14,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from common.autograd import first_order
 from common.blocks.normalisation import EPS, instance_norm_prelu, normalise, normalise_again, normalise_backward
 
 # Fewer output channels than this leave the vector lanes of a convolution of the gradient empty.
 FEW_CHANNELS = 8
 # Voxels at a time when a convolution is a matrix product: what lies under the taps stays in the second-level cache.
 PIECE = 2**13
+_FIRST_ORDER = first_order("A convolution of common.blocks", "that of torch.nn")
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class _Convolve(torch.autograd.Function):
         return _convolution(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         return _gradients(grad, x, weight, ctx.needs_input_grad[0])
@@ -187,7 +188,7 @@ class _RectifyAndConvolve(torch.autograd.Function):
         return _convolution(rectified, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rectified, weight = ctx.saved_tensors
         on_x, on_weight, on_bias = _gradients(grad, rectified, weight, ctx.needs_input_grad[0])
@@ -204,7 +205,7 @@ class _NormaliseAndConvolve(torch.autograd.Function):
         return _convolution(activated, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, slope, scales, shifts, weight = ctx.saved_tensors
         activated = normalise_again([x], slope, scales, shifts)

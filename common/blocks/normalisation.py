@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from common.autograd import first_order
 
 EPS = 1e-5
 # Elements per piece on the CPU: the handful of temporaries of one piece stay in the cache.
@@ -176,7 +177,7 @@ class _InstanceNormPReLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order("The normalisation of common.blocks", "that of torch.nn")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slope, scales, shifts, *inputs = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in inputs]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.autograd import first_order
+
 
 def computing_dtype(*tensors: Tensor) -> torch.dtype:
     """Float64 if any of the tensors is float64, float32 otherwise (losses never compute in half precision)."""
@@ -42,7 +44,7 @@ class _KnownGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("A loss with a gradient in closed form", "one that is made of torch's own operations, such as MONAI's")
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [gradient * grad_outputs[0] for gradient in ctx.saved_tensors]
         return None, *[None] * len(gradients), *gradients

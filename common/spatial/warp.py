@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from common.autograd import first_order
 from common.spatial.gather import sample_channels, sample_channels_backward
 from common.spatial.grid import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 
@@ -40,6 +40,7 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
 
     Raises:
         ValueError: when shapes, mode or padding do not fit.
+        InputError: in the backward pass, when it is to be differentiated again (``create_graph=True``).
     """
     check_ddf(ddf, image)
     if mode not in MODES or padding_mode not in PADDINGS:
@@ -117,7 +118,7 @@ class _Warp(torch.autograd.Function):
         return _unbatch(sample(image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs), mode, padding, True))
 
     @staticmethod
-    @once_differentiable
+    @first_order("A warp", "common.spatial.sample_at")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, ddf = ctx.saved_tensors
         need_image, need_ddf = ctx.needs_input_grad[:2]

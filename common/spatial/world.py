@@ -174,7 +174,7 @@ def resample(
     if mode == "bilinear":
         coarser = torch.linalg.inv(source.affine[:3, :3]) @ target.affine[:3, :3]
         image = _blurred(image.float(), coarser.norm(dim=1).tolist())
-    return warp_within(image.float(), displacement, mode, float(image.min()) if outside is None else outside)
+    return warp_within(image.float(), displacement, mode, float(image.detach().min()) if outside is None else outside)
 
 
 def warp_within(image: Tensor, ddf: Tensor, mode: str = "bilinear", outside: float = 0.0) -> Tensor:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is differentiated twice is right or refuses: a gradient without history would train nothing, without a word."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import common
+import common.losses
+import common.spatial
+from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.normalisation import instance_norm_prelu
+from common.checks import InputError
+from common.losses import (
+    BendingLoss,
+    GradientLoss,
+    LNCCLoss,
+    RegistrationLoss,
+    SoftDiceLoss,
+    Term,
+    WarpedDiceLoss,
+    image_pyramid,
+)
+from common.networks import EOIR
+from common.spatial import (
+    Grid,
+    compose,
+    determinant,
+    integrate,
+    jacobian_determinant,
+    resample,
+    resample_ddf,
+    resize_ddf,
+    resize_image,
+    sample_at,
+    warp,
+    warp_within,
+)
+from common.spatial.world import displacement_to_moving
+
+Function = Callable[..., Tensor]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def slope() -> Tensor:
+    return torch.full((1,), 0.25, dtype=torch.float64)
+
+
+def registration(ddf: Tensor) -> Tensor:
+    images = {name: normal(1, 1, 4, 5) for name in ("moving", "fixed")}
+    return RegistrationLoss({"mse": Term(nn.MSELoss(), ["warped", "fixed"])})({"ddf": ddf}, images)
+
+
+IMAGE, MANY, FIELD = normal(1, 1, 4, 5), normal(1, 9, 4, 5), normal(1, 2, 4, 5)
+VOLUME, VECTORS = normal(1, 1, 3, 4, 5), normal(1, 3, 3, 4, 5)
+LABEL = (IMAGE > 0).long()
+GRID = Grid((3, 4, 5), torch.eye(4))
+SOFT = normal(1, 3, 4, 5).softmax(1)
+KERNEL, BIAS = normal(2, 9, 3, 3), normal(2)
+NETWORK = EOIR(2, start_channel=2, int_steps=1).double()
+
+REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
+    "warp": (warp, (IMAGE, FIELD)),
+    "warp 3D": (warp, (VOLUME, VECTORS)),
+    "warp of many channels": (warp, (MANY, FIELD)),
+    "warp, nearest": (lambda image: warp(image, FIELD, mode="nearest"), (IMAGE,)),
+    "warp_within": (warp_within, (IMAGE, FIELD)),
+    "compose": (compose, (FIELD, FIELD)),
+    "integrate": (integrate, (FIELD,)),
+    "resample": (lambda image: resample(image, GRID, GRID), (VOLUME,)),
+    "resample_ddf": (lambda ddf: resample_ddf(ddf, GRID, GRID), (VECTORS,)),
+    "LNCCLoss": (LNCCLoss(2, 3), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "GradientLoss": (GradientLoss(), (FIELD,)),
+    "BendingLoss": (BendingLoss(), (FIELD,)),
+    "WarpedDiceLoss": (lambda ddf: WarpedDiceLoss(2)(LABEL, LABEL, ddf), (FIELD,)),
+    "WarpedDiceLoss of soft maps": (lambda ddf: WarpedDiceLoss(3)(SOFT, SOFT, ddf), (FIELD,)),
+    "RegistrationLoss": (registration, (FIELD,)),
+    "convolve": (convolve, (MANY, KERNEL, BIAS)),
+    "rectify_and_convolve": (lambda x, *rest: rectify_and_convolve(x.clone(), *rest), (MANY, KERNEL, BIAS)),
+    "normalise_and_convolve": (normalise_and_convolve, (MANY, slope(), KERNEL, BIAS)),
+    "instance_norm_prelu": (lambda x, y: instance_norm_prelu([x], y), (MANY, slope())),
+    "EOIR": (NETWORK, (normal(1, 2, 32, 32),)),
+}
+RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
+    "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),
+    "resize_image": (lambda image: resize_image(image, (3, 3)), (IMAGE,)),
+    "resize_ddf": (lambda ddf: resize_ddf(ddf, (3, 3)), (FIELD,)),
+    "jacobian_determinant": (jacobian_determinant, (FIELD,)),
+    "determinant": (lambda x: determinant([[x[0], x[1]], [x[2], x[3]]]), (normal(4, 3),)),
+    "SoftDiceLoss": (SoftDiceLoss(), (SOFT, normal(1, 3, 4, 5).softmax(1))),
+    "image_pyramid": (lambda image: image_pyramid(image, 2)[1], (IMAGE,)),
+    "ImagePyramid": (lambda image: common.losses.ImagePyramid()(image, 2)[1], (IMAGE,)),
+}
+WITHOUT_GRADIENT = {
+    "Term": "hands on what its loss makes",
+    "Grid": "no tensor goes through it",
+    "identity_grid": "made of a shape alone",
+    "displacement_to_moving": "made of headers; a field is added as it is",
+    "working_grid": "made of headers alone",
+    "invert": "its result has no history, so that torch itself refuses",
+    "label_pyramid": "of integers",
+    "sample_labels_at": "of integers",
+    "warp_labels": "of integers",
+    "warp_labels_linear": "of integers",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_second_derivatives_are_refused_with_a_sentence(name: str) -> None:
+    function, values = REFUSED[name]
+    inputs = [value.clone().requires_grad_() for value in values]
+    # A sum, whose gradient has no history: where torch's own check sees nothing.
+    torch.autograd.grad(function(*inputs).sum(), inputs)
+    with pytest.raises(InputError, match=r"differentiated twice \(create_graph=True\): use .*\.$"):
+        torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_second_derivatives_are_right(name: str) -> None:
+    function, values = RIGHT[name]
+    assert torch.autograd.gradgradcheck(function, [value.clone().requires_grad_() for value in values])
+
+
+@pytest.mark.parametrize("package", [common.losses, common.spatial])
+def test_every_function_of_the_package_is_looked_at(package: Any) -> None:
+    names = {n for n, found in vars(package).items() if callable(found) and found.__module__.startswith("common.")}
+    assert names <= {*REFUSED, *RIGHT, *WITHOUT_GRADIENT}
+
+
+def test_what_has_no_gradient_has_no_history_either() -> None:
+    field = VECTORS.clone().requires_grad_()
+    assert not any(result.requires_grad for result in common.spatial.invert(field))
+    # Linear in the field, so that its gradient is a constant.
+    (gradient,) = torch.autograd.grad(displacement_to_moving(GRID, GRID, field).sum(), field, create_graph=True)
+    torch.testing.assert_close(gradient, torch.ones_like(field))
+
+
+def test_every_backward_pass_written_by_hand_refuses() -> None:
+    for module in pkgutil.walk_packages(common.__path__, "common."):
+        importlib.import_module(module.name)
+    own = [cls for cls in torch.autograd.Function.__subclasses__() if cls.__module__.startswith("common.")]
+    assert len(own) >= 6
+    for cls in own:
+        with pytest.raises(InputError, match="cannot be differentiated twice"), torch.enable_grad():
+            cls.backward(None, torch.ones(1))
