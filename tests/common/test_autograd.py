@@ -33,6 +33,7 @@ from common.spatial import (
     Grid,
     compose,
     determinant,
+    field_map,
     integrate,
     jacobian_determinant,
     resample,
@@ -93,6 +94,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
 }
 RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),
+    "field_map": (lambda ddf, points: field_map(ddf)(points), (FIELD, normal(1, 6, 2))),
     "resize_image": (lambda image: resize_image(image, (3, 3)), (IMAGE,)),
     "resize_ddf": (lambda ddf: resize_ddf(ddf, (3, 3)), (FIELD,)),
     "jacobian_determinant": (jacobian_determinant, (FIELD,)),
