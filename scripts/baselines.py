@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from common.checks import InputError
 from common.cli import run_tool, switch
-from common.data import read_pairs, read_subjects
+from common.data import read_section
 from common.data.readers import READERS, SECTIONS
 from common.data.readers.datalist import load_json
 from common.data.readers.listing import distinguish_ids, make_subject
@@ -48,9 +48,8 @@ def find_pairs(arguments: argparse.Namespace) -> list[tuple[Subject, Subject]]:
     if arguments.pairs is None:
         if arguments.images is not None:
             raise InputError("--images belongs to --pairs; a data set in --dataset_dir knows its images, leave it out.")
-        where = (arguments.dataset_dir, arguments.reader, arguments.section)
-        subjects = read_subjects(*where)
-        return [(subjects[fixed], subjects[moving]) for moving, fixed in read_pairs(*where, subjects)]
+        listing = read_section(arguments.dataset_dir, arguments.reader, arguments.section)
+        return [(listing.subjects[fixed], listing.subjects[moving]) for moving, fixed in listing.every_pair()]
     listed = read_pair_list(arguments.pairs).pairs
     folder = None if arguments.images is None else Folder(arguments.images, "images")
     files: dict[str, Path] = {}

@@ -28,7 +28,7 @@ class PairDataset(Dataset):
     with the cache: collate or copy before writing into them.
 
     Args:
-        data: subjects {"id", "image", "label" (optional), ...} as :func:`common.data.read_subjects` gives them; where
+        data: subjects {"id", "image", "label" (optional), ...} as :func:`common.data.read_section` gives them; where
             images are made of label maps later, "image" may be absent.
         transform: what makes tensors of a subject, a ``monai.transforms.Compose`` that starts with
             :class:`common.data.LoadSubjectd`; everything up to the first random transform is done once per subject.

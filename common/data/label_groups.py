@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.config import KeysCollection
@@ -18,7 +18,19 @@ from common.checks import InputError
 Lookup = Sequence[int] | Mapping[Any, int]
 
 
-def read_label_groups(path: str | Path | None, numbering: str = "ids") -> tuple[Lookup | None, list[int] | None]:
+class LabelGroups(NamedTuple):
+    """Which fine labels form which group; both None where labels are used as they are.
+
+    Attributes:
+        lookup: group of each label value, as a list (position = label) or a dictionary.
+        evaluated: the groups that count in the mean Dice.
+    """
+
+    lookup: Lookup | None
+    evaluated: list[int] | None
+
+
+def read_label_groups(path: str | Path | None, numbering: str = "ids") -> LabelGroups:
     """Read which fine labels form which group.
 
     Args:
@@ -28,7 +40,7 @@ def read_label_groups(path: str | Path | None, numbering: str = "ids") -> tuple[
             source, which the file's "labels" name as {"id": {"original": number}}.
 
     Returns:
-        (group of each label value, evaluation groups), or (None, None).
+        Lookup and evaluated groups, both None without a file.
 
     Raises:
         InputError: the file is missing or lacks one of the lists, or the numbering is unknown.
@@ -36,14 +48,15 @@ def read_label_groups(path: str | Path | None, numbering: str = "ids") -> tuple[
     if numbering not in ("ids", "original"):
         raise InputError(f"The label numbering {numbering!r} is unknown; it is ids or original.")
     if path is None:
-        return None, None
+        return LabelGroups(None, None)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         lookup = [int(group) for group in content["lookup_table"]]
         evaluated = [int(group) for group in content["evaluation_groups"]]
         if numbering == "original":
             original = {int(entry["original"]): lookup[int(label)] for label, entry in content["labels"].items()}
-            return original | dict.fromkeys(content.get("dropped_original_numbers_stray_voxels", []), 0), evaluated
+            strays = dict.fromkeys(content.get("dropped_original_numbers_stray_voxels", []), 0)
+            return LabelGroups(original | strays, evaluated)
     except FileNotFoundError:
         raise InputError(f"The label group file {path} does not exist; give its path, or None for no groups.") from None
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -51,7 +64,7 @@ def read_label_groups(path: str | Path | None, numbering: str = "ids") -> tuple[
             f"The label group file {path} is not a JSON with the lists 'lookup_table' and 'evaluation_groups' "
             f"({type(error).__name__}: {error})."
         ) from error
-    return lookup, evaluated
+    return LabelGroups(lookup, evaluated)
 
 
 def read_group_names(path: str | Path | None) -> dict[int, str]:

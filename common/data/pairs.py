@@ -76,6 +76,11 @@ def consecutive_pairs(n: int, seed: int, epoch: int) -> list[Pair]:
     return [(i + 1, i) for i in range(n - 1)]
 
 
+def ordered_pairs(n: int) -> list[Pair]:
+    """All ``n * (n - 1)`` ordered pairs, the fixed one by one, each with all others moving."""
+    return [(moving, fixed) for fixed in range(n) for moving in range(n) if moving != fixed]
+
+
 def either_way(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
     """The pairs in random order, each as it is or, with probability 1/2, with moving and fixed exchanged.
 
@@ -111,7 +116,7 @@ def draw_pairs(
         n: number of subjects.
         seed: seed of the run.
         epoch: number of the epoch.
-        pairs: list for the strategies "listed" and "either_way".
+        pairs: list for the strategies "listed" and "either_way"; None for all ordered pairs.
         atlas: index of the moving image for the strategy "atlas".
 
     Returns:
@@ -136,7 +141,9 @@ def draw_pairs(
 
 
 def _listed_pairs(strategy: str, pairs: Sequence[Sequence[int]] | None, n: int) -> list[Pair]:
-    if not pairs:
+    if pairs is None:
+        return ordered_pairs(n)
+    if len(pairs) == 0:
         raise InputError(f"The pair strategy '{strategy}' got no pairs; give a list of (moving, fixed) indices.")
     listed = [(int(moving), int(fixed)) for moving, fixed in pairs]
     for pair in listed:
@@ -159,7 +166,7 @@ class PairSampler(DistributedSampler):
     Args:
         dataset: the data set whose length is the number of subjects.
         strategy: see :func:`draw_pairs`.
-        pairs: (moving, fixed) indices for the strategies "listed" and "either_way".
+        pairs: (moving, fixed) indices for the strategies "listed" and "either_way"; None for all ordered pairs.
         atlas: index of the moving subject for the strategy "atlas".
         seed: seed of the run; epoch and seed determine the pairs.
         num_samples: largest number of pairs per epoch over all ranks; None for all. The first ones of the epoch's order

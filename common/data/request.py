@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.checks import InputError
-from common.data.subjects import read_pairs, read_subjects
+from common.data.subjects import read_section
 
 LABEL_NAMES = ("moving label map", "fixed label map")
 
@@ -43,14 +43,13 @@ def registration_request(
         Subjects and pairs.
 
     Raises:
-        InputError: when only one file is given or a file does not exist, and as ``read_subjects`` and ``read_pairs``.
+        InputError: when only one file is given or a file does not exist, and as ``read_section``.
     """
     if fixed is None and moving is None:
         if fixed_label is not None or moving_label is not None:
             raise InputError("A label map was given without its image; give --fixed and --moving, too.")
-        subjects = read_subjects(dataset_dir, reader, section)
-        pairs = read_pairs(dataset_dir, reader, section, subjects)
-        return Request(subjects, pairs)
+        listing = read_section(dataset_dir, reader, section)
+        return Request(listing.subjects, listing.every_pair())
     if fixed is None or moving is None:
         given, missing = ("moving", "fixed") if fixed is None else ("fixed", "moving")
         raise InputError(f"--{given} was given without --{missing}; a pair needs both files.")

@@ -9,10 +9,10 @@ from common.checks import InputError
 from common.data.readers import READERS, SECTIONS, Listing
 
 
-def read_subjects(
+def read_section(
     dataset_dir: str | Path, reader: str = "datalist", section: str = "training", dataset_json: str | None = None
-) -> list[dict[str, str]]:
-    """List the subjects of one section of a data set.
+) -> Listing:
+    """The subjects of one section of a data set, and the pairs that it lists.
 
     Args:
         dataset_dir: folder of the data set.
@@ -21,7 +21,8 @@ def read_subjects(
         dataset_json: name of the data list in the folder, where the reader's own choice is not wanted.
 
     Returns:
-        Dictionaries {"id", "image", "label"}; "label" is absent where there is none.
+        ``subjects``, dictionaries {"id", "image", "label"}, "label" absent where there is none; ``pairs``, (moving,
+        fixed) indices into them, None where the data set lists none.
 
     Raises:
         InputError: folder missing or empty, list missing or damaged, listed files missing, no such section, or fewer
@@ -40,48 +41,7 @@ def read_subjects(
             f"The {section} section of {dataset_dir} has {len(listing.subjects)} subject(s), but registration needs at "
             "least two; add subjects or choose another section."
         )
-    return listing.subjects
-
-
-def read_pairs(
-    dataset_dir: str | Path,
-    reader: str,
-    section: str,
-    subjects: list[dict[str, str]],
-    dataset_json: str | None = None,
-) -> list[tuple[int, int]]:
-    """The pairs that a data set lists for a section, or all ordered pairs where it lists none.
-
-    Args:
-        dataset_dir: folder of the data set.
-        reader: name of the layout, a key of ``common.data.READERS``.
-        section: "training", "validation" or "test".
-        subjects: result of :func:`read_subjects`, or a part of it; pairs with a subject that is not in it are left out.
-        dataset_json: as in :func:`read_subjects`.
-
-    Returns:
-        (moving, fixed) indices into ``subjects``.
-
-    Raises:
-        InputError: as :func:`read_subjects`, and if no listed pair has both subjects in ``subjects``.
-    """
-    listing = _read_listing(Path(dataset_dir), reader, section, dataset_json)
-    if listing.pairs is None:
-        n = len(subjects)
-        return [(moving, fixed) for fixed in range(n) for moving in range(n) if moving != fixed]
-    position = {_key(subject): i for i, subject in enumerate(subjects)}
-    listed = [(_key(listing.subjects[moving]), _key(listing.subjects[fixed])) for moving, fixed in listing.pairs]
-    pairs = [(position[m], position[f]) for m, f in listed if m in position and f in position]
-    if not pairs:
-        raise InputError(
-            f"None of the {len(listed)} pairs that {dataset_dir} lists for {section} is among the {len(subjects)} "
-            "given subjects; read the subjects from the same section."
-        )
-    return pairs
-
-
-def _key(subject: dict[str, str]) -> tuple[str, str]:
-    return subject["image"], subject.get("role", "")
+    return listing
 
 
 def _read_listing(dataset_dir: Path, reader: str, section: str, dataset_json: str | None) -> Listing:

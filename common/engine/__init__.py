@@ -13,6 +13,7 @@ from common.engine.registration_folder import RegistrationFolder
 from common.engine.registration_writer import RegistrationWriter
 from common.engine.submission import SubmissionFolder, SubmissionWriter
 from common.engine.tensorboard import TensorBoardHandler
+from common.engine.training import TrainingHandlers
 from common.engine.validation import ValidationHandler
 from common.io.checkpoints import load_checkpoint, load_weights, save_atomically
 from common.io.provenance import provenance
@@ -30,6 +31,7 @@ __all__ = [
     "SubmissionFolder",
     "SubmissionWriter",
     "TensorBoardHandler",
+    "TrainingHandlers",
     "ValidationHandler",
     "guard",
     "load_checkpoint",

@@ -13,7 +13,7 @@ from typing import Any
 
 from common.checks import InputError
 from common.data.readers.datalist import read_datalist
-from common.data.subjects import read_pairs, read_subjects
+from common.data.subjects import read_section
 
 SECTIONS = ("validation", "test", "training")
 METRICS = ("dice", "hd95", "sdlogj", "ndv", "tre")
@@ -206,9 +206,9 @@ def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:
         raise InputError(
             f"The data list {path} has no {section or 'validation, test or training'} section with images."
         )
-    subjects = read_subjects(path.parent, "datalist", chosen, path.name)
-    for moving, fixed in read_pairs(path.parent, "datalist", chosen, subjects, path.name):
-        one, other = subjects[fixed], subjects[moving]
+    listing = read_section(path.parent, "datalist", chosen, path.name)
+    for moving, fixed in listing.every_pair():
+        one, other = listing.subjects[fixed], listing.subjects[moving]
         labels = {"fixed_label": one.get("label"), "moving_label": other.get("label")}
         yield _pair({"fixed": one["image"], "moving": other["image"], **labels}, str(path))
 

@@ -12,7 +12,7 @@ from common.checks import InputError
 from common.data.abdomen import body_mask
 from common.data.known_fields import field_file
 from common.data.request import pair_name
-from common.data.subjects import read_pairs, read_subjects
+from common.data.subjects import read_section
 from common.data.transforms import LoadSubjectd
 from common.io.fields import read_field
 from common.io.nifti import read_grid
@@ -39,9 +39,10 @@ def measure_recovery(dataset_dir: Path, fields_dir: Path, section: str = "test")
     Raises:
         InputError: a field is missing or of another grid, or the scan has no body.
     """
-    subjects = read_subjects(dataset_dir, "datalist", section)
+    listing = read_section(dataset_dir, "datalist", section)
+    subjects = listing.subjects
     rows: list[Row] = []
-    for moving, fixed in read_pairs(dataset_dir, "datalist", section, subjects):
+    for moving, fixed in listing.every_pair():
         name = pair_name(subjects[moving]["id"], subjects[fixed]["id"])
         rows.append(_measure(dataset_dir, subjects[fixed], fields_dir / f"{name}_ddf.nii.gz"))
     figures = [key for key in rows[0] if key != "fixed_id"]

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.data.pairs import ordered_pairs
+
 SECTIONS = ("training", "validation", "test")
 
 Subject = dict[str, str]
@@ -24,6 +26,10 @@ class Listing:
 
     subjects: list[Subject] = field(default_factory=list)
     pairs: list[tuple[int, int]] | None = None
+
+    def every_pair(self) -> list[tuple[int, int]]:
+        """The listed pairs, or all ordered ones where none are listed."""
+        return ordered_pairs(len(self.subjects)) if self.pairs is None else self.pairs
 
 
 def subject_id(path: str | Path) -> str:

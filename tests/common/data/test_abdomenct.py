@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.checks import InputError
-from common.data import LoadSubjectd, PairDataset, PrepareAbdomend, prepare_abdomen, read_pairs, read_subjects
+from common.data import LoadSubjectd, PairDataset, PrepareAbdomend, prepare_abdomen, read_section
 from common.data.abdomen import body_mask
 
 LAYOUTS = {
@@ -38,7 +38,7 @@ def write_scan(path: Path, array: np.ndarray, affine: np.ndarray) -> str:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sections_are_those_of_the_published_split(tmp_path: Path, layout: str) -> None:
     empty_files(tmp_path, layout, range(1, 31))
-    sections = {s: read_subjects(tmp_path, "abdomenct", s) for s in ("training", "validation", "test")}
+    sections = {s: read_section(tmp_path, "abdomenct", s).subjects for s in ("training", "validation", "test")}
     numbers = {section: [int(subject["id"]) for subject in subjects] for section, subjects in sections.items()}
     assert numbers == {
         "training": list(range(1, 21)),
@@ -52,22 +52,21 @@ def test_sections_are_those_of_the_published_split(tmp_path: Path, layout: str) 
 def test_every_ordered_pair_of_a_section_counts(tmp_path: Path) -> None:
     empty_files(tmp_path, "img", range(1, 31))
     for section, count in (("training", 380), ("validation", 6), ("test", 42)):
-        subjects = read_subjects(tmp_path, "abdomenct", section)
-        pairs = read_pairs(tmp_path, "abdomenct", section, subjects)
+        pairs = read_section(tmp_path, "abdomenct", section).every_pair()
         assert len(set(pairs)) == len(pairs) == count and all(moving != fixed for moving, fixed in pairs)
 
 
 def test_a_scan_without_labels_is_a_subject_without_label(tmp_path: Path) -> None:
     empty_files(tmp_path, "img", range(21, 24))
     (tmp_path / "label" / "label0022.nii.gz").unlink()
-    subjects = read_subjects(tmp_path, "abdomenct", "validation")
+    subjects = read_section(tmp_path, "abdomenct", "validation").subjects
     assert ["label" in subject for subject in subjects] == [True, False, True]
 
 
 def test_missing_and_further_people_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     empty_files(tmp_path, "img", range(20, 34))
     with caplog.at_level(logging.WARNING):
-        assert len(read_subjects(tmp_path, "abdomenct", "test")) == 7
+        assert len(read_section(tmp_path, "abdomenct", "test").subjects) == 7
     assert "lacks 19 of the 30 people" in caplog.text and "0001" in caplog.text
     assert "3 scans outside the published split, such as 0031" in caplog.text
 
@@ -75,14 +74,14 @@ def test_missing_and_further_people_are_told(tmp_path: Path, caplog: pytest.LogC
 def test_unusable_folders_get_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match=r"expected img/imgNNNN\.nii\.gz"):
-        read_subjects(tmp_path, "abdomenct", "training")
+        read_section(tmp_path, "abdomenct", "training")
     empty_files(tmp_path, "img", range(31, 40))
     with pytest.raises(InputError, match="None of the 9 scans"):
-        read_subjects(tmp_path, "abdomenct", "training")
+        read_section(tmp_path, "abdomenct", "training")
     with pytest.raises(InputError, match="use the reader 'datalist'"):
-        read_subjects(tmp_path, "abdomenct", "training", "mine.json")
+        read_section(tmp_path, "abdomenct", "training", "mine.json")
     with pytest.raises(InputError, match="no section 'training'"):
-        read_subjects(empty_files(tmp_path, "img", range(21, 24)), "abdomenct", "training")
+        read_section(empty_files(tmp_path, "img", range(21, 24)), "abdomenct", "training")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])

@@ -22,8 +22,7 @@ from common.data import (
     LoadSubjectd,
     PairDataset,
     load_split,
-    read_pairs,
-    read_subjects,
+    read_section,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,13 +50,12 @@ def write_prepared(folder: Path, numbers: list[int]) -> None:
 
 
 def ids(folder: Path, section: str) -> list[str]:
-    return [subject["id"] for subject in read_subjects(folder, "acdc", section)]
+    return [subject["id"] for subject in read_section(folder, "acdc", section).subjects]
 
 
 def named_pairs(folder: Path, section: str) -> list[tuple[str, str]]:
-    subjects = read_subjects(folder, "acdc", section)
-    pairs = read_pairs(folder, "acdc", section, subjects)
-    return [(subjects[moving]["id"], subjects[fixed]["id"]) for moving, fixed in pairs]
+    listing = read_section(folder, "acdc", section)
+    return [(listing.subjects[moving]["id"], listing.subjects[fixed]["id"]) for moving, fixed in listing.every_pair()]
 
 
 @pytest.mark.parametrize("below", [("", ""), ("training", "testing"), ("database/training", "database/testing")])
@@ -77,7 +75,7 @@ def test_published_split_divides_the_original_layout(tmp_path: Path, below: tupl
 
 def test_info_chooses_the_frames(tmp_path: Path) -> None:
     write_original(tmp_path, [1])
-    ed, es = read_subjects(tmp_path, "acdc", "training")
+    ed, es = read_section(tmp_path, "acdc", "training").subjects
     folder = tmp_path / "patient001"
     assert ed == {
         "id": "patient001_ed",
@@ -103,7 +101,7 @@ def test_frames_without_label_files_have_no_label(tmp_path: Path) -> None:
     write_original(tmp_path, [101])
     for file in tmp_path.rglob("*_gt.nii.gz"):
         file.unlink()
-    assert all("label" not in subject for subject in read_subjects(tmp_path, "acdc", "test"))
+    assert all("label" not in subject for subject in read_section(tmp_path, "acdc", "test").subjects)
 
 
 def test_a_list_beside_the_patients_replaces_the_published_split(tmp_path: Path) -> None:
@@ -112,7 +110,8 @@ def test_a_list_beside_the_patients_replaces_the_published_split(tmp_path: Path)
     (tmp_path / "dataset.json").write_text(json.dumps(split))
     assert ids(tmp_path, "training") == ["patient018_ed", "patient018_es"]
     assert ids(tmp_path, "validation") == ["patient001_ed", "patient001_es"]
-    assert [subject.get("spacing") for subject in read_subjects(tmp_path, "acdc", "training")] == ["1.5 1.5 10.0"] * 2
+    subjects = read_section(tmp_path, "acdc", "training").subjects
+    assert [subject.get("spacing") for subject in subjects] == ["1.5 1.5 10.0"] * 2
     with pytest.raises(InputError, match="has no section 'test'"):
         ids(tmp_path, "test")
 
@@ -170,7 +169,7 @@ def test_a_damaged_split_is_refused(tmp_path: Path, split: dict[str, list[object
 def test_a_split_that_was_asked_for_must_exist_and_be_one(tmp_path: Path) -> None:
     write_original(tmp_path, [1])
     with pytest.raises(InputError, match="The split .*other.json does not exist"):
-        read_subjects(tmp_path, "acdc", "training", "other.json")
+        read_section(tmp_path, "acdc", "training", "other.json")
 
 
 def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -260,7 +259,7 @@ def test_a_listed_voxel_size_replaces_that_of_the_header(tmp_path: Path, caplog:
 @pytest.mark.skipif(not CARDIAC.is_dir(), reason="no shared/data/cardiac beside the repository")
 def test_real_patients_keep_their_overlap() -> None:
     facts = {entry["id"]: entry for entry in json.loads((CARDIAC / "dataset.json").read_text())["val"]}
-    subjects = read_subjects(CARDIAC, "acdc", "validation")
+    subjects = read_section(CARDIAC, "acdc", "validation").subjects
     assert [subject["id"] for subject in subjects[::2]] == [f"{patient}_ed" for patient in facts]
     pairs = PairDataset(subjects, preprocessing(), progress=False)
     for number, patient in enumerate(facts):

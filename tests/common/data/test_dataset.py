@@ -16,7 +16,7 @@ from monai.transforms import Compose, MapTransform
 from torch.utils.data import DataLoader
 
 from common.checks import InputError
-from common.data import LoadSubjectd, PairDataset, PairSampler, read_pairs, read_subjects
+from common.data import LoadSubjectd, PairDataset, PairSampler, read_section
 from common.data.pairs import DrawnPair
 
 
@@ -39,7 +39,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def dataset(folder: Path, section: str = "training", **arguments: Any) -> PairDataset:
-    return PairDataset(read_subjects(folder, "datalist", section), LoadSubjectd(), progress=False, **arguments)
+    return PairDataset(read_section(folder, "datalist", section).subjects, LoadSubjectd(), progress=False, **arguments)
 
 
 def test_a_pair_holds_both_subjects_as_plain_tensors(datalist: Path) -> None:
@@ -85,7 +85,7 @@ def test_every_further_tensor_of_the_subjects_comes_with_the_pair(datalist: Path
         }
         return {**subject, **extra, "name": "kept back"}
 
-    pairs = PairDataset(read_subjects(datalist), Compose([LoadSubjectd(), further]), progress=False)
+    pairs = PairDataset(read_section(datalist).subjects, Compose([LoadSubjectd(), further]), progress=False)
     item, mirrored = pairs[0, 2], pairs[DrawnPair(0, 2, (1,), (7, 3, 5))]
     assert torch.equal(item["fixed_mask"], item["fixed"] > 0.5) and "fixed_name" not in item
     assert torch.equal(mirrored["moving_mask"], item["moving_mask"].flip(2))
@@ -97,7 +97,9 @@ def test_every_further_tensor_of_the_subjects_comes_with_the_pair(datalist: Path
 
 
 def test_subjects_without_images_are_pairs_of_label_maps(datalist: Path) -> None:
-    subjects = [{key: value for key, value in subject.items() if key != "image"} for subject in read_subjects(datalist)]
+    subjects = [
+        {key: value for key, value in subject.items() if key != "image"} for subject in read_section(datalist).subjects
+    ]
     item = PairDataset(subjects, LoadSubjectd("label"), progress=False)[0, 2]
     assert set(item) == {
         *("moving_label", "fixed_label", "affine", "draw", "moving_id", "fixed_id", "path_moving", "path_fixed"),
@@ -107,14 +109,14 @@ def test_subjects_without_images_are_pairs_of_label_maps(datalist: Path) -> None
 
 def test_length_and_data_are_the_subjects(datalist: Path) -> None:
     pairs = dataset(datalist)
-    assert len(pairs) == 3 and pairs.data == read_subjects(datalist)
+    assert len(pairs) == 3 and pairs.data == read_section(datalist).subjects
 
 
 @pytest.mark.parametrize(("cache_rate", "decoded"), [(1.0, 3), (0.0, 4)])
 def test_cached_subjects_are_decoded_once(datalist: Path, cache_rate: float, decoded: int) -> None:
     count = Count()
     pairs = PairDataset(
-        read_subjects(datalist), Compose([LoadSubjectd(), count]), cache_rate, num_workers=1, progress=False
+        read_section(datalist).subjects, Compose([LoadSubjectd(), count]), cache_rate, num_workers=1, progress=False
     )
     first, second = pairs[0, 1], pairs[0, 1]
     assert count.calls == decoded and torch.equal(first["moving"], second["moving"])
@@ -123,7 +125,7 @@ def test_cached_subjects_are_decoded_once(datalist: Path, cache_rate: float, dec
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_loader_collates_the_listed_pairs(datalist: Path, workers: int) -> None:
     pairs = dataset(datalist, "validation")
-    listed = read_pairs(datalist, "datalist", "validation", pairs.data)
+    listed = read_section(datalist, "datalist", "validation").every_pair()
     loader = DataLoader(pairs, 2, sampler=PairSampler(pairs, "listed", listed, drop_last=False), num_workers=workers)
     (batch,) = list(loader)
     assert batch["moving"].shape == batch["fixed_label"].shape == (2, 1, 5, 6, 7)
@@ -131,7 +133,7 @@ def test_a_data_loader_collates_the_listed_pairs(datalist: Path, workers: int) -
 
 
 def test_labels_are_left_out_unless_every_subject_has_one(datalist: Path, caplog: pytest.LogCaptureFixture) -> None:
-    subjects = read_subjects(datalist)
+    subjects = read_section(datalist).subjects
     del subjects[1]["label"]
     assert "moving_label" not in PairDataset(subjects, LoadSubjectd(), progress=False)[0, 2]
     assert "Only 2 of 3 subjects have labels" in caplog.text

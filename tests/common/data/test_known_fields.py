@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.checks import InputError
-from common.data import read_pairs, read_subjects
+from common.data import read_section
 from common.data.known_fields import field_file, make_known_fields
 from common.evaluation.recovery import measure_recovery
 from common.io.nifti import write_ddf
@@ -62,11 +62,11 @@ def test_copies_are_the_scan_seen_through_their_fields(known: Path, scan: tuple[
 
 
 def test_sections_share_the_scan_and_no_copy(known: Path) -> None:
-    ids = {section: [s["id"] for s in read_subjects(known, "datalist", section)] for section in ("training", "test")}
-    assert ids == {"training": ["SCAN", "COPY_0001", "COPY_0002"], "test": ["SCAN", "COPY_0004", "COPY_0005"]}
-    test = read_subjects(known, "datalist", "test")
-    assert all("label" in subject for subject in test)
-    assert read_pairs(known, "datalist", "test", test) == [(0, 1), (0, 2)]
+    training, test = (read_section(known, "datalist", section) for section in ("training", "test"))
+    assert [subject["id"] for subject in training.subjects] == ["SCAN", "COPY_0001", "COPY_0002"]
+    assert [subject["id"] for subject in test.subjects] == ["SCAN", "COPY_0004", "COPY_0005"]
+    assert all("label" in subject for subject in test.subjects)
+    assert test.pairs == [(0, 1), (0, 2)]
 
 
 def test_seed_decides_the_fields(scan: tuple[Path, Path], known: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from common.checks import InputError
-from common.data import load_split, read_pairs, read_subjects
+from common.data import load_split, read_section
 
 TRAINING, LABELLED, PAIRS = [0, 1, 2], [3364, 3365, 3366], [(3455, 3454), (3456, 3455), (3485, 3484)]
 IMAGES = "/imagesTr/LUMIRMRI_{:04d}_0000.nii.gz".format
@@ -54,14 +54,14 @@ def write_list(folder: Path, content: Any) -> Path:
 
 def named(folder: Path, section: str) -> list[tuple[str, str]]:
     """(fixed, moving) ids of a section."""
-    subjects = read_subjects(folder, "lumir", section)
-    return [(subjects[f]["id"], subjects[m]["id"]) for m, f in read_pairs(folder, "lumir", section, subjects)]
+    listing = read_section(folder, "lumir", section)
+    return [(listing.subjects[f]["id"], listing.subjects[m]["id"]) for m, f in listing.every_pair()]
 
 
 @pytest.mark.parametrize("content", [EDITED, OFFICIAL], ids=["edited", "official"])
 def test_both_lists_give_the_same_three_sections(folder: Path, content: dict[str, Any]) -> None:
     write_list(folder, content)
-    training, validation, test = (read_subjects(folder, "lumir", s) for s in ("training", "validation", "test"))
+    training, validation, test = (read_section(folder, "lumir", s).subjects for s in ("training", "validation", "test"))
     assert [s["id"] for s in training] == ["LUMIRMRI_0000", "LUMIRMRI_0001", "LUMIRMRI_0002"]
     assert not any("label" in subject for subject in training + test)
     assert [s["id"] for s in validation] == ["LUMIRMRI_3364", "LUMIRMRI_3365", "LUMIRMRI_3366"]
@@ -71,7 +71,7 @@ def test_both_lists_give_the_same_three_sections(folder: Path, content: dict[str
 
 
 def test_without_a_list_the_published_split_is_applied(folder: Path) -> None:
-    assert len(read_subjects(folder, "lumir", "training")) == 3
+    assert len(read_section(folder, "lumir", "training").subjects) == 3
     assert len(named(folder, "validation")) == 6
     assert named(folder, "test") == [(f"LUMIRMRI_{fixed}", f"LUMIRMRI_{moving}") for fixed, moving in PAIRS]
 
@@ -82,7 +82,7 @@ def test_complete_release_without_a_list_has_the_published_numbers(tmp_path: Pat
     for name in [IMAGES(n) for n in (*numbers, *range(3364, 3374))] + [LABELS(n) for n in range(3364, 3374)]:
         (tmp_path / name[1:]).parent.mkdir(exist_ok=True)
         (tmp_path / name[1:]).touch()
-    assert len(read_subjects(tmp_path, "lumir", "training")) == 3374
+    assert len(read_section(tmp_path, "lumir", "training").subjects) == 3374
     assert len(named(tmp_path, "validation")) == 90
 
 
@@ -95,7 +95,7 @@ def test_official_list_without_the_ten_labels_validates_on_its_pairs(
     with caplog.at_level(logging.WARNING):
         assert named(folder, "validation") == named(folder, "test")
     assert "no labels in SanityCheckLabelsTr" in caplog.text
-    assert len(read_subjects(folder, "lumir", "training")) == 6
+    assert len(read_section(folder, "lumir", "training").subjects) == 6
 
 
 def test_labels_of_the_pairs_are_found_where_somebody_has_them(folder: Path) -> None:
@@ -103,7 +103,8 @@ def test_labels_of_the_pairs_are_found_where_somebody_has_them(folder: Path) -> 
     (folder / "labelsVal").mkdir()
     label = folder / "labelsVal" / "LUMIRMRI_3455_0000.nii.gz"
     label.touch()
-    assert [s.get("label") for s in read_subjects(folder, "lumir", "test") if s["id"].endswith("3455")] == [str(label)]
+    test = read_section(folder, "lumir", "test").subjects
+    assert [s.get("label") for s in test if s["id"].endswith("3455")] == [str(label)]
 
 
 @pytest.mark.parametrize(
@@ -117,15 +118,15 @@ def test_path_out_of_the_folder_is_refused(folder: Path, path: str, key: str) ->
     with pytest.raises(
         InputError, match=f"LUMIR_dataset.json names .*{path.lstrip('/')}, which leaves the data folder"
     ):
-        read_subjects(folder, "lumir", "training")
+        read_section(folder, "lumir", "training")
 
 
 def test_pair_with_a_missing_file_is_named_and_hinders_no_other_section(folder: Path) -> None:
     write_list(folder, OFFICIAL)
     (folder / VALIDATION(3485)[1:]).unlink()
     with pytest.raises(InputError, match=r"1 listed file\(s\) of the test section .*/LUMIRMRI_3485_0000.nii.gz"):
-        read_subjects(folder, "lumir", "test")
-    assert len(read_subjects(folder, "lumir", "training")) == 3
+        read_section(folder, "lumir", "test")
+    assert len(read_section(folder, "lumir", "training").subjects) == 3
 
 
 @pytest.mark.parametrize(
@@ -141,10 +142,10 @@ def test_pair_with_a_missing_file_is_named_and_hinders_no_other_section(folder: 
 def test_damaged_list_is_explained(folder: Path, content: Any, message: str) -> None:
     write_list(folder, content)
     with pytest.raises(InputError, match=message):
-        read_subjects(folder, "lumir", "training")
+        read_section(folder, "lumir", "training")
 
 
 def test_folder_of_something_else_is_explained(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     with pytest.raises(InputError, match="no known form of LUMIR; expected LUMIR_dataset.json"):
-        read_subjects(tmp_path, "lumir")
+        read_section(tmp_path, "lumir")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.checks import InputError
-from common.data import SECTIONS, load_split, read_pairs, read_subjects
+from common.data import SECTIONS, load_split, read_section
 
 
 def write_learn2reg(folder: Path, numbers: list[int]) -> None:
@@ -45,8 +45,8 @@ def write_pickle(path: Path, *arrays: np.ndarray) -> None:
 
 def test_learn2reg_numbers_decide_the_sections(tmp_path: Path) -> None:
     write_learn2reg(tmp_path, list(range(1, 415)))
-    training = read_subjects(tmp_path, "oasis", "training")
-    validation = read_subjects(tmp_path, "oasis", "validation")
+    training = read_section(tmp_path, "oasis", "training").subjects
+    validation = read_section(tmp_path, "oasis", "validation").subjects
     assert (len(training), training[-1]["id"]) == (394, "OASIS_0394")
     assert (len(validation), validation[0]["id"], validation[-1]["id"]) == (20, "OASIS_0395", "OASIS_0414")
     assert all("label" in subject for subject in training + validation)
@@ -54,33 +54,33 @@ def test_learn2reg_numbers_decide_the_sections(tmp_path: Path) -> None:
 
 def test_learn2reg_validation_pairs_are_those_of_the_evaluation_configuration(tmp_path: Path) -> None:
     write_learn2reg(tmp_path, list(range(390, 415)))
-    subjects = read_subjects(tmp_path, "oasis", "validation")
-    pairs = read_pairs(tmp_path, "oasis", "validation", subjects)
+    listing = read_section(tmp_path, "oasis", "validation")
+    subjects, pairs = listing.subjects, listing.every_pair()
     named = [[s["id"].replace("OASIS_", "") + "_0000" for s in (subjects[f], subjects[m])] for m, f in pairs]
     assert named == load_split("l2r_eval_pairs")["OASIS_VAL"]["pairs"]
 
 
 def test_learn2reg_training_uses_all_pairs(tmp_path: Path) -> None:
     write_learn2reg(tmp_path, [1, 2, 3])
-    subjects = read_subjects(tmp_path, "oasis", "training")
-    assert len(read_pairs(tmp_path, "oasis", "training", subjects)) == 6
+    assert len(read_section(tmp_path, "oasis", "training").every_pair()) == 6
 
 
 def test_learn2reg_folder_with_other_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "OASIS_dataset.json").write_text('{"training": ["imagesTr/brain.nii.gz"]}')
     with pytest.raises(InputError, match="not named OASIS_NNNN_0000.nii.gz"):
-        read_subjects(tmp_path, "oasis")
+        read_section(tmp_path, "oasis")
 
 
 def test_neurite_people_are_split_by_the_rank_of_their_numbers(tmp_path: Path) -> None:
     numbers = load_split("oasis_lkunet")["train_3d"] + list(range(438, 458))
     write_neurite(tmp_path, numbers)
     split, rank = load_split("oasis_dp_v1"), {f"OASIS_OAS1_{n:04d}_MR1": f"{i:04d}" for i, n in enumerate(numbers, 1)}
-    sections = {name: read_subjects(tmp_path, "oasis", name) for name in ("training", "validation", "test")}
+    listings = {name: read_section(tmp_path, "oasis", name) for name in ("training", "validation", "test")}
+    sections = {name: listing.subjects for name, listing in listings.items()}
     for name, key in (("training", "train"), ("validation", "val"), ("test", "test")):
         assert [rank[s["id"]] for s in sections[name]] == split[key]
     for name, key in (("validation", "pairs_val"), ("test", "pairs_test_200")):
-        pairs = read_pairs(tmp_path, "oasis", name, sections[name])
+        pairs = listings[name].every_pair()
         assert [[rank[sections[name][f]["id"]], rank[sections[name][m]["id"]]] for m, f in pairs] == split[key]
     assert sections["test"][0]["label"].endswith("aligned_seg35.nii.gz")
 
@@ -95,7 +95,7 @@ def test_the_rank_rule_agrees_with_the_derived_map_of_people() -> None:
 def test_a_part_of_the_neurite_people_is_split_by_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_neurite(tmp_path, list(range(1, 21)))
     with caplog.at_level(logging.INFO):
-        sections = [[s["id"] for s in read_subjects(tmp_path, "oasis", name)] for name in SECTIONS]
+        sections = [[s["id"] for s in read_section(tmp_path, "oasis", name).subjects] for name in SECTIONS]
     assert [len(ids) for ids in sections] == [14, 2, 4]
     assert sum(sections, []) == [f"OASIS_OAS1_{n:04d}_MR1" for n in range(1, 21)]
     assert "holds 20 of the 414 OASIS people" in caplog.text and "split by order" in caplog.text
@@ -104,24 +104,24 @@ def test_a_part_of_the_neurite_people_is_split_by_order(tmp_path: Path, caplog: 
 def test_pickles_in_one_folder_are_told_apart_by_their_names(tmp_path: Path) -> None:
     for name in ("p_0001", "p_0002", "p_0395_0396", "p_0396_0397"):
         (tmp_path / f"{name}.pkl").touch()
-    assert [s["id"] for s in read_subjects(tmp_path, "oasis", "training")] == ["0001", "0002"]
-    validation = read_subjects(tmp_path, "oasis", "validation")
-    assert [(s["id"], s["role"]) for s in validation[:2]] == [("0395", "fixed"), ("0396", "moving")]
-    assert read_pairs(tmp_path, "oasis", "validation", validation) == [(1, 0), (3, 2)]
-    assert all(s["image"] == s["label"] for s in validation)
+    assert [s["id"] for s in read_section(tmp_path, "oasis", "training").subjects] == ["0001", "0002"]
+    validation = read_section(tmp_path, "oasis", "validation")
+    assert [(s["id"], s["role"]) for s in validation.subjects[:2]] == [("0395", "fixed"), ("0396", "moving")]
+    assert validation.pairs == [(1, 0), (3, 2)]
+    assert all(s["image"] == s["label"] for s in validation.subjects)
 
 
 def test_pickles_in_folders_per_section(tmp_path: Path) -> None:
     array = np.zeros((2, 2, 2))
     for name in ("Train/p_1.pkl", "Train/p_2.pkl", "Val/p_3_4.pkl"):
         write_pickle(tmp_path / name, array, array)
-    assert len(read_subjects(tmp_path, "oasis", "training")) == 2
-    assert len(read_subjects(tmp_path, "oasis", "validation")) == 2
+    assert len(read_section(tmp_path, "oasis", "training").subjects) == 2
+    assert len(read_section(tmp_path, "oasis", "validation").subjects) == 2
     with pytest.raises(InputError, match="subjects in: training, validation"):
-        read_subjects(tmp_path, "oasis", "test")
+        read_section(tmp_path, "oasis", "test")
 
 
 def test_unknown_layout_is_explained(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     with pytest.raises(InputError, match="no known form of OASIS"):
-        read_subjects(tmp_path, "oasis")
+        read_section(tmp_path, "oasis")

@@ -84,6 +84,14 @@ def test_listed_pairs_keep_their_order_in_every_epoch() -> None:
     assert draw_pairs("listed", 3, epoch=5, pairs=listed) == [(2, 0), (0, 1), (2, 0)]
 
 
+def test_where_no_pairs_are_listed_all_ordered_pairs_count() -> None:
+    ordered = [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2)]
+    assert draw_pairs("listed", 3, epoch=5) == ordered
+    assert sorted(tuple(sorted(pair)) for pair in draw_pairs("either_way", 3, epoch=5)) == sorted(
+        tuple(sorted(pair)) for pair in ordered
+    )
+
+
 def test_either_way_takes_each_listed_pair_once_in_either_direction_and_any_order() -> None:
     listed = [(0, 1), (2, 3), (4, 5)]
     seen: Counter[tuple[int, ...]] = Counter()
@@ -118,8 +126,8 @@ def test_flips_take_each_axis_with_probability_one_half_whatever_the_pairs_are()
             "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed, either",
         ),
         ({"strategy": "all", "n": 1}, r"Pairs of 1 subject\(s\)"),
-        ({"strategy": "listed", "n": 3}, "'listed' got no pairs"),
-        ({"strategy": "either_way", "n": 3}, "'either_way' got no pairs"),
+        ({"strategy": "listed", "n": 3, "pairs": []}, "'listed' got no pairs"),
+        ({"strategy": "either_way", "n": 3, "pairs": []}, "'either_way' got no pairs"),
         ({"strategy": "listed", "n": 3, "pairs": [(0, 3)]}, r"pair \(0, 3\) is outside the 3 subjects"),
         ({"strategy": "atlas", "n": 3, "atlas": 3}, "atlas index 3 is outside the 3 subjects"),
     ],

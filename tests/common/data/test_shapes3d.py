@@ -16,7 +16,7 @@ import pytest
 from scipy import ndimage
 
 from common.checks import InputError
-from common.data import LoadSubjectd, PairDataset, read_pairs, read_subjects
+from common.data import LoadSubjectd, PairDataset, read_section
 from common.data.phantom import make_subject, make_template, random_diffeomorphism
 from common.data.shapes3d import _write, generate_shapes3d, main
 
@@ -88,12 +88,12 @@ def test_the_fields_are_larger_than_a_voxel_and_vanish_at_the_border() -> None:
 
 
 def test_the_folder_is_read_as_a_data_list_with_disjoint_sections(folder: Path) -> None:
-    sections = {name: read_subjects(folder, "datalist", name) for name in ("training", "validation", "test")}
-    ids = [subject["id"] for subjects in sections.values() for subject in subjects]
+    sections = {name: read_section(folder, "datalist", name) for name in ("training", "validation", "test")}
+    ids = [subject["id"] for listing in sections.values() for subject in listing.subjects]
     assert ids == [f"SHAPES_{number:04d}" for number in range(1, 7)]
     for name in ("validation", "test"):
-        assert sorted(read_pairs(folder, "datalist", name, sections[name])) == [(0, 1), (1, 0)]
-    item = PairDataset(sections["validation"], LoadSubjectd(), progress=False)[0, 1]
+        assert sorted(sections[name].every_pair()) == [(0, 1), (1, 0)]
+    item = PairDataset(sections["validation"].subjects, LoadSubjectd(), progress=False)[0, 1]
     assert item["moving"].shape == (1, 20, 24, 16) and 0.5 < item["moving"].max() <= 1
     assert item["moving_label"].max() == 4
 
@@ -145,7 +145,7 @@ def test_the_slower_of_two_processes_takes_what_the_other_made(tmp_path: Path, m
 
     monkeypatch.setattr("common.data.shapes3d._write", write_and_be_overtaken)
     generate_shapes3d(tmp_path / "set", **SMALL)
-    assert len(read_subjects(tmp_path / "set")) == 2 and list(tmp_path.iterdir()) == [tmp_path / "set"]
+    assert len(read_section(tmp_path / "set").subjects) == 2 and list(tmp_path.iterdir()) == [tmp_path / "set"]
 
 
 def test_an_existing_empty_folder_is_filled(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_existing_empty_folder_is_filled(tmp_path: Path) -> None:
     main([*arguments, "--validation", "2", "--test", "0"])
     content = json.loads((tmp_path / "set" / "dataset.json").read_text())
     assert len(content["training"]) == len(content["validation"]) == 2 and content["test"] == []
-    assert LoadSubjectd()(read_subjects(tmp_path / "set")[0])["image"].shape == (1, 24, 20)
+    assert LoadSubjectd()(read_section(tmp_path / "set").subjects[0])["image"].shape == (1, 24, 20)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.checks import InputError
-from common.data import read_pairs, read_subjects
+from common.data import read_section
 
 REAL_BRAINS = Path(__file__).parents[4] / "shared" / "data" / "brain" / "aligned_2mm"
 
@@ -25,37 +25,26 @@ def save_more(folder: Path, name: str) -> None:
 
 
 def test_training_subjects_are_listed_with_id_image_and_label(datalist: Path) -> None:
-    subjects = read_subjects(datalist, "datalist", "training")
+    subjects = read_section(datalist, "datalist", "training").subjects
     assert [s["id"] for s in subjects] == ["P_0000", "P_0001", "P_0002"]
     assert subjects[0]["image"] == str(datalist / "imagesTr" / "P_0000_0000.nii.gz")
     assert subjects[0]["label"] == str(datalist / "labelsTr" / "P_0000_0000.nii.gz")
 
 
 def test_no_key_is_a_prefix_of_a_string_entry(datalist: Path) -> None:
-    keys = list(read_subjects(datalist)[0])
+    keys = list(read_section(datalist).subjects[0])
     assert not [(a, b) for a in keys for b in keys if b.startswith(f"{a}_")]
 
 
 def test_listed_pairs_come_as_moving_then_fixed(datalist: Path) -> None:
-    subjects = read_subjects(datalist, "datalist", "validation")
-    assert read_pairs(datalist, "datalist", "validation", subjects) == [(1, 0), (0, 2)]
-
-
-def test_pairs_of_a_part_of_the_subjects_leave_the_others_out(datalist: Path) -> None:
-    subjects = read_subjects(datalist, "datalist", "validation")[:2]
-    assert read_pairs(datalist, "datalist", "validation", subjects) == [(1, 0)]
-
-
-def test_pairs_without_any_given_subject_are_refused(datalist: Path) -> None:
-    subjects = read_subjects(datalist, "datalist", "training")
-    with pytest.raises(InputError, match="None of the 2 pairs"):
-        read_pairs(datalist, "datalist", "validation", subjects)
+    listing = read_section(datalist, "datalist", "validation")
+    assert listing.pairs == listing.every_pair() == [(1, 0), (0, 2)]
 
 
 def test_without_listed_pairs_all_ordered_pairs_are_used(datalist: Path) -> None:
-    subjects = read_subjects(datalist)
-    pairs = read_pairs(datalist, "datalist", "training", subjects)
-    assert sorted(pairs) == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    listing = read_section(datalist, "datalist", "training")
+    assert listing.pairs is None
+    assert listing.every_pair() == [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2)]
 
 
 def test_a_validation_list_of_pairs_gives_its_subjects_and_their_labels(edit_datalist: Callable[..., Path]) -> None:
@@ -63,10 +52,10 @@ def test_a_validation_list_of_pairs_gives_its_subjects_and_their_labels(edit_dat
     folder = edit_datalist(validation=[pair], registration_val=[])
     for name in ("V_1", "V_2"):
         save_more(folder, name)
-    subjects = read_subjects(folder, "datalist", "validation")
+    subjects = read_section(folder, "datalist", "validation").subjects
     assert [s["id"] for s in subjects] == ["V_1", "V_2"]
     assert subjects[1]["label"] == str(folder / "labelsVal" / "V_2_0000.nii.gz")
-    assert read_pairs(folder, "datalist", "validation", subjects) == [(1, 0)]
+    assert read_section(folder, "datalist", "validation").every_pair() == [(1, 0)]
 
 
 def test_images_of_validation_pairs_are_left_out_of_training(
@@ -75,8 +64,8 @@ def test_images_of_validation_pairs_are_left_out_of_training(
     content = json.loads((edit_datalist() / "dataset.json").read_text())
     folder = edit_datalist(training=content["training"] + content["validation"], validation=[])
     with caplog.at_level(logging.INFO):
-        training = {s["id"] for s in read_subjects(folder, "datalist", "training")}
-    validation = read_subjects(folder, "datalist", "validation")
+        training = {s["id"] for s in read_section(folder, "datalist", "training").subjects}
+    validation = read_section(folder, "datalist", "validation").subjects
     assert training == {"P_0000", "P_0001", "P_0002"}
     assert all("label" in s for s in validation) and not training & {s["id"] for s in validation}
     assert "3 training images" in caplog.text
@@ -86,13 +75,13 @@ def test_images_without_labels_and_bare_paths_are_read(edit_datalist: Callable[.
     folder = edit_datalist(training=["./imagesTr/P_0000_0000.nii.gz", {"image": "imagesTr/P_0001_0000.nii.gz"}])
     for file in (folder / "labelsTr").iterdir():
         file.unlink()
-    assert [set(s) for s in read_subjects(folder)] == [{"id", "image"}] * 2
+    assert [set(s) for s in read_section(folder).subjects] == [{"id", "image"}] * 2
 
 
 def test_two_images_of_one_person_keep_different_ids(edit_datalist: Callable[..., Path]) -> None:
     folder = edit_datalist(training=["imagesTr/P_0000_0000.nii.gz", "imagesVal/P_0000_0000.nii.gz"])
     save_more(folder, "P_0000")
-    assert [s["id"] for s in read_subjects(folder)] == ["imagesTr-P_0000_0000", "imagesVal-P_0000_0000"]
+    assert [s["id"] for s in read_section(folder).subjects] == ["imagesTr-P_0000_0000", "imagesVal-P_0000_0000"]
 
 
 def test_equal_file_names_take_as_many_folders_as_tell_them_apart(edit_datalist: Callable[..., Path]) -> None:
@@ -101,19 +90,19 @@ def test_equal_file_names_take_as_many_folders_as_tell_them_apart(edit_datalist:
     for image in images:
         (folder / image).parent.mkdir(parents=True, exist_ok=True)
         (folder / image).touch()
-    assert [s["id"] for s in read_subjects(folder)] == ["a-anat-t1", "b-anat-t1", "t2"]
+    assert [s["id"] for s in read_section(folder).subjects] == ["a-anat-t1", "b-anat-t1", "t2"]
 
 
 def test_other_json_files_beside_the_data_list_do_not_matter(datalist: Path) -> None:
     (datalist / "labels.json").write_text("[1, 2]")
-    assert len(read_subjects(datalist)) == 3
+    assert len(read_section(datalist).subjects) == 3
 
 
 def test_a_second_data_list_must_be_chosen_by_name(datalist: Path) -> None:
     (datalist / "other.json").write_text((datalist / "dataset.json").read_text())
     with pytest.raises(InputError, match="several data lists .*dataset.json, other.json"):
-        read_subjects(datalist)
-    assert len(read_subjects(datalist, dataset_json="other.json")) == 3
+        read_section(datalist)
+    assert len(read_section(datalist, dataset_json="other.json").subjects) == 3
 
 
 @pytest.mark.parametrize("path", ["../outside.nii.gz", "imagesTr/../../outside.nii.gz", "/etc/outside.nii.gz"])
@@ -126,28 +115,28 @@ def test_paths_that_leave_the_folder_are_refused(edit_datalist: Callable[..., Pa
         "pair": {"fixed": inside, "moving": path},
     }
     with pytest.raises(InputError, match=f"dataset.json names {path}, which leaves the data folder"):
-        read_subjects(edit_datalist(training=[forms[form]]))
+        read_section(edit_datalist(training=[forms[form]]))
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent does not exist"):
-        read_subjects(tmp_path / "absent")
+        read_section(tmp_path / "absent")
 
 
 def test_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is empty"):
-        read_subjects(tmp_path)
+        read_section(tmp_path)
 
 
 def test_folder_without_data_list_is_named(tmp_path: Path) -> None:
     (tmp_path / "image.nii.gz").touch()
     with pytest.raises(InputError, match="has no JSON data list"):
-        read_subjects(tmp_path)
+        read_section(tmp_path)
     (tmp_path / "some.json").write_text("{}")
     with pytest.raises(InputError, match="no JSON with a 'training' list \\(some.json\\)"):
-        read_subjects(tmp_path)
+        read_section(tmp_path)
     with pytest.raises(InputError, match="nothing.json does not exist"):
-        read_subjects(tmp_path, dataset_json="nothing.json")
+        read_section(tmp_path, dataset_json="nothing.json")
 
 
 @pytest.mark.parametrize(
@@ -164,36 +153,36 @@ def test_folder_without_data_list_is_named(tmp_path: Path) -> None:
 def test_damaged_data_list_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        read_subjects(tmp_path)
+        read_section(tmp_path)
 
 
 def test_missing_files_are_counted_and_the_first_is_named(datalist: Path) -> None:
     (datalist / "imagesTr" / "P_0001_0000.nii.gz").unlink()
     (datalist / "labelsTr" / "P_0002_0000.nii.gz").unlink()
     with pytest.raises(InputError, match=r"2 listed file\(s\) of the training .* first is .*P_0001_0000.nii.gz"):
-        read_subjects(datalist)
+        read_section(datalist)
 
 
 def test_one_subject_is_not_enough(edit_datalist: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"has 1 subject\(s\)"):
-        read_subjects(edit_datalist(training=["imagesTr/P_0000_0000.nii.gz"]))
+        read_section(edit_datalist(training=["imagesTr/P_0000_0000.nii.gz"]))
 
 
 @pytest.mark.parametrize("section", ["test", "train"])
 def test_wrong_section_lists_what_exists(datalist: Path, section: str) -> None:
     with pytest.raises(InputError, match=f"no section '{section}'.*subjects in: training, validation"):
-        read_subjects(datalist, "datalist", section)
+        read_section(datalist, "datalist", section)
 
 
 def test_unknown_reader_lists_what_exists(datalist: Path) -> None:
     with pytest.raises(InputError, match="'bids' is unknown; use one of datalist, oasis"):
-        read_subjects(datalist, "bids")
+        read_section(datalist, "bids")
 
 
 @pytest.mark.skipif(not REAL_BRAINS.is_dir(), reason=f"the real brain images are not at {REAL_BRAINS}")
 def test_the_real_brain_folder_is_read_as_documented() -> None:
-    training, validation = (read_subjects(REAL_BRAINS, "datalist", s) for s in ("training", "validation"))
+    training, validation = (read_section(REAL_BRAINS, "datalist", s).subjects for s in ("training", "validation"))
     assert len(training) == 22 and [s["id"] for s in validation] == [f"MALF_{n}" for n in (1006, 1018, 1113, 1122)]
     assert not {s["id"] for s in training} & {s["id"] for s in validation}
-    pairs = read_pairs(REAL_BRAINS, "datalist", "validation", validation)
+    pairs = read_section(REAL_BRAINS, "datalist", "validation").every_pair()
     assert len(pairs) == 12 and pairs[0] == (1, 0) and len(set(pairs)) == 12

@@ -192,7 +192,8 @@ def test_an_impossible_lookup_is_refused(lookup: Any) -> None:
 def test_label_groups_are_read(tmp_path: Path) -> None:
     path = tmp_path / "groups.json"
     path.write_text(json.dumps({"lookup_table": [0, 2, 1], "evaluation_groups": [1, 2], "comment": "any"}))
-    assert read_label_groups(path) == ([0, 2, 1], [1, 2])
+    groups = read_label_groups(path)
+    assert groups.lookup == [0, 2, 1] and groups.evaluated == [1, 2]
     assert read_label_groups(None) == (None, None)
 
 

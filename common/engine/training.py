@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every training hangs on its trainer, as one item of a workflow's list of handlers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.engines import Evaluator
+from monai.handlers import LrScheduleHandler
+from torch import nn
+
+from common.engine.checkpoints import BestModelHandler, ResumeHandler
+from common.engine.progress import History, ProgressBar
+from common.engine.tensorboard import TensorBoardHandler
+from common.engine.validation import ValidationHandler
+from common.losses import RegistrationLoss
+
+
+class TrainingHandlers:
+    """Learning rate, validation with the best weights, history, TensorBoard, progress bar, and last the checkpoint.
+
+    The order counts: a row of the history holds the validation of its epoch, and what is saved at the end of an epoch
+    is what all the others have made of it. A bundle's own handlers stand before this item in the list: what they do is
+    saved, too.
+
+    Args:
+        output_dir: folder of ``history.csv`` with its page, ``tensorboard`` and ``checkpoint.pt``.
+        ckpt_path: file of the weights with the best validation metric.
+        network: plain module, not the one wrapped for several GPUs.
+        optimizer: any torch optimiser.
+        lr_scheduler: any torch scheduler, which steps once per epoch, or None for a constant learning rate.
+        loss: whose terms are shown and written.
+        evaluator: that validates.
+        val_interval: epochs from one validation to the next.
+        resume: whether to go on from the checkpoint where there is one.
+        overwrite: whether to start anew although there is one, or weights.
+        checkpoint_seconds: longest time between two checkpoints.
+
+    Raises:
+        InputError: as :class:`common.engine.ValidationHandler`, :class:`common.engine.BestModelHandler` and, on
+            :meth:`attach`, :class:`common.engine.ResumeHandler`.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        ckpt_path: str | Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: RegistrationLoss,
+        evaluator: Evaluator,
+        val_interval: int,
+        lr_scheduler: Any = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        checkpoint_seconds: float = 300.0,
+    ) -> None:
+        folder = Path(output_dir)
+        schedule = [] if lr_scheduler is None else [LrScheduleHandler(lr_scheduler, print_lr=False)]
+        checkpoint = folder / "checkpoint.pt"
+        self.evaluator = evaluator
+        self.best_model = BestModelHandler(ckpt_path, network, overwrite, checkpoint if resume else None)
+        self.handlers: list[Any] = [
+            *schedule,
+            ValidationHandler(evaluator, val_interval),
+            History(folder / "history.csv", loss, evaluator),
+            TensorBoardHandler(folder / "tensorboard", loss, evaluator),
+            ProgressBar("training", loss),
+            ResumeHandler(
+                checkpoint, network, optimizer, lr_scheduler, evaluator, resume, overwrite, checkpoint_seconds
+            ),
+        ]
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, last of its handlers; loads the checkpoint at once when resuming."""
+        self.best_model.attach(self.evaluator)
+        for handler in self.handlers:
+            handler.attach(engine)
