@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import common
 from common.checks import InputError
 from common.cli import run_tool
-from common.io.tables import write_bytes
+from common.io.files import write_bytes
 from scripts.json_style import style
 
 PATTERN = "eoir_oasis"
