@@ -32,7 +32,6 @@ COPIED = ("LICENSE", "configs/logging.conf")
 OPTIONAL = ("submission.json",)
 METHOD, DATA, TEXT = "method", "data", "text"
 _NETWORK = ("network_def", "supervised")
-_SETTINGS = ("folder::settings::int_steps",)
 _SCHEDULE = ("max_epochs", "pairs_per_epoch", "batch_size", "learning_rate", "val_interval", "lr_scheduler")
 _SUBJECTS = ("reader", "preprocessing")
 _LABELS = ("label_groups", "grouping", "labels", "num_classes")
@@ -51,14 +50,14 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         DATA: (*_SUBJECTS, *_LABELS, *_GRID, "section", "hd95", "evaluate::phantoms"),
     },
     "inference.json": {
-        METHOD: (*_NETWORK, *_SETTINGS),
+        METHOD: _NETWORK,
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
             *("section", *_WRITER, "infer::phantoms"),
         ),
     },
     "submission.json": {
-        METHOD: (*_NETWORK, *_SETTINGS),
+        METHOD: _NETWORK,
         DATA: (*_SUBJECTS, "_desc_", "section", "image_shape", "fields_dir", "folder::challenge"),
     },
     "multi_gpu_train.json": {},

@@ -87,7 +87,7 @@ class PairDataset(Dataset):
         drawn = DrawnPair(*index)
         places = {"moving": drawn.moving, "fixed": drawn.fixed}
         subjects = {side: self._subject(place) for side, place in places.items()}
-        shown = "image" if "image" in subjects["fixed"] else "label"
+        shown = "image" if isinstance(subjects["fixed"].get("image"), torch.Tensor) else "label"
         paths = {side: str(self.data[place][shown]) for side, place in places.items()}
         moving, fixed = (subjects[side][shown] for side in places)
         _check_same_grid(moving, fixed, paths["moving"], paths["fixed"])

@@ -15,15 +15,20 @@ from torch import Tensor
 Details = bool | Collection[str]
 """True for all outputs, or the names of those wanted beside ``ddf``, of which a network returns what it has."""
 
+FUNCTIONS = ("map", "inverse_map")
+"""Outputs that are no tensors: a loss may ask for them, but no batch of them can be taken apart."""
+
 
 def wants(details: Details, name: str) -> bool:
     """Whether an output is asked for.
 
     Args:
-        details: True, False, or names and patterns such as "*_map".
+        details: True, False, or names and patterns such as "*_map"; functions are asked for by their whole names.
         name: of the output.
     """
-    return details if isinstance(details, bool) else any(fnmatchcase(name, pattern) for pattern in details)
+    if isinstance(details, bool) or name in FUNCTIONS:
+        return details if isinstance(details, bool) else name in details
+    return any(fnmatchcase(name, pattern) for pattern in details)
 
 
 def check_pair(image: Tensor, spatial_dims: int) -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import monai.bundle
 import pytest
 
 from common.data.shapes3d import generate_shapes3d
@@ -36,3 +38,15 @@ def environment() -> dict[str, str]:
     """Without a PYTHONPATH: a bundle has to find its own parts."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def run_workflow(bundle: Path, config: str, **override: Any) -> None:
+    """A workflow in this process, as ``monai.bundle.run`` runs it: cheaper than a process of its own by its imports."""
+    no_logging: Any = False
+    monai.bundle.run(
+        config_file=str(bundle / "configs" / f"{config}.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=no_logging,
+        bundle_root=str(bundle),
+        **override,
+    )

@@ -129,11 +129,11 @@ def test_labels_may_have_gaps(bundle: Path, name: str) -> None:
         assert parser.get_parsed_content("num_classes") == 6
 
 
-def test_fields_of_other_integration_steps_are_not_mixed(bundle: Path) -> None:
+def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
     for name in ("inference", "submission"):
         path = bundle / "configs" / f"{name}.json"
         if path.is_file():
-            assert json.loads(path.read_text())["folder"]["settings"]["int_steps"] == "@network_def#int_steps"
+            assert json.loads(path.read_text())["folder"]["settings"]["network"] == "$@network_def.arguments"
 
 
 def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
         loss = made.parser.get_parsed_content("loss")
         expected = choice.get("supervised", "dice" in config["loss"]["terms"])
         assert ("dice" in loss.terms) == expected and "smoothness" in loss.terms and len(loss.terms) == 2 + expected
-        assert len(loss.level_weights) == len(made.network_def.estimators)
+        assert len(loss.level_weights) == made.network_def.levels
 
 
 def test_resume_without_a_checkpoint_keeps_the_weights(bundle: Path, phantoms: Path, tmp_path: Path) -> None:

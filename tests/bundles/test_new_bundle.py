@@ -42,6 +42,6 @@ def test_workflows(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
 
 def test_network(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks.test_all_workflows_of_a_bundle_mean_the_same_network(bundle)
-    checks.test_fields_of_other_integration_steps_are_not_mixed(bundle)
+    checks.test_fields_of_other_networks_are_not_mixed(bundle)
     checks.test_network_takes_and_gives_what_the_metadata_says(bundle)
     checks.test_load_returns_the_network_with_its_weights(bundle, tmp_path, monkeypatch)

@@ -60,7 +60,7 @@ def test_method_with_a_bundle_on_new_data(repository: Path) -> None:
         assert made[file]["reader"] == "datalist"
         assert not {"label_groups", "grouping"} & set(made[file]) and "phantoms" not in json.dumps(made[file])
     assert made["train"]["loss"] == pattern["train"]["loss"] and made["train"]["pairs_per_epoch"] is None
-    assert made["inference"]["folder"]["settings"]["int_steps"] == "@network_def#int_steps"
+    assert made["inference"]["folder"]["settings"]["network"] == "$@network_def.arguments"
     assert made["metadata"]["name"] == "EOIR on lpba40" and made["metadata"]["version"] == "0.1.0"
     assert "submission" not in made
 

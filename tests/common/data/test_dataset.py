@@ -104,6 +104,7 @@ def test_subjects_without_images_are_pairs_of_label_maps(datalist: Path) -> None
     assert set(item) == {
         *("moving_label", "fixed_label", "affine", "draw", "moving_id", "fixed_id", "path_moving", "path_fixed"),
     }
+    assert set(PairDataset(read_section(datalist).subjects, LoadSubjectd("label"), progress=False)[0, 2]) == set(item)
     assert item["path_fixed"] == str(subjects[2]["label"])
 
 

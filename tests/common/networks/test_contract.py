@@ -69,7 +69,8 @@ def test_published_configurations_can_be_built(network: Any) -> None:
 
 def test_names_and_patterns_choose_outputs() -> None:
     assert wants(True, "velocity") and not wants(False, "velocity") and not wants((), "velocity")
-    assert wants(["ddf", "*_map"], "weight_map") and not wants(["*_map"], "map")
+    assert wants(["ddf", "*_map"], "weight_map") and not wants(["*_map"], "inverse_map")
+    assert wants(["inverse_map"], "inverse_map") and wants(True, "map")
 
 
 def test_what_is_no_pair_is_refused() -> None:
