@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import monai.bundle
 import pytest
+from monai.bundle import ConfigParser
 
 from common.data.shapes3d import generate_shapes3d
 
@@ -38,6 +40,13 @@ def environment() -> dict[str, str]:
     """Without a PYTHONPATH: a bundle has to find its own parts."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def tiny(bundle: Path) -> dict[str, Any]:
+    """Overrides that make a bundle's network as small as its tests have it, whatever its method."""
+    configured = ConfigParser.load_config_file(str(bundle / "configs" / "inference.json"))["network_def"]
+    module = sys.modules[locate(configured["_target_"]).__module__]
+    return {f"network_def#{name}": value for name, value in module.CONFIGURATIONS["tiny"].items()}
 
 
 def run_workflow(bundle: Path, config: str, **override: Any) -> None:

@@ -16,10 +16,9 @@ import common
 from common.cli import sentence_of
 from common.engine import save_atomically
 
-from .conftest import BUNDLES
+from .conftest import BUNDLES, tiny
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-SMALL: dict[str, Any] = {"network_def#start_channel": 2}
 
 
 def workflow(bundle: Path, config: str, kind: str, **override: Any) -> ConfigWorkflow:
@@ -60,7 +59,7 @@ def test_metadata_names_the_pinned_versions(bundle: Path) -> None:
 @pytest.mark.parametrize(("config", "kind"), [("train.json", "train"), ("inference.json", "infer")])
 def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
-    override = {"dataset_dir": str(phantoms), "reader": "datalist", "output_dir": str(tmp_path), **SMALL}
+    override = {"dataset_dir": str(phantoms), "reader": "datalist", "output_dir": str(tmp_path), **tiny(bundle)}
     override["labels"] = list(range(1, 9))
     made = workflow(bundle, config, kind, ckpt_path=str(weights), **override)
     if kind == "infer":
@@ -72,12 +71,17 @@ def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms
 def test_network_takes_and_gives_what_the_metadata_says(bundle: Path) -> None:
     configs = bundle / "configs"
     verify_net_in_out(
-        "network_def", str(configs / "metadata.json"), str(configs / "inference.json"), device="cpu", any=20, **SMALL
+        "network_def",
+        str(configs / "metadata.json"),
+        str(configs / "inference.json"),
+        device="cpu",
+        any=20,
+        **tiny(bundle),
     )
 
 
 def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
-    network = workflow(bundle, "inference.json", "infer", **SMALL).network_def.eval()
+    network = workflow(bundle, "inference.json", "infer", **tiny(bundle)).network_def.eval()
     save_atomically(network.state_dict(), tmp_path / "model.pt")
     ckpt_export(
         "network_def",
@@ -87,7 +91,7 @@ def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> Non
         config_file=str(bundle / "configs" / "inference.json"),
         use_trace=True,
         input_shape=[1, 2, 32, 40, 33],
-        **SMALL,
+        **tiny(bundle),
     )
     image = torch.rand(1, 2, 32, 40, 33)
     with torch.no_grad():
@@ -98,7 +102,7 @@ def test_load_returns_the_network_with_its_weights(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / bundle.name).symlink_to(bundle, target_is_directory=True)
-    network = workflow(bundle, "inference.json", "infer", **SMALL).network_def
+    network = workflow(bundle, "inference.json", "infer", **tiny(bundle)).network_def
     weights = tmp_path / "weights.pt"
     save_atomically(network.state_dict(), weights)
     loaded = load(
@@ -106,7 +110,7 @@ def test_load_returns_the_network_with_its_weights(
         bundle_dir=str(tmp_path),
         model_file=str(weights),
         workflow_type="inference",
-        net_override={"start_channel": 2},
+        net_override={name.rpartition("#")[2]: value for name, value in tiny(bundle).items()},
         device="cpu",
     )
     assert isinstance(loaded, type(network))
@@ -137,7 +141,12 @@ def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
 
 
 def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    options = {"dataset_dir": str(phantoms), "reader": "datalist", "ckpt_path": str(tmp_path / "model.pt"), **SMALL}
+    options = {
+        "dataset_dir": str(phantoms),
+        "reader": "datalist",
+        "ckpt_path": str(tmp_path / "model.pt"),
+        **tiny(bundle),
+    }
     config = json.loads((bundle / "configs" / "train.json").read_text())
     # Where one key chooses, both recipes are looked at.
     choices: list[dict[str, Any]] = (
@@ -154,7 +163,12 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
 def test_resume_without_a_checkpoint_keeps_the_weights(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     weights.touch()
-    options: dict[str, Any] = {"dataset_dir": str(phantoms), "reader": "datalist", "output_dir": str(tmp_path), **SMALL}
+    options: dict[str, Any] = {
+        "dataset_dir": str(phantoms),
+        "reader": "datalist",
+        "output_dir": str(tmp_path),
+        **tiny(bundle),
+    }
     options["labels"] = list(range(1, 9))
     made = workflow(bundle, "train.json", "train", resume=True, ckpt_path=str(weights), **options)
     with pytest.raises(RuntimeError) as error:

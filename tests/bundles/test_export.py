@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ from monai.bundle import ConfigParser, onnx_export
 
 from common.engine import save_atomically
 
-from .conftest import BUNDLES
+from .conftest import BUNDLES, tiny
 
-SMALL: dict[str, Any] = {"network_def#start_channel": 4}
 SIZE = (32, 40, 33)
 # Axes that are no multiples of 16 are padded inside, by amounts that the file has to work out by itself.
 OTHER_SIZE = (48, 33, 50)
@@ -40,7 +38,7 @@ def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
     config = bundle / "configs" / "inference.json"
     parser = ConfigParser()
     parser.read_config(str(config))
-    parser.update(SMALL)
+    parser.update(tiny(bundle))
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").eval()
     for name, parameter in network.named_parameters():
@@ -56,7 +54,7 @@ def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
         use_trace=True,
         input_shape=[1, 2, *SIZE],
         converter_kwargs=OPTIONS,
-        **SMALL,
+        **tiny(bundle),
     )
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for size in (SIZE, OTHER_SIZE):

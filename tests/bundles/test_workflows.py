@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train, evaluate and infer from the command line, as a person types them."""
+"""Every bundle trains, evaluates and infers; one of them from the command line, as a person types it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -17,60 +18,38 @@ import torch
 
 from common.spatial import warp_within
 
-from .conftest import BUNDLES, ROOT, TINY, environment
+from .conftest import BUNDLES, ROOT, TINY, environment, run_workflow, tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path, command_line: Command) -> None:
-    model = tmp_path / "model.pt"
-    data = ["--dataset_dir", str(phantoms), "--ckpt_path", str(model)]
-    if bundle.name != "eoir_shapes3d":
-        data += ["--reader", "datalist"]
-    if bundle.name == "eoir_acdc":
-        # The phantoms have other labels and voxels than hearts.
-        data += ["--labels", str(list(range(1, 9))), "--spacing", "$None", "--spatial_size", "[32,32,32]"]
-    width = TINY[:2]
-    output = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
+PATTERN = ROOT / "bundles" / "eoir_shapes3d"
+# What the phantoms need in bundles whose data have other labels or voxels, by the data set.
+PHANTOMS: dict[str, dict[str, Any]] = {
+    "acdc": {"labels": list(range(1, 9)), "spacing": None, "spatial_size": [32, 32, 32]},
+}
 
-    # From the bundle's folder, in the spelling of the zoo.
-    train = ["run", "train", "--config_file", "configs/train.json", "--max_epochs", "1", "--val_interval", "1"]
-    train += ["--pairs_per_epoch", "2"]
-    result = command_line(*train, *data, *TINY, "--output_dir", str(output["train"]), cwd=bundle)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert model.is_file() and (output["train"] / "checkpoint.pt").is_file()
-    assert list((output["train"] / "tensorboard").glob("events*"))
-    rows = list(csv.DictReader((output["train"] / "history.csv").open()))
-    assert (
-        len(rows) == 1
-        and {"smoothness", "val_dice", "val_dice_before"} <= set(rows[0])
-        and {"lncc", "mse"} & set(rows[0])
-    )
 
-    # From the root of the repository, in the other spelling.
-    evaluate = ["run", "--config_file", f"bundles/{bundle.name}/configs/evaluate.json"]
-    options = [*data, *width, "--bundle_root", f"bundles/{bundle.name}", "--output_dir", str(output["evaluate"])]
-    result = command_line(*evaluate, *options, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-3000:]
-    summary = json.loads((output["evaluate"] / "summary.json").read_text())
+def check_training(folder: Path, model: Path) -> None:
+    assert model.is_file() and (folder / "checkpoint.pt").is_file()
+    assert list((folder / "tensorboard").glob("events*"))
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert len(rows) == 1 and {"val_dice", "val_dice_before"} <= set(rows[0])
+
+
+def check_evaluation(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["pairs"] == 2 and summary["metrics"]["dice"]["before"] > 0
     assert {"seconds", "peak_memory_gb", "fold_fraction", "hd95"} <= set(summary["metrics"])
-    cases = list(csv.DictReader((output["evaluate"] / "cases.csv").open()))
+    cases = list(csv.DictReader((folder / "cases.csv").open()))
     assert len(cases) == 2 and {"dice", "dice_before", "hd95_before", "seconds"} <= set(cases[0])
-    assert len(list(csv.DictReader((output["evaluate"] / "labels.csv").open()))) >= 2 * 8
-    assert "<html" in (output["evaluate"] / "report.html").read_text()
+    assert len(list(csv.DictReader((folder / "labels.csv").open()))) >= 2 * 8
+    assert "<html" in (folder / "report.html").read_text()
 
-    # From a folder that has nothing to do with it.
-    fixed, moving = (phantoms / "imagesTr" / f"SHAPES_{number}_0000.nii.gz" for number in ("0001", "0002"))
-    infer = ["run", "infer", "--config_file", str(bundle / "configs" / "inference.json"), "--bundle_root", str(bundle)]
-    files = ["--fixed", str(fixed), "--moving", str(moving), "--ckpt_path", str(model)]
-    result = command_line(*infer, *files, *width, "--output_dir", str(output["infer"]), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    warped_file, ddf_file = (
-        output["infer"] / f"SHAPES_0002_0000_to_SHAPES_0001_0000_{n}.nii.gz" for n in ("warped", "ddf")
-    )
-    warped, ddf = nibabel.load(warped_file), nibabel.load(ddf_file)
+
+def check_registration(folder: Path, moving: Path, fixed: Path) -> None:
+    name = f"{moving.name.split('.')[0]}_to_{fixed.name.split('.')[0]}"
+    warped, ddf = (nibabel.load(folder / f"{name}_{kind}.nii.gz") for kind in ("warped", "ddf"))
     assert np.allclose(warped.affine, nibabel.load(fixed).affine) and ddf.shape == (*warped.shape, 3)
     source = torch.from_numpy(nibabel.load(moving).get_fdata(dtype=np.float32))[None, None]
     field = torch.from_numpy(ddf.get_fdata(dtype=np.float32)).movedim(-1, 0)[None]
@@ -79,8 +58,68 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path, comm
     np.testing.assert_allclose(again.numpy(), warped.get_fdata(dtype=np.float32), atol=1e-5)
 
 
+def scans(phantoms: Path) -> tuple[Path, Path]:
+    moving, fixed = (phantoms / "imagesTr" / f"SHAPES_{number}_0000.nii.gz" for number in ("0002", "0001"))
+    return moving, fixed
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.pt"
+    options: dict[str, Any] = {"ckpt_path": str(model), **tiny(bundle)}
+    data = {"dataset_dir": str(phantoms), "reader": "datalist", **PHANTOMS.get(bundle.name.partition("_")[2], {})}
+    folders = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
+
+    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2}
+    run_workflow(bundle, "train", output_dir=str(folders["train"]), **options, **data, **short)
+    check_training(folders["train"], model)
+
+    run_workflow(bundle, "evaluate", output_dir=str(folders["evaluate"]), **options, **data)
+    check_evaluation(folders["evaluate"])
+
+    moving, fixed = scans(phantoms)
+    files = {"moving": str(moving), "fixed": str(fixed)}
+    run_workflow(bundle, "inference", output_dir=str(folders["infer"]), **options, **files)
+    check_registration(folders["infer"], moving, fixed)
+
+
+def test_commands_as_people_type_them(phantoms: Path, tmp_path: Path, command_line: Command) -> None:
+    model = tmp_path / "model.pt"
+    data = ["--dataset_dir", str(phantoms), "--ckpt_path", str(model)]
+    width = TINY[:2]
+    output = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
+
+    # From the bundle's folder, in the spelling of the zoo.
+    train = ["run", "train", "--config_file", "configs/train.json", "--max_epochs", "1", "--val_interval", "1"]
+    train += ["--pairs_per_epoch", "2"]
+    result = command_line(*train, *data, *TINY, "--output_dir", str(output["train"]), cwd=PATTERN)
+    assert result.returncode == 0, result.stderr[-3000:]
+    check_training(output["train"], model)
+
+    # From the root of the repository, in the other spelling.
+    evaluate = ["run", "--config_file", f"bundles/{PATTERN.name}/configs/evaluate.json"]
+    options = [*data, *width, "--bundle_root", f"bundles/{PATTERN.name}", "--output_dir", str(output["evaluate"])]
+    result = command_line(*evaluate, *options, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    check_evaluation(output["evaluate"])
+
+    # From a folder that has nothing to do with it.
+    moving, fixed = scans(phantoms)
+    infer = [
+        "run",
+        "infer",
+        "--config_file",
+        str(PATTERN / "configs" / "inference.json"),
+        "--bundle_root",
+        str(PATTERN),
+    ]
+    files = ["--moving", str(moving), "--fixed", str(fixed), "--ckpt_path", str(model)]
+    result = command_line(*infer, *files, *width, "--output_dir", str(output["infer"]), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    check_registration(output["infer"], moving, fixed)
+
+
 def test_two_processes_train_as_one_with_twice_the_batch(phantoms: Path, tmp_path: Path) -> None:
-    bundle = ROOT / "bundles" / "eoir_shapes3d"
     common_options = ["--dataset_dir", str(phantoms), "--max_epochs", "3", "--val_interval", "3", *TINY]
 
     def options(name: str) -> list[str]:
@@ -103,7 +142,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(phantoms: Path, tmp_pat
     path = {"PATH": f"{Path(torch.__file__).parents[4] / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     for command, name in ((one, "one"), (two, "two")):
         subprocess.run(
-            [*command, *options(name)], cwd=bundle, env={**environment(), **path}, check=True, capture_output=True
+            [*command, *options(name)], cwd=PATTERN, env={**environment(), **path}, check=True, capture_output=True
         )
     rows = [list(csv.DictReader((tmp_path / name / "history.csv").open())) for name in ("one", "two")]
     for single, double in zip(*rows, strict=True):
