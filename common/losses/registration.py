@@ -147,7 +147,9 @@ class RegistrationLoss(nn.Module):
 
     def terms_of_last_call(self) -> dict[str, float]:
         """Value of each term in the last call, summed over levels with their weights, before the term's own weight."""
-        return {name: float(value) for name, value in self._last.items()}
+        # All in one transfer: on a GPU each is waited for.
+        values = torch.stack([*self._last.values()]).tolist() if self._last else []
+        return dict(zip(self._last, values, strict=True))
 
     def _levels(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Per level everything that its terms may look at."""
