@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything runs on torch's ``meta`` device, which has shapes and no values, without a tensor on the CPU beside it.
+
+What a GPU would refuse is found here without one. What asks for a value cannot run, and on a GPU makes the CPU wait:
+:data:`NEED_VALUES` lists it, with the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from common import losses, metrics, networks, spatial
+from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.normalisation import instance_norm_prelu
+from common.engine.inferer import RegistrationInferer
+from common.losses import ImagePyramid, RegistrationLoss, Term
+from common.spatial import Grid
+
+META = torch.device("meta")
+BATCH, CLASSES, LABELS = 2, 4, [1, 2]
+SIZES = {2: (36, 20), 3: (34, 20, 18)}
+GRID = Grid((6, 5, 4), torch.eye(4))
+Case = Callable[[], Any]
+
+# What cannot run: it asks for values. Everything else must run, in both numbers of dimensions that it is for.
+NEED_VALUES = {
+    "invert": "chooses by value the voxels that need Newton steps",
+    "resample": "its smallest value fills what lies outside, unless another one is given",
+    "WarpedDiceLoss": "refuses labels out of range, and interpolates in chosen voxels alone",
+    "label_pyramid": "refuses labels out of range, and works in the bounding box of each class",
+    "ImagePyramid.labels": "is label_pyramid",
+    "inverse_consistency_error with a mask": "picks the voxels of the mask",
+    "jacobian_statistics": "picks the voxels that do not fold",
+    "fold_fraction": "is one of jacobian_statistics",
+    "fold_fraction_interior": "is one of jacobian_statistics",
+    "sdlogj": "is one of jacobian_statistics",
+    "sdlogj_l2r": "is one of jacobian_statistics",
+    "dice_per_label": "makes a table of the values that occur",
+    "dice_l2r": "is a dice_per_label",
+    "dice_voi": "is a dice_per_label",
+    "labels_present": "makes a table of the values that occur",
+    "tre_l2r": "SciPy's splines, on the CPU",
+    "tre_lumir": "finds the landmarks by value",
+    "hd95_l2r": "surfaces are NumPy arrays, on the CPU",
+    "hausdorff_per_label": "as hd95_l2r",
+    "average_surface_distance": "as hd95_l2r",
+    "surface_dice": "as hd95_l2r",
+    "label_surface_distances": "as hd95_l2r",
+    "surface_distances": "as hd95_l2r",
+}
+# Exported, but no function of a tensor.
+OTHERS = {
+    "losses": {"RegistrationLoss", "Term", "ImagePyramid"},
+    "spatial": {"Grid", "working_grid"},
+    "metrics": {
+        "InverseConsistency",
+        "JacobianStatistics",
+        "NonDiffeomorphicVolume",
+        "SurfaceDistances",
+        "neighbour_kernel",
+        "surface_element_areas",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _autocast_for_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has no autocast for this device, so that switching it off, or on, has to do nothing."""
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled
+
+    def switched(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "autocast", switched)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and enabled(kind))
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses an operation on tensors of two devices, as CUDA does; ``meta`` itself lets some pass, such as products.
+
+    Numbers may lie on the CPU, and copies go from one device to another.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        used = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim}
+        if len(used) > 1 and func is not torch.ops.aten.copy_.default:
+            raise AssertionError(f"{func} mixes tensors on {' and '.join(sorted(used))}.")
+        return func(*args, **(kwargs or {}))
+
+
+def values(*shape: int) -> Tensor:
+    """Something that a network made."""
+    return torch.empty(shape, device=META, requires_grad=True) * 1
+
+
+def labels(*shape: int) -> Tensor:
+    return torch.empty(shape, device=META, dtype=torch.uint8)
+
+
+def spatial_cases(dims: int) -> dict[str, Case]:
+    size = SIZES[dims]
+    image, many, field = (values(BATCH, channels, *size) for channels in (1, 9, dims))
+    label, points, scan = labels(BATCH, 1, *size), values(BATCH, 7, dims), values(1, 3, *GRID.shape)
+    world: dict[str, Case] = {
+        "displacement_to_moving": lambda: spatial.displacement_to_moving(GRID, GRID, scan, torch.eye(4).double()),
+        "resample": lambda: spatial.resample(scan, GRID, GRID),
+        "resample to a value": lambda: spatial.resample(scan, GRID, Grid((3, 3, 3), 2 * torch.eye(4)), outside=0.0),
+        "resample_ddf": lambda: spatial.resample_ddf(scan, GRID, GRID),
+    }
+    return {
+        "compose": lambda: spatial.compose(field, field),
+        "determinant": lambda: spatial.determinant([[image] * dims] * dims),
+        "field_map": lambda: spatial.field_map(field)(points),
+        "identity_grid": lambda: spatial.identity_grid(size, META),
+        "integrate": lambda: spatial.integrate(field),
+        "invert": lambda: spatial.invert(field),
+        "jacobian_determinant": lambda: spatial.jacobian_determinant(field),
+        "resize_ddf": lambda: spatial.resize_ddf(field, [n + 3 for n in size]),
+        "resize_image": lambda: spatial.resize_image(image, [n + 3 for n in size]),
+        "resize_image, nearest": lambda: spatial.resize_image(label, [n + 3 for n in size], "nearest"),
+        "sample_at": lambda: [spatial.sample_at(many, points, padding) for padding in ("border", "zeros")],
+        "sample_labels_at": lambda: spatial.sample_labels_at(label, points),
+        "warp": lambda: [spatial.warp(x, field, mode) for x in (image, many) for mode in ("bilinear", "nearest")],
+        "warp_labels": lambda: spatial.warp_labels(label, field),
+        "warp_labels_linear": lambda: spatial.warp_labels_linear(label, field),
+        "warp_within": lambda: spatial.warp_within(image, field),
+        **(world if dims == 3 else {}),
+    }
+
+
+def loss_cases(dims: int) -> dict[str, Case]:
+    size = SIZES[dims]
+    image, field, maps = (values(BATCH, channels, *size) for channels in (1, dims, CLASSES))
+    label = labels(BATCH, 1, *size)
+    return {
+        "BendingLoss": lambda: losses.BendingLoss()(field),
+        "GradientLoss": lambda: [losses.GradientLoss(penalty)(field) for penalty in ("l1", "l2")],
+        "LNCCLoss": lambda: losses.LNCCLoss(dims)(image, image),
+        "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
+        "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
+        "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),
+        "image_pyramid": lambda: losses.image_pyramid(image, 3),
+        "label_pyramid": lambda: losses.label_pyramid(label, CLASSES, 3),
+        "ImagePyramid of images": lambda: ImagePyramid()(image, 3),
+        "ImagePyramid.labels": lambda: ImagePyramid(num_classes=CLASSES).labels(label, 3),
+    }
+
+
+def metric_cases(dims: int) -> dict[str, Case]:
+    size = SIZES[dims]
+    field, points, block = values(BATCH, dims, *size), values(BATCH, 7, dims), values(dims, *size)
+    label, scores = labels(BATCH, 1, *size), values(BATCH, 5)
+    mask = label[0, 0]
+    return {
+        "average_surface_distance": lambda: metrics.average_surface_distance(label, label, LABELS),
+        "central_determinant": lambda: metrics.central_determinant(block),
+        "dice_l2r": lambda: metrics.dice_l2r(label, label, LABELS, label),
+        "dice_per_label": lambda: metrics.dice_per_label(label, label, LABELS),
+        "dice_voi": lambda: metrics.dice_voi(label, label, LABELS),
+        "digital_determinants": lambda: [found for _, found in metrics.digital_determinants(block)],
+        "fold_fraction": lambda: metrics.fold_fraction(field),
+        "fold_fraction_interior": lambda: metrics.fold_fraction_interior(field),
+        "hausdorff_per_label": lambda: metrics.hausdorff_per_label(label, label, LABELS),
+        "hd95_l2r": lambda: metrics.hd95_l2r(label, label, LABELS),
+        "inverse_consistency_error": lambda: metrics.inverse_consistency_error(field, field, [1.5] * dims),
+        "inverse_consistency_error with a mask": lambda: metrics.inverse_consistency_error(field, field, mask=label),
+        "jacobian_statistics": lambda: metrics.jacobian_statistics(field, label),
+        "label_surface_distances": lambda: metrics.label_surface_distances(label, label, LABELS),
+        "labels_present": lambda: metrics.labels_present(label, LABELS),
+        "mean_over_labels": lambda: metrics.mean_over_labels(scores),
+        "ndv_map": lambda: [metrics.ndv_map(field, edges) for edges in (False, True)],
+        "ndv_package": lambda: [metrics.ndv_package(field, mask) for mask in (None, label)],
+        "sdlogj": lambda: metrics.sdlogj(field),
+        "sdlogj_l2r": lambda: metrics.sdlogj_l2r(field),
+        "surface_dice": lambda: metrics.surface_dice(label, label, LABELS, 1.0),
+        "surface_distances": lambda: metrics.surface_distances(mask, mask),
+        "tre_l2r": lambda: metrics.tre_l2r(field, points, points),
+        "tre_l2r before registration": lambda: metrics.tre_l2r(None, points, points),
+        "tre_lumir": lambda: metrics.tre_lumir(label, label, field),
+        **({"nda": lambda: metrics.nda(field, label)} if dims == 2 else {}),
+        **({"ndv_lumir": lambda: metrics.ndv_lumir(field, label)} if dims == 3 else {}),
+    }
+
+
+def block_cases(dims: int) -> dict[str, Case]:
+    x, slope = values(BATCH, 2, *SIZES[dims]), values(1)
+    weight, bias = values(3, 2, *[3] * dims), values(3)
+    return {
+        "convolve": lambda: convolve(x, weight, bias),
+        "rectify_and_convolve": lambda: rectify_and_convolve(x * 1, weight, bias),
+        "normalise_and_convolve": lambda: normalise_and_convolve(x, slope, weight, bias),
+        "instance_norm_prelu": lambda: instance_norm_prelu([x, x * 1], slope, x * 1),
+    }
+
+
+def tensors(result: Any) -> Iterator[Tensor]:
+    """Of nested outputs, all."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping):
+        yield from tensors(list(result.values()))
+    elif isinstance(result, list | tuple):
+        for part in result:
+            yield from tensors(part)
+
+
+def run(case: Case) -> list[Tensor]:
+    """Forward and, where there is a gradient, backward."""
+    with OneDevice():
+        results = list(tensors(case()))
+        assert results and all(result.device == META for result in results)
+        differentiable = [result.sum() for result in results if result.requires_grad]
+        if differentiable:
+            torch.stack(differentiable).sum().backward()
+    return results
+
+
+PACKAGES = {"spatial": spatial_cases, "losses": loss_cases, "metrics": metric_cases, "blocks": block_cases}
+CASES = [
+    pytest.param(cases, name, dims, id=f"{package}-{name}-{dims}D")
+    for package, cases in PACKAGES.items()
+    for dims in SIZES
+    for name in cases(dims)
+]
+
+
+@pytest.mark.parametrize(("cases", "name", "dims"), CASES)
+def test_runs_without_values_or_is_known_to_need_them(cases: Any, name: str, dims: int) -> None:
+    case = cases(dims)[name]
+    if name not in NEED_VALUES:
+        run(case)
+        return
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"meta tensor|register_meta"):
+        run(case)
+
+
+@pytest.mark.parametrize("package", [spatial, losses, metrics])
+def test_everything_that_is_exported_is_run(package: Any) -> None:
+    kind = package.__name__.rpartition(".")[2]
+    exported = {name for name, found in vars(package).items() if callable(found) and name[0] != "_"}
+    run_here = {name for dims in SIZES for name in PACKAGES[kind](dims)}
+    assert exported - run_here == OTHERS[kind]
+
+
+def network_on_meta(network: Any) -> Any:
+    return network(**sys.modules[network.__module__].CONFIGURATIONS["tiny"]).to(META)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("network", [getattr(networks, name) for name in networks.__all__])
+def test_networks_infer_and_train(network: Any, amp: bool) -> None:
+    net = network_on_meta(network)
+    pair = torch.empty(BATCH, 2, *SIZES[net.spatial_dims], device=META)
+    with torch.no_grad():
+        assert run(lambda: RegistrationInferer(amp=amp)(pair, net))[0].shape[2:] == pair.shape[2:]
+    run(lambda: RegistrationInferer(details=True, amp=amp)(pair, net))
+    assert all(p.grad is not None and p.grad.device == META for p in net.parameters())
+
+
+@pytest.mark.parametrize("variant", ["plain", "acdc", "oasis"])
+def test_variants_of_eoir_train(variant: Any) -> None:
+    net = networks.EOIR(variant=variant, start_channel=2, int_steps=2).to(META)
+    run(lambda: net(torch.empty(BATCH, 2, *SIZES[3], device=META), details=True))
+
+
+class Slope(nn.Module):
+    """A penalty on the derivative of a map of points."""
+
+    def forward(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        """Mean square of the derivative at as many points as the image has rows."""
+        points = torch.zeros(len(image), image.shape[2], image.ndim - 2, device=image.device, requires_grad=True)
+        (slope,) = torch.autograd.grad(function(points).sum(), points, create_graph=True)
+        return slope.square().mean()
+
+
+def terms(dims: int) -> dict[str, Term]:
+    return {
+        "similarity": Term(losses.LNCCLoss(dims, 5), ["warped", "fixed"]),
+        "back": Term(losses.LNCCLoss(dims, 5), ["warped_back", "moving"]),
+        "smoothness": Term(losses.GradientLoss(), ["velocity"]),
+        "bending": Term(losses.BendingLoss(), ["ddf"]),
+        "slope": Term(Slope(), ["map", "fixed"]),
+    }
+
+
+def step(dims: int, terms: Mapping[str, Term], levels: int, label_classes: int | None = None) -> Tensor:
+    """The loss of one training step, on the fields and images that it looks at."""
+    sizes = [[n // 2**level for n in SIZES[dims]] for level in range(levels)]
+    fields = {
+        name: [values(BATCH, dims, *size) for size in sizes] for name in ("pyramid", "inverse_pyramid", "velocity")
+    }
+    outputs = {"ddf": fields["pyramid"][0], "inverse_ddf": fields["inverse_pyramid"][0], **fields}
+    targets = {name: torch.empty(BATCH, 1, *SIZES[dims], device=META) for name in ("moving", "fixed")}
+    targets |= {f"{name}_label": labels(BATCH, 1, *SIZES[dims]) for name in ("moving", "fixed")}
+    pyramid = ImagePyramid(num_classes=label_classes) if levels > 1 else None
+    return RegistrationLoss(terms, [1.0] * levels, pyramid)(outputs, targets)
+
+
+@pytest.mark.parametrize("dims", SIZES)
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_training_step_asks_for_no_value(levels: int, dims: int) -> None:
+    (total,) = run(lambda: step(dims, terms(dims), levels))
+    assert total.shape == ()
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_labels_in_a_training_step_ask_for_values(levels: int) -> None:
+    overlap = {"dice": Term(losses.WarpedDiceLoss(CLASSES), ["moving_label", "fixed_label", "ddf"])}
+    with pytest.raises(RuntimeError, match="meta tensor"):
+        step(3, overlap, levels, CLASSES)
+
+
+@pytest.mark.parametrize("operation", [torch.add, torch.mul, torch.matmul, torch.maximum])
+def test_a_tensor_left_behind_is_noticed(operation: Any) -> None:
+    with pytest.raises(AssertionError, match="mixes tensors on cpu and meta"):
+        run(lambda: operation(values(3, 3), torch.zeros(3, 3)))
