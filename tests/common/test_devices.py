@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,6 +32,10 @@ SIZES = {2: (36, 20), 3: (34, 20, 18)}
 GRID = Grid((6, 5, 4), torch.eye(4))
 Case = Callable[[], Any]
 
+# Of one signature each.
+STATISTICS = ("jacobian_statistics", "fold_fraction", "fold_fraction_interior", "sdlogj", "sdlogj_l2r")
+OVERLAPS = ("dice_per_label", "dice_l2r", "dice_voi")
+SURFACES = ("hd95_l2r", "hausdorff_per_label", "average_surface_distance", "label_surface_distances")
 # What cannot run: it asks for values. Everything else must run, in both numbers of dimensions that it is for.
 NEED_VALUES = {
     "invert": "chooses by value the voxels that need Newton steps",
@@ -39,36 +44,18 @@ NEED_VALUES = {
     "label_pyramid": "refuses labels out of range, and works in the bounding box of each class",
     "ImagePyramid.labels": "is label_pyramid",
     "inverse_consistency_error with a mask": "picks the voxels of the mask",
-    "jacobian_statistics": "picks the voxels that do not fold",
-    "fold_fraction": "is one of jacobian_statistics",
-    "fold_fraction_interior": "is one of jacobian_statistics",
-    "sdlogj": "is one of jacobian_statistics",
-    "sdlogj_l2r": "is one of jacobian_statistics",
-    "dice_per_label": "makes a table of the values that occur",
-    "dice_l2r": "is a dice_per_label",
-    "dice_voi": "is a dice_per_label",
-    "labels_present": "makes a table of the values that occur",
+    **dict.fromkeys(STATISTICS, "picks the voxels that do not fold"),
+    **dict.fromkeys((*OVERLAPS, "labels_present"), "makes a table of the values that occur"),
     "tre_l2r": "SciPy's splines, on the CPU",
     "tre_lumir": "finds the landmarks by value",
-    "hd95_l2r": "surfaces are NumPy arrays, on the CPU",
-    "hausdorff_per_label": "as hd95_l2r",
-    "average_surface_distance": "as hd95_l2r",
-    "surface_dice": "as hd95_l2r",
-    "label_surface_distances": "as hd95_l2r",
-    "surface_distances": "as hd95_l2r",
+    **dict.fromkeys((*SURFACES, "surface_dice", "surface_distances"), "surfaces are NumPy arrays, on the CPU"),
 }
 # Exported, but no function of a tensor.
 OTHERS = {
     "losses": {"RegistrationLoss", "Term", "ImagePyramid"},
     "spatial": {"Grid", "working_grid"},
-    "metrics": {
-        "InverseConsistency",
-        "JacobianStatistics",
-        "NonDiffeomorphicVolume",
-        "SurfaceDistances",
-        "neighbour_kernel",
-        "surface_element_areas",
-    },
+    "metrics": {"InverseConsistency", "JacobianStatistics", "NonDiffeomorphicVolume", "SurfaceDistances"}
+    | {"neighbour_kernel", "surface_element_areas"},
 }
 
 
@@ -161,26 +148,16 @@ def metric_cases(dims: int) -> dict[str, Case]:
     label, scores = labels(BATCH, 1, *size), values(BATCH, 5)
     mask = label[0, 0]
     return {
-        "average_surface_distance": lambda: metrics.average_surface_distance(label, label, LABELS),
+        **{name: partial(getattr(metrics, name), field) for name in STATISTICS},
+        **{name: partial(getattr(metrics, name), label, label, LABELS) for name in OVERLAPS + SURFACES},
         "central_determinant": lambda: metrics.central_determinant(block),
-        "dice_l2r": lambda: metrics.dice_l2r(label, label, LABELS, label),
-        "dice_per_label": lambda: metrics.dice_per_label(label, label, LABELS),
-        "dice_voi": lambda: metrics.dice_voi(label, label, LABELS),
         "digital_determinants": lambda: [found for _, found in metrics.digital_determinants(block)],
-        "fold_fraction": lambda: metrics.fold_fraction(field),
-        "fold_fraction_interior": lambda: metrics.fold_fraction_interior(field),
-        "hausdorff_per_label": lambda: metrics.hausdorff_per_label(label, label, LABELS),
-        "hd95_l2r": lambda: metrics.hd95_l2r(label, label, LABELS),
         "inverse_consistency_error": lambda: metrics.inverse_consistency_error(field, field, [1.5] * dims),
         "inverse_consistency_error with a mask": lambda: metrics.inverse_consistency_error(field, field, mask=label),
-        "jacobian_statistics": lambda: metrics.jacobian_statistics(field, label),
-        "label_surface_distances": lambda: metrics.label_surface_distances(label, label, LABELS),
         "labels_present": lambda: metrics.labels_present(label, LABELS),
         "mean_over_labels": lambda: metrics.mean_over_labels(scores),
         "ndv_map": lambda: [metrics.ndv_map(field, edges) for edges in (False, True)],
         "ndv_package": lambda: [metrics.ndv_package(field, mask) for mask in (None, label)],
-        "sdlogj": lambda: metrics.sdlogj(field),
-        "sdlogj_l2r": lambda: metrics.sdlogj_l2r(field),
         "surface_dice": lambda: metrics.surface_dice(label, label, LABELS, 1.0),
         "surface_distances": lambda: metrics.surface_distances(mask, mask),
         "tre_l2r": lambda: metrics.tre_l2r(field, points, points),
@@ -251,14 +228,10 @@ def test_everything_that_is_exported_is_run(package: Any) -> None:
     assert exported - run_here == OTHERS[kind]
 
 
-def network_on_meta(network: Any) -> Any:
-    return network(**sys.modules[network.__module__].CONFIGURATIONS["tiny"]).to(META)
-
-
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("network", [getattr(networks, name) for name in networks.__all__])
 def test_networks_infer_and_train(network: Any, amp: bool) -> None:
-    net = network_on_meta(network)
+    net = network(**sys.modules[network.__module__].CONFIGURATIONS["tiny"]).to(META)
     pair = torch.empty(BATCH, 2, *SIZES[net.spatial_dims], device=META)
     with torch.no_grad():
         assert run(lambda: RegistrationInferer(amp=amp)(pair, net))[0].shape[2:] == pair.shape[2:]
