@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from common.autograd import first_order
-from common.blocks.normalisation import EPS, instance_norm_prelu, normalise, normalise_again, normalise_backward
+from common.blocks.normalisation import Statistics, Summands, activate, instance_norm_prelu, measure, write_gradients
 
 # Fewer output channels than this leave the vector lanes of a convolution of the gradient empty.
 FEW_CHANNELS = 8
@@ -200,17 +200,19 @@ class _RectifyAndConvolve(torch.autograd.Function):
 class _NormaliseAndConvolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        activated, scales, shifts = normalise([x], slope, None, EPS)
-        ctx.save_for_backward(x, slope, scales, shifts, weight)
-        return _convolution(activated, weight, bias)
+        statistics = measure([x])
+        ctx.save_for_backward(x, slope, *statistics, weight)
+        return _convolution(activate(Summands((x,)), statistics, slope), weight, bias)
 
     @staticmethod
     @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, slope, scales, shifts, weight = ctx.saved_tensors
-        activated = normalise_again([x], slope, scales, shifts)
+        x, slope, scale, shift, weight = ctx.saved_tensors
+        summands, statistics = Summands((x,)), Statistics(scale, shift)
+        activated = activate(summands, statistics, slope)
         on_activated, on_weight, on_bias = _gradients(grad, activated, weight, True)
         del activated
         assert on_activated is not None
-        on_slope = normalise_backward([x], slope, scales, shifts, on_activated, [on_activated])
+        # The gradient at the convolution's input is overwritten by that of x.
+        on_slope = write_gradients(summands, statistics, slope, on_activated, Summands((on_activated,)))
         return on_activated, on_slope, on_weight, on_bias

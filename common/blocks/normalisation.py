@@ -1,19 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instance normalisation and PReLU as one step that keeps only its inputs."""
+r"""Instance normalisation and PReLU as one step that keeps only its inputs.
+
+Per sample and channel, with branches :math:`x_k`, residual r, slope a, and means over the n voxels:
+
+.. math::
+    y_k = s_k x_k + t_k, \quad s_k = 1 / \sqrt{\mathrm{var}(x_k) + \epsilon}, \quad t_k = -s_k\,\mathrm{mean}(x_k),
+    \qquad z = \sum_k y_k + r, \qquad \mathrm{out} = z + (a - 1) \min(z, 0).
+
+Backward, with the incoming gradient g and :math:`g^- = g` where z <= 0, else 0:
+
+.. math::
+    h = \partial L / \partial z = g + (a - 1) g^-, \qquad \partial L / \partial a = \sum g^- z, \qquad
+    \partial L / \partial r = h.
+
+Mean and variance depend on every voxel of x: :math:`\partial y_i / \partial x_j = s (\delta_{ij} - 1/n - y_i y_j / n)`,
+thus, for each branch, a linear function of h and x whose three factors are numbers per channel:
+
+.. math::
+    \partial L / \partial x = s (h - \mathrm{mean}(h) - y\,\mathrm{mean}(h y)) = s h + p x + q, \quad
+    p = -s^2\,\mathrm{mean}(h y), \quad q = -s (\mathrm{mean}(h) + t\,\mathrm{mean}(h y)).
+
+:func:`plain_form` is the forward pass in torch's own operations; autograd of it gives the same gradients and stores
+several volumes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from common.autograd import first_order
 
+from common.blocks.pieces import Matrix, in_order
+
 EPS = 1e-5
-# Elements per piece on the CPU: the handful of temporaries of one piece stay in the cache.
-PIECE = 2**18
 
 
 def instance_norm_prelu(
@@ -29,7 +53,8 @@ def instance_norm_prelu(
     that nothing but the inputs and two numbers per channel and branch is stored.
 
     Args:
-        branches: one or more (B, C, *spatial) of one type and memory layout (contiguous or channels-last).
+        branches: one or more (B, C, *spatial) of one type and memory layout (contiguous or channels-last; another
+            order of axes is copied).
         slope: (1,), the shared slope of PReLU for negative values.
         residual: (B, C, *spatial), added as it is, or None.
         eps: added to the variance.
@@ -38,17 +63,17 @@ def instance_norm_prelu(
     Returns:
         (B, C, *spatial) in the type and memory layout of the branches.
     """
-    inputs = (*branches, slope) if residual is None else (*branches, residual, slope)
-    differentiating = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return _traceable(branches, slope, residual, eps)
-    if not differentiating:
-        return normalise(branches, slope, residual, eps, branches[0] if overwrite else None)[0]
-    result: Tensor = _InstanceNormPReLU.apply(eps, residual is not None, slope, *inputs[:-1])
-    return result
+        return plain_form(branches, slope, residual, eps)
+    summands = Summands(tuple(branches), residual).each(in_order)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*summands.tensors, slope)):
+        result: Tensor = _InstanceNormPReLU.apply(eps, slope, summands.residual, *summands.branches)
+        return result
+    return activate(summands, measure(summands.branches, eps), slope, summands.branches[0] if overwrite else None)
 
 
-def _traceable(branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float) -> Tensor:
+def plain_form(branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float) -> Tensor:
+    """The formulas in torch's own operations: to be traced and exported, and to be read."""
     total = None if residual is None else residual.to(_statistics_type(residual))
     for branch in branches:
         values = branch.to(_statistics_type(branch))
@@ -70,94 +95,89 @@ def _statistics_type(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _rows(sample: Tensor, like: Tensor) -> tuple[Tensor, int]:
-    """One sample (C, *spatial) as a matrix over its own memory, and the axis that runs over voxels."""
-    if like.movedim(0, -1).is_contiguous():
-        return sample.movedim(0, -1).reshape(-1, sample.shape[0]), 0
-    return sample.reshape(sample.shape[0], -1), 1
+@dataclass(frozen=True)
+class Summands:
+    """What PReLU acts on the sum of, or one value for each (a gradient, a part).
+
+    Args:
+        branches: one or more (B, C, *spatial), each of which is normalised.
+        residual: the same shape, added as it is, or None.
+    """
+
+    branches: tuple[Tensor, ...]
+    residual: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.branches if self.residual is None else (*self.branches, self.residual)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Summands:
+        """``function`` of each."""
+        return Summands(
+            tuple(function(x) for x in self.branches), None if self.residual is None else function(self.residual)
+        )
 
 
-def _pieces(voxel_axis: int, *matrices: Tensor) -> Iterator[list[Tensor]]:
-    first = matrices[0]
-    count, channels = first.shape[voxel_axis], first.shape[1 - voxel_axis]
-    step = max(PIECE // channels, 1) if first.device.type == "cpu" else count
-    for start in range(0, count, step):
-        length = min(step, count - start)
-        yield [matrix.narrow(voxel_axis, start, length) for matrix in matrices]
+class Statistics(NamedTuple):
+    """What normalises the branches: ``y = scale * x + shift``; each (B, branches, C, 1) or (B, branches, 1, C)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def stack(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Those of all branches, or samples, from those of each."""
+        return cls(torch.stack([part.scale for part in parts]), torch.stack([part.shift for part in parts]))
+
+    def sample(self, b: int) -> Statistics:
+        """Those of one sample."""
+        return Statistics(self.scale[b], self.shift[b])
 
 
-def _statistics(rows: Tensor, voxel_axis: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Factor and summand that normalise: 1 / sqrt(variance + eps) and -mean times it.
+def measure(branches: Sequence[Tensor], eps: float = EPS) -> Statistics:
+    """Statistics of each sample of each branch (B, C, *spatial)."""
+    form = Matrix.of(branches[0])
+    samples = [[_measure(form.sample(b)(x), form, eps) for x in branches] for b in range(branches[0].shape[0])]
+    return Statistics.stack([Statistics.stack(sample) for sample in samples])
+
+
+def _measure(x: Tensor, form: Matrix, eps: float) -> Statistics:
+    """Scale and shift, (C, 1) or (1, C), of one branch of one sample.
 
     Two passes, because the difference of sums of squares cancels in float32.
     """
-    dtype, count = _statistics_type(rows), rows.shape[voxel_axis]
-    sums = [piece.sum(voxel_axis, keepdim=True, dtype=dtype) for (piece,) in _pieces(voxel_axis, rows)]
-    mean = torch.stack(sums).sum(0) / count
-    squares = [
-        (piece.to(dtype) - mean).square_().sum(voxel_axis, keepdim=True) for (piece,) in _pieces(voxel_axis, rows)
-    ]
-    scale = torch.rsqrt(torch.stack(squares).sum(0) / count + eps)
-    return scale, -mean * scale
+    dtype, voxels = _statistics_type(x), x.shape[form.voxel_axis]
+    mean = torch.stack([form.sum(cut(x), dtype) for cut in form.pieces(x)]).sum(0) / voxels
+    squares = [form.sum((cut(x).to(dtype) - mean).square_()) for cut in form.pieces(x)]
+    scale = torch.rsqrt(torch.stack(squares).sum(0) / voxels + eps)
+    return Statistics(scale, -mean * scale)
 
 
-def _total(
-    pieces: Sequence[Tensor], scales: Sequence[Tensor] | Tensor, shifts: Sequence[Tensor] | Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Sum of the normalised branches, and of the residual that may follow them."""
-    total = torch.addcmul(shifts[0], pieces[0].to(dtype), scales[0])
-    for piece, scale, shift in zip(pieces[1:], scales[1:], shifts[1:], strict=False):
-        total.add_(shift).addcmul_(piece.to(dtype), scale)
-    return total if len(pieces) == len(scales) else total.add_(pieces[-1])
-
-
-def normalise(
-    branches: Sequence[Tensor], slope: Tensor, residual: Tensor | None, eps: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result without autograd, and factors and summands of the normalisation, (B, branches, C, 1) or (..., 1, C).
-
-    Args:
-        branches: see :func:`instance_norm_prelu`.
-        slope: see there.
-        residual: see there.
-        eps: see there.
-        out: where the result goes; may be one of the branches.
-    """
-    inputs = (*branches,) if residual is None else (*branches, residual)
-    out = torch.empty_like(branches[0]) if out is None else out
-    scales: list[Tensor] = []
-    shifts: list[Tensor] = []
-    for samples in zip(*inputs, out, strict=True):
-        rows, axes = zip(*(_rows(sample, samples[0]) for sample in samples), strict=True)
-        statistics = [_statistics(matrix, axes[0], eps) for matrix in rows[: len(branches)]]
-        sample_scales, sample_shifts = map(list, zip(*statistics, strict=True))
-        _activate(rows, axes[0], sample_scales, sample_shifts, slope)
-        scales.append(torch.stack(sample_scales))
-        shifts.append(torch.stack(sample_shifts))
-    return out, torch.stack(scales), torch.stack(shifts)
-
-
-def normalise_again(inputs: Sequence[Tensor], slope: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
-    """The result of :func:`normalise` once more, from the branches (and residual) and what that returned beside it."""
-    out = torch.empty_like(inputs[0])
-    for b, samples in enumerate(zip(*inputs, out, strict=True)):
-        rows, axes = zip(*(_rows(sample, samples[0]) for sample in samples), strict=True)
-        _activate(rows, axes[0], scales[b], shifts[b], slope)
+def activate(summands: Summands, statistics: Statistics, slope: Tensor, out: Tensor | None = None) -> Tensor:
+    """``z + (a - 1) min(z, 0)``, (B, C, *spatial), without autograd; ``out`` may be one of the branches."""
+    first = summands.branches[0]
+    out, form = torch.empty_like(first) if out is None else out, Matrix.of(first)
+    less = slope.detach().to(statistics.scale.dtype) - 1
+    for b in range(first.shape[0]):
+        sample, of_sample, target = summands.each(form.sample(b)), statistics.sample(b), form.sample(b)(out)
+        for cut in form.pieces(target):
+            z = _sum(sample.each(cut), of_sample)
+            _addcmul(cut(target), z, z.clamp(max=0), less)
     return out
 
 
-def _activate(
-    rows: Sequence[Tensor],
-    axis: int,
-    scales: Sequence[Tensor] | Tensor,
-    shifts: Sequence[Tensor] | Tensor,
-    slope: Tensor,
-) -> None:
-    """Fill the last of ``rows``, the result, from the others."""
-    less = slope.detach().to(scales[0].dtype) - 1
-    for *pieces, target in _pieces(axis, *rows):
-        total = _total(pieces, scales, shifts, less.dtype)
-        _addcmul(target, total, total.clamp(max=0), less)
+def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, x.to(scale.dtype), scale)
+
+
+def _sum(piece: Summands, statistics: Statistics) -> Tensor:
+    """z, the sum of the normalised branches and of the residual."""
+    (scale, *scales), (shift, *shifts) = statistics
+    z = _normalised(piece.branches[0], scale, shift)
+    for x, scale, shift in zip(piece.branches[1:], scales, shifts, strict=True):
+        z.add_(shift).addcmul_(x.to(z.dtype), scale)
+    return z if piece.residual is None else z.add_(piece.residual)
 
 
 def _addcmul(target: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
@@ -170,86 +190,110 @@ def _addcmul(target: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
 
 class _InstanceNormPReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, eps: float, with_residual: bool, slope: Tensor, *inputs: Tensor) -> Tensor:
-        branches, residual = (inputs[:-1], inputs[-1]) if with_residual else (inputs, None)
-        out, scales, shifts = normalise(branches, slope, residual, eps)
-        ctx.save_for_backward(slope, scales, shifts, *inputs)
-        return out
+    def forward(ctx: Any, eps: float, slope: Tensor, residual: Tensor | None, *branches: Tensor) -> Tensor:
+        statistics = measure(branches, eps)
+        ctx.save_for_backward(slope, *statistics, residual, *branches)
+        return activate(Summands(branches, residual), statistics, slope)
 
     @staticmethod
     @first_order("The normalisation of common.blocks", "that of torch.nn")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        slope, scales, shifts, *inputs = ctx.saved_tensors
-        grads = [torch.empty_like(x) for x in inputs]
-        return None, None, normalise_backward(inputs, slope, scales, shifts, grad, grads), *grads
+        slope, scale, shift, residual, *branches = ctx.saved_tensors
+        summands = Summands(tuple(branches), residual)
+        on_summands = summands.each(torch.empty_like)
+        on_slope = write_gradients(summands, Statistics(scale, shift), slope, grad, on_summands)
+        return None, on_slope, on_summands.residual, *on_summands.branches
 
 
-def normalise_backward(
-    inputs: Sequence[Tensor], slope: Tensor, scales: Tensor, shifts: Tensor, grad: Tensor, grads: Sequence[Tensor]
+def write_gradients(
+    summands: Summands, statistics: Statistics, slope: Tensor, grad: Tensor, on_summands: Summands
 ) -> Tensor:
-    """Fill ``grads``, the gradients of the inputs, and return the gradient of the slope.
+    """Backward pass of :func:`measure` and :func:`activate`.
 
     Args:
-        inputs: branches, and residual if there is one.
+        summands: what was added up.
+        statistics: what :func:`measure` returned.
         slope: of PReLU.
-        scales: as returned by :func:`normalise`.
-        shifts: as returned by :func:`normalise`.
-        grad: gradient of the result; ``grads[0]`` may be the same tensor if that is the only one.
-        grads: tensors like ``inputs``.
+        grad: gradient of the result; may be the tensor that becomes the gradient of the only branch.
+        on_summands: tensors like ``summands``, which are filled with their gradients.
+
+    Returns:
+        The gradient of the slope.
     """
-    grad = grad if grad.stride() == inputs[0].stride() else torch.empty_like(inputs[0]).copy_(grad)
-    on_slope = torch.zeros((), dtype=scales.dtype, device=grad.device)
+    first = summands.branches[0]
+    grad = grad if grad.stride() == first.stride() else torch.empty_like(first).copy_(grad)
+    form, less = Matrix.of(first), slope.to(statistics.scale.dtype) - 1
+    on_slope = less.new_zeros(())
     for b in range(grad.shape[0]):
-        tensors = [x[b] for x in (*inputs, grad, *grads)]
-        rows, axes = zip(*(_rows(x, tensors[0]) for x in tensors), strict=True)
-        on_slope += _SampleBackward(rows, axes[0], len(inputs), scales[b], shifts[b], slope).run()
+        view = form.sample(b)
+        sample = _SampleBackward(summands.each(view), view(grad), statistics.sample(b), less, form)
+        sums = sample.sums()
+        on_slope += sums.on_slope
+        sample.write(sums, on_summands.each(view))
     return on_slope.to(slope.dtype).view_as(slope)
 
 
-class _SampleBackward:
-    """Gradients of one sample; ``rows`` are inputs, incoming gradient, gradients of the inputs.
+class _AtSum(NamedTuple):
+    """At the sum z of a piece: its value, the incoming gradient where z <= 0 (else 0), and h, the gradient of z."""
 
-    The gradient at the sum of the branches is computed twice, which takes less time than storing it.
+    z: Tensor
+    incoming_below: Tensor
+    h: Tensor
+
+
+class _Sums(NamedTuple):
+    """Over the voxels of a sample: the gradient of the slope, the sum of h per channel and, per branch, of h y."""
+
+    on_slope: Tensor
+    h: Tensor
+    hy: Tensor
+
+
+@dataclass(frozen=True)
+class _SampleBackward:
+    """Backward pass of one sample, matrices of the form ``form``; ``less`` is a - 1.
+
+    What belongs to z is computed in both, which takes less time than storing it.
     """
 
-    def __init__(
-        self, rows: Sequence[Tensor], axis: int, count: int, scales: Tensor, shifts: Tensor, slope: Tensor
-    ) -> None:
-        self.rows, self.axis, self.count = rows, axis, count
-        self.scales, self.shifts = scales, shifts
-        self.less = slope.to(scales.dtype) - 1
+    summands: Summands
+    incoming: Tensor
+    statistics: Statistics
+    less: Tensor
+    form: Matrix
 
-    def _at_sum(self, pieces: Sequence[Tensor], incoming: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total = _total(pieces, self.scales, self.shifts, self.less.dtype)
-        incoming = incoming.to(self.less.dtype)
+    def _at_sum(self, piece: Summands, incoming: Tensor) -> _AtSum:
+        z = _sum(piece, self.statistics)
+        incoming = incoming.to(z.dtype)
         # The vectorised way to keep what belongs to positive values; `where` takes twenty times as long.
-        negative = incoming - torch.ops.aten.threshold_backward(incoming, total, 0)
-        return total, negative, torch.addcmul(incoming, negative, self.less)
+        below = incoming - torch.ops.aten.threshold_backward(incoming, z, 0)
+        return _AtSum(z, below, torch.addcmul(incoming, below, self.less))
 
-    def run(self) -> Tensor:
-        scales, shifts, axis = self.scales, self.shifts, self.axis
-        branches = scales.shape[0]
-        on_slope = torch.zeros_like(self.less).sum()
-        sums, products = torch.zeros_like(scales[0]), torch.zeros_like(scales)
-        for *pieces, incoming in _pieces(axis, *self.rows[: self.count + 1]):
-            total, negative, at_sum = self._at_sum(pieces, incoming)
-            on_slope += (negative * total).sum()
-            sums += at_sum.sum(axis, keepdim=True)
-            for i in range(branches):
-                part = slice(i, i + 1)
-                normalised = total if self.count == 1 else _total(pieces[part], scales[part], shifts[part], total.dtype)
-                products[i] += (at_sum * normalised).sum(axis, keepdim=True)
-        # scale * (g - mean(g) - normalised * mean(g * normalised)) as one linear function of g and the branch.
-        voxels = self.rows[0].shape[axis]
-        on_branch = -scales.square() * products / voxels
-        constant = -scales * (sums + shifts * products) / voxels
-        for pieces in _pieces(axis, *self.rows):
-            inputs, incoming, targets = pieces[: self.count], pieces[self.count], pieces[self.count + 1 :]
-            _, _, at_sum = self._at_sum(inputs, incoming)
-            for i, target in enumerate(targets[:branches]):
-                linear = torch.addcmul(constant[i], at_sum, scales[i])
-                _addcmul(target, linear, inputs[i].to(at_sum.dtype), on_branch[i])
-            for target in targets[branches:]:
-                # The residual receives the gradient as it is.
-                target.copy_(at_sum)
-        return on_slope
+    def sums(self) -> _Sums:
+        """First pass, over all voxels."""
+        scale, shift = self.statistics
+        on_slope, h, hy = scale.new_zeros(()), torch.zeros_like(scale[0]), torch.zeros_like(scale)
+        for cut in self.form.pieces(self.incoming):
+            piece = self.summands.each(cut)
+            at = self._at_sum(piece, cut(self.incoming))
+            on_slope += (at.incoming_below * at.z).sum()
+            h += self.form.sum(at.h)
+            for k, x in enumerate(piece.branches):
+                # A single summand is the sum.
+                y = at.z if len(piece.tensors) == 1 else _normalised(x, scale[k], shift[k])
+                hy[k] += self.form.sum(at.h * y)
+        return _Sums(on_slope, h, hy)
+
+    def write(self, sums: _Sums, gradients: Summands) -> None:
+        """Second pass: ``s h + p x + q`` into the gradient of each branch, h into that of the residual."""
+        scale, shift = self.statistics
+        voxels = self.incoming.shape[self.form.voxel_axis]
+        p = -scale.square() * sums.hy / voxels
+        q = -scale * (sums.h + shift * sums.hy) / voxels
+        for cut in self.form.pieces(self.incoming):
+            piece, targets = self.summands.each(cut), gradients.each(cut)
+            h = self._at_sum(piece, cut(self.incoming)).h
+            for k, (x, target) in enumerate(zip(piece.branches, targets.branches, strict=True)):
+                _addcmul(target, torch.addcmul(q[k], h, scale[k]), x.to(h.dtype), p[k])
+            if targets.residual is not None:
+                targets.residual.copy_(h)

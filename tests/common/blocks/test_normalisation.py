@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.blocks.normalisation import instance_norm_prelu
+from common.blocks.normalisation import EPS, instance_norm_prelu, plain_form
 
 SHAPES = [(2, 3, 6, 5), (2, 3, 4, 5, 3), (1, 4, 3, 5, 2)]
 LAYOUTS = ["contiguous", "channels last"]
@@ -98,6 +98,52 @@ def test_large_volume_equals_the_formula_as_well(layout: str, count: int) -> Non
         out = function(branches, slope_of(0.25))
         results.append((out.detach(), *torch.autograd.grad(out.square().sum(), branches)))
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_gradients_equal_the_formulas_of_the_docstring(with_residual: bool) -> None:
+    x, r, g = tensors(3, SHAPES[1])
+    a, axes = 0.25, (2, 3, 4)
+    x.requires_grad_()
+    slope, residual = slope_of(a, grad=True), r.requires_grad_() if with_residual else None
+    out = instance_norm_prelu([x], slope, residual)
+    found = torch.autograd.grad(out, [x, slope, *([residual] if residual is not None else [])], g)
+    with torch.no_grad():
+        s = 1 / (x.var(axes, correction=0, keepdim=True) + 1e-5).sqrt()
+        y = s * x - s * x.mean(axes, keepdim=True)
+        z = y + r if with_residual else y
+        h = g + (a - 1) * g * (z <= 0)
+        on_x = s * (h - h.mean(axes, keepdim=True) - y * (h * y).mean(axes, keepdim=True))
+        expected = [on_x, (g * (z <= 0) * z).sum()[None], *([h] if with_residual else [])]
+    torch.testing.assert_close(list(found), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_plain_form_equals_the_fused_one() -> None:
+    a, b, residual = tensors(3, SHAPES[1])
+    fused = instance_norm_prelu([a, b], slope_of(0.25), residual)
+    torch.testing.assert_close(plain_form([a, b], slope_of(0.25), residual, EPS), fused, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_other_orders_of_axes_are_as_good(grad: bool) -> None:
+    results = []
+    for order in ("turned", "contiguous"):
+        turned = [x.transpose(2, 4).detach() for x in tensors(3, (2, 3, 3, 5, 4))]
+        *branches, residual = [(x if order == "turned" else x.contiguous()).requires_grad_(grad) for x in turned]
+        out = instance_norm_prelu(branches, slope_of(0.25), residual, overwrite=True)
+        gradients = torch.autograd.grad(out.square().sum(), [*branches, residual]) if grad else ()
+        results.append((out.detach(), *gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-13)
+
+
+def test_residual_may_lie_otherwise_in_memory_than_the_branches() -> None:
+    gradients = []
+    for layout in LAYOUTS:
+        (branch,), (residual,) = tensors(1, SHAPES[1], "channels last", grad=True), tensors(1, SHAPES[1], layout)
+        residual = residual.requires_grad_()
+        out = instance_norm_prelu([branch], slope_of(0.25), residual)
+        gradients.append(torch.autograd.grad(out.square().sum(), [branch, residual]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
