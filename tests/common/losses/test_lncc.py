@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +44,27 @@ def test_value_equals_the_textbook_loop(shape: tuple[int, ...], size: int, stati
     ]
     loss = LNCCLoss(len(shape), size, eps=0.01, statistics=statistics)
     assert loss(i, j).item() == pytest.approx(1 - np.mean(expected), abs=1e-10)
+
+
+def _plain_form() -> Callable[..., torch.Tensor]:
+    """The code in the docstring of the loss."""
+    lines = inspect.cleandoc(LNCCLoss.__doc__ or "").split("value and gradient::\n\n")[1].splitlines()
+    code = list(itertools.takewhile(lambda line: line.startswith("    "), lines))
+    names: dict[str, Any] = {"torch": torch}
+    exec(textwrap.dedent("\n".join(code)), names)
+    assert len(code) == 9
+    function: Callable[..., torch.Tensor] = names["plain_lncc"]
+    return function
+
+
+@pytest.mark.parametrize("size", [3, 9])
+def test_value_and_gradients_equal_the_plain_form_of_the_docstring(size: int) -> None:
+    results = []
+    for loss in (LNCCLoss(3, size, eps=0.01), lambda i, j: _plain_form()(i, j, size, 0.01, 1.0)):
+        i, j = (image.requires_grad_() for image in _pair(2, 1, 11, 8, 9))
+        value = loss(i, j)
+        results.append((value.detach(), *torch.autograd.grad(value, (i, j))))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-14)
 
 
 def test_value_and_gradient_do_not_depend_on_the_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
