@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from common.checks import InputError
 from common.losses.closed_form import computing_dtype, needs_gradient, with_gradient
+from common.losses.label_cells import LabelCells, corner_weights, interpolation_slopes
 from common.spatial import warp
 
 # Voxels handled at a time: their coordinates and indices stay in a core's cache; accelerators want few launches.
 _CPU_SLAB = 1 << 17
 _ACCELERATOR_SLAB = 1 << 24
-# Two voxels outside on each side: a sampled cell wholly outside exists for every position, so that clamping is exact.
-_MARGIN = 2
 
 
 class SoftDiceLoss(nn.Module):
@@ -119,22 +118,27 @@ class WarpedDiceLoss(nn.Module):
         share = 1 / (field.shape[0] * (self.num_classes - (not self.include_background)))
         with torch.no_grad(), torch.autocast(field.device.type, enabled=False):
             for b in range(field.shape[0]):
-                pair = _LabelPair(moving[b, 0], fixed[b, 0], field[b], self.num_classes)
-                value += share * self._score(pair, share, None if gradient is None else gradient[b])
+                cells = LabelCells(moving[b, 0], self.num_classes)
+                sums = _class_sums(cells, fixed[b, 0], field[b], with_mixed=gradient is not None)
+                value += share * self._score(sums, share, None if gradient is None else gradient[b])
         return with_gradient((1 - value).to(field.dtype), [field], [gradient])
 
-    def _score(self, pair: _LabelPair, share: float, slope: Tensor | None) -> Tensor:
-        """Sum of the classes' Dice; fills ``slope``."""
-        overlap, warped, fixed = pair.sums(keep=slope is not None)
-        size = warped + fixed + self.eps
+    def _score(self, sums: _ClassSums, share: float, gradient: Tensor | None) -> Tensor:
+        """Sum of the classes' Dice; fills ``gradient``."""
+        size = sums.warped + sums.fixed + self.eps
         # The code behind the last class stands for "outside" and belongs to no class, like an excluded background.
         counts = torch.ones_like(size)
         counts[-1] = 0
         if not self.include_background:
             counts[0] = 0
-        dice = 2 * overlap / size * counts
-        if slope is not None:
-            pair.write_gradient(slope, dice / size * share, 2 / size * counts * share)
+        dice = 2 * sums.overlap / size * counts
+        if gradient is not None:
+            assert sums.mixed is not None
+            # d loss / d p = dice / size - 2 t / size, times the share.
+            per_label = (dice / size * share).to(gradient.dtype)
+            per_match = (2 / size * counts * share).to(gradient.dtype)
+            for mixed in sums.mixed:
+                gradient.flatten(1).index_copy_(1, mixed.voxels, mixed.slopes(per_label, per_match))
         return dice.sum()
 
     def _compare_maps(self, moving: Tensor, fixed: Tensor, ddf: Tensor) -> Tensor:
@@ -176,101 +180,87 @@ def check_labels(label: Tensor, num_classes: int, name: str) -> Tensor:
     return label
 
 
-class _LabelPair:
-    """One moving and one fixed label map under one field: class sums, then the gradient."""
+@dataclass(frozen=True)
+class _MixedVoxels:
+    """Voxels of the fixed grid that land in a cell of more than one label: the only ones that move the loss.
 
-    def __init__(self, moving: Tensor, fixed: Tensor, ddf: Tensor, num_classes: int) -> None:
-        self.outside, self.mixed = num_classes, num_classes + 1
-        self.fixed, self.ddf = fixed, ddf
-        self.sizes = moving.shape
-        padded = moving.new_full([n + 2 * _MARGIN for n in moving.shape], self.outside)
-        padded[tuple(slice(_MARGIN, _MARGIN + n) for n in moving.shape)] = moving
-        self.labels = padded.flatten()
-        self.strides = [math.prod(padded.shape[axis + 1 :]) for axis in range(padded.ndim)]
-        self.cells = self._cell_codes(padded).flatten()
-        # Corners in the order of nested loops over the axes, the last axis fastest.
-        self.corners = [sum(c) for c in itertools.product(*((0, stride) for stride in self.strides))]
-        self.kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    Args:
+        voxels: (points,), flat index in the fixed grid.
+        fixed: (points,), fixed label.
+        corners: (2**d, points), labels of the cell's corners.
+        fraction: (d, points), position in the cell.
+    """
 
-    def _cell_codes(self, padded: Tensor) -> Tensor:
-        """Per cell (named by its lowest corner) its label, or ``mixed`` if its corners differ."""
-        low = high = padded
-        for axis, n in enumerate(padded.shape):
-            low = torch.minimum(low.narrow(axis, 0, n - 1), low.narrow(axis, 1, n - 1))
-            high = torch.maximum(high.narrow(axis, 0, n - 1), high.narrow(axis, 1, n - 1))
-        codes = torch.full_like(padded, self.mixed)
-        uniform = codes[tuple(slice(0, n - 1) for n in padded.shape)]
-        uniform.copy_(torch.where(low == high, low, uniform))
-        return codes
+    voxels: Tensor
+    fixed: Tensor
+    corners: Tensor
+    fraction: Tensor
 
-    def sums(self, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Per code (classes, then "outside"): sum of p t, of p and of t, in float64."""
-        bins = self.outside + 1
-        overlap, warped = self.ddf.new_zeros((2, bins + 1), dtype=torch.float64)
-        plane = math.prod(self.fixed.shape[1:])
-        depth = max(1, (_CPU_SLAB if self.ddf.is_cpu else _ACCELERATOR_SLAB) // plane)
-        for start in range(0, self.fixed.shape[0], depth):
-            self._add_slab(start, min(start + depth, self.fixed.shape[0]), overlap, warped, keep)
-        total = torch.bincount(self.fixed.flatten(), minlength=bins).double()
-        return overlap[:bins], warped[:bins], total
+    def slopes(self, per_label: Tensor, per_match: Tensor) -> Tensor:
+        """d loss / d ddf (d, points), from d loss / d weight = per_label[corner] - per_match[fixed] [corner == fixed].
 
-    def _add_slab(self, start: int, stop: int, overlap: Tensor, warped: Tensor, keep: bool) -> None:
-        points, cell = self._locate(start, stop)
-        fixed = self.fixed[start:stop].flatten()
-        code = self.cells.index_select(0, cell)
-        bins = self.mixed + 1
-        warped += torch.bincount(code, minlength=bins)
-        overlap += torch.bincount(torch.where(code == fixed, code, self.mixed), minlength=bins)
-        chosen = (code == self.mixed).nonzero().flatten()
-        cell, fixed = cell.index_select(0, chosen), fixed.index_select(0, chosen)
-        fraction = points.index_select(1, chosen).frac_()
-        corners = torch.stack([self.labels.index_select(0, cell + offset) for offset in self.corners])
-        weights = _corner_weights(fraction)
-        warped += torch.bincount(corners.flatten(), weights.flatten().double(), bins)
-        agreement = (weights * (corners == fixed)).sum(0)
-        overlap += torch.bincount(fixed, agreement.double(), bins)
-        if keep:
-            self.kept.append((chosen + start * math.prod(self.fixed.shape[1:]), fixed, corners, fraction))
-
-    def _locate(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Positions in the padded moving map (d, voxels), >= 0, and the flat index of the cell that each lies in."""
-        points = torch.empty_like(self.ddf[:, start:stop], memory_format=torch.contiguous_format)
-        cell: Tensor | None = None
-        for axis, n in enumerate(self.sizes):
-            first, last = (start, stop) if axis == 0 else (0, self.fixed.shape[axis])
-            steps = torch.arange(first + _MARGIN, last + _MARGIN, dtype=points.dtype, device=points.device)
-            shape = [-1 if k == axis else 1 for k in range(len(self.sizes))]
-            torch.add(self.ddf[axis, start:stop], steps.view(shape), out=points[axis])
-            points[axis].nan_to_num_(nan=0.0).clamp_(0, n + _MARGIN)
-            index = points[axis].to(torch.int32)
-            cell = index.mul_(self.strides[axis]) if cell is None else cell.add_(index, alpha=self.strides[axis])
-        assert cell is not None
-        return points.flatten(1), cell.flatten()
-
-    def write_gradient(self, slope: Tensor, per_label: Tensor, per_match: Tensor) -> None:
-        """d loss / d ddf, from d loss / d weight = per_label[corner] - per_match[fixed] * [corner == fixed]."""
-        per_label, per_match = per_label.to(slope.dtype), per_match.to(slope.dtype)
-        rows = slope.view(slope.shape[0], -1)
-        for voxels, fixed, corners, fraction in self.kept:
-            values = per_label.index_select(0, corners.flatten().int()).view(corners.shape)
-            values -= (corners == fixed) * per_match.index_select(0, fixed.int())
-            rows.index_copy_(1, voxels, _interpolation_slopes(values, fraction))
+        Args:
+            per_label: one number per code, of the type of the field.
+            per_match: likewise.
+        """
+        values = per_label.index_select(0, self.corners.flatten().int()).view(self.corners.shape)
+        values -= (self.corners == self.fixed) * per_match.index_select(0, self.fixed.int())
+        return interpolation_slopes(values, self.fraction)
 
 
-def _corner_weights(fraction: Tensor) -> Tensor:
-    """Linear weights (2**d, points) of a cell's corners, from the position (d, points) inside the cell."""
-    weights = torch.ones_like(fraction[:1])
-    for part in fraction:
-        weights = torch.stack((weights * (1 - part), weights * part), dim=1).flatten(0, 1)
-    return weights
+@dataclass(frozen=True)
+class _ClassSums:
+    """Sums over the voxels of one pair, per code (classes, then "outside"), in float64.
+
+    Args:
+        overlap: of p t.
+        warped: of p.
+        fixed: of t.
+        mixed: what the gradient is made of, where it was asked for.
+    """
+
+    overlap: Tensor
+    warped: Tensor
+    fixed: Tensor
+    mixed: tuple[_MixedVoxels, ...] | None
 
 
-def _interpolation_slopes(values: Tensor, fraction: Tensor) -> Tensor:
-    """Derivative (d, points), to the position in the cell, of interpolated corner ``values`` (2**d, points)."""
-    slopes: list[Tensor] = []
-    for part in reversed(fraction.unbind()):
-        low, high = values[0::2], values[1::2]
-        slopes = [torch.lerp(slope[0::2], slope[1::2], part) for slope in slopes]
-        slopes.insert(0, high - low)
-        values = torch.lerp(low, high, part)
-    return torch.cat(slopes)
+def _class_sums(cells: LabelCells, fixed: Tensor, ddf: Tensor, with_mixed: bool) -> _ClassSums:
+    """Sums of one pair, slab by slab.
+
+    Args:
+        cells: of the moving labels.
+        fixed: (*spatial), fixed labels.
+        ddf: (d, *spatial) in voxels.
+        with_mixed: whether ``mixed`` is kept for a gradient.
+    """
+    # A last bin takes what is not counted: cells that are mixed, labels that do not match.
+    bins = cells.mixed + 1
+    overlap, warped = ddf.new_zeros((2, bins), dtype=torch.float64)
+    kept = []
+    depth = max(1, (_CPU_SLAB if ddf.is_cpu else _ACCELERATOR_SLAB) // math.prod(fixed.shape[1:]))
+    for start in range(0, fixed.shape[0], depth):
+        mixed = _add_slab(cells, fixed[start : start + depth], ddf[:, start : start + depth], start, overlap, warped)
+        if with_mixed:
+            kept.append(mixed)
+    total = torch.bincount(fixed.flatten(), minlength=bins).double()
+    codes = slice(0, cells.mixed)
+    return _ClassSums(overlap[codes], warped[codes], total[codes], tuple(kept) if with_mixed else None)
+
+
+def _add_slab(
+    cells: LabelCells, fixed: Tensor, ddf: Tensor, start: int, overlap: Tensor, warped: Tensor
+) -> _MixedVoxels:
+    """Add the sums over the planes from ``start`` on to ``overlap`` and ``warped``, and return the mixed voxels."""
+    bins, plane = len(warped), math.prod(fixed.shape[1:])
+    points, cell = cells.locate(ddf, start)
+    fixed, code = fixed.flatten(), cells.code(cell)
+    warped += torch.bincount(code, minlength=bins)
+    overlap += torch.bincount(torch.where(code == fixed, code, cells.mixed), minlength=bins)
+    chosen = (code == cells.mixed).nonzero().flatten()
+    cell, fixed = cell.index_select(0, chosen), fixed.index_select(0, chosen)
+    fraction, corners = points.index_select(1, chosen).frac_(), cells.corners(cell)
+    weights = corner_weights(fraction)
+    warped += torch.bincount(corners.flatten(), weights.flatten().double(), bins)
+    overlap += torch.bincount(fixed, (weights * (corners == fixed)).sum(0).double(), bins)
+    return _MixedVoxels(chosen + start * plane, fixed, corners, fraction)
