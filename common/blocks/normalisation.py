@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 
 from common.autograd import first_order
-
 from common.blocks.pieces import Matrix, in_order
 
 EPS = 1e-5
