@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from common.engine.batch import registered
 from common.engine.clock import NetworkClock
+from common.engine.kept_pairs import KeptPairs
 from common.io.provenance import peak_memory_gb
 from common.io.tables import read_csv
 from common.metrics.handlers import RegistrationMetrics
-from common.report.evaluation import picture, refuse_existing, worst_median_best, write_evaluation
+from common.report.evaluation import picture, refuse_existing, write_evaluation
 from common.report.viewer import ViewedPair, ViewedScan
 from common.spatial import warp
 
@@ -52,7 +54,7 @@ class EvaluationWriter:
         refuse_existing(self.output_dir, overwrite)
         self._clock = NetworkClock()
         self._seconds: list[float] = []
-        self._pairs: list[tuple[float, dict[str, Any]]] = []
+        self._pairs: KeptPairs[dict[str, Any]] = KeptPairs()
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, after its metrics."""
@@ -61,17 +63,13 @@ class EvaluationWriter:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _keep(self, engine: Engine) -> None:
-        """Keep the worst, the median and the best pair so far, by Dice (by order where there are no labels)."""
+        """Keep what the page shows of the pairs so far, by Dice (by order where there are no labels)."""
         pairs = registered(engine.state.output)
         self._seconds += [self._clock.seconds / len(pairs)] * len(pairs)
         for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
-            score = float(case.get("dice", len(self._pairs)))
             kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
-            self._pairs.append((score, {name: _for_pictures(name, value) for name, value in kept.items()}))
-            if len(self._pairs) > 16:
-                # A pair is four volumes: thin out evenly by rank, which keeps both ends and nearly the middle.
-                self._pairs.sort(key=lambda item: item[0])
-                self._pairs = [*self._pairs[:6:2], *self._pairs[6:11], *self._pairs[-1:10:-2][::-1]]
+            score = float(case.get("dice", math.nan))
+            self._pairs.add(score, {name: _for_pictures(name, value) for name, value in kept.items()})
 
     def _write(self, engine: Engine) -> None:
         cases = [{**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)]
@@ -87,9 +85,9 @@ class EvaluationWriter:
         )
 
     def _pictures(self) -> tuple[list[tuple[str, bytes]], list[ViewedPair]]:
-        """The worst, the median and the best pair as panels and for the slice viewer."""
+        """The worst, the best and a pair near the median as panels and for the slice viewer."""
         panels, viewer = [], []
-        for name, (score, pair) in worst_median_best(self._pairs, key=lambda item: item[0]).items():
+        for name, (score, pair) in self._pairs.worst_median_best().items():
             fixed, moving, ddf = (pair[key].float() for key in ("fixed", "moving", "ddf"))
             warped = warp(moving[None], ddf[None])[0]
             text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
