@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from common.autograd import first_order
 from common.blocks.normalisation import Statistics, Summands, activate, instance_norm_prelu, measure, write_gradients
+from common.processor import has_bfloat16
 
 # Fewer output channels than this leave the vector lanes of a convolution of the gradient empty.
 FEW_CHANNELS = 8
@@ -89,6 +90,9 @@ def _plain(*inputs: Tensor) -> bool:
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _must_widen(x):
+        with torch.autocast("cpu", enabled=False):
+            return _convolution(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     if bias is not None and _folds(x):
         return _convolve_channel(x, weight, bias)
     convolution = F.conv2d if x.ndim == 4 else F.conv3d
@@ -99,7 +103,8 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[T
     """Gradients of the convolution's input (None unless ``wanted``), weight and bias."""
     on_x: Tensor | None
     axes = list(range(2, x.ndim))
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 5 and x.shape[2] < weight.shape[2]:
+    is_short = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 5 and x.shape[2] < weight.shape[2]
+    if is_short or _must_widen(x):
         # Where the first axis is shorter than the kernel, torch 2.13 leaves this gradient of the weight uninitialised.
         on_x, on_weight, on_bias = _gradients(grad.float(), x.float(), weight.float(), wanted)
         return None if on_x is None else on_x.to(x.dtype), on_weight.to(weight.dtype), on_bias.to(grad.dtype)
@@ -125,6 +130,12 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[T
         flipped = weight.flip(axes).transpose(0, 1)
         on_x = _convolution(grad, flipped.contiguous(memory_format=layout), None)
     return on_x, on_weight, grad.sum((0, *axes))
+
+
+def _must_widen(x: Tensor) -> bool:
+    # Where the processor has no bfloat16, torch is slow and rounds what every tap adds to the gradient of the input:
+    # its error is one and a half to two and a half times the largest that rounding the exact gradient could make.
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not has_bfloat16(x.device)
 
 
 def _folds(x: Tensor) -> bool:

@@ -123,4 +123,5 @@ def test_bfloat16_gradients_are_rounded_whatever_the_first_axis(
     found = torch.autograd.grad(convolve(*inputs), inputs, target)
     expected = torch.autograd.grad(_torch(*exact), exact, target.double())
     for a, b in zip(found, expected, strict=True):
+        # No value changes by more than this part of it when the exact gradient is rounded to eight bits.
         assert (a.double() - b).norm() < 2**-8 * b.norm()
