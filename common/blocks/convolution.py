@@ -22,6 +22,9 @@ from common.processor import has_bfloat16
 
 # Fewer output channels than this leave the vector lanes of a convolution of the gradient empty.
 FEW_CHANNELS = 8
+# One float32 sample of at most so many values, the last axis aside, torch 2.13 convolves by a form of its own. That
+# takes five to fifteen times as long as oneDNN, to which torch hands all others.
+FEW_VALUES = 20480
 # Voxels at a time when a convolution is a matrix product: what lies under the taps stays in the second-level cache.
 PIECE = 2**13
 _FIRST_ORDER = first_order("A convolution of common.blocks", "that of torch.nn")
@@ -95,8 +98,12 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return _convolution(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     if bias is not None and _folds(x):
         return _convolve_channel(x, weight, bias)
+    padding = [n // 2 for n in weight.shape[2:]]
+    if _is_small(x, weight):
+        ones = [1] * len(padding)
+        return torch.mkldnn_convolution(x, weight, bias, padding, ones, ones, 1)
     convolution = F.conv2d if x.ndim == 4 else F.conv3d
-    return convolution(x, weight, bias, padding=[n // 2 for n in weight.shape[2:]])
+    return convolution(x, weight, bias, padding=padding)
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -110,14 +117,14 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[T
         return None if on_x is None else on_x.to(x.dtype), on_weight.to(weight.dtype), on_bias.to(grad.dtype)
     if not wanted and _folds(x):
         return None, _channel_on_weight(grad, x, weight), grad.sum((0, *axes))
-    by_convolution = wanted and x.device.type == "cpu" and weight.shape[0] >= FEW_CHANNELS
+    is_small = _is_small(x, weight)
+    by_convolution = wanted and x.device.type == "cpu" and (is_small or weight.shape[0] >= FEW_CHANNELS)
     on_x, on_weight, _ = torch.ops.aten.convolution_backward(
-        grad,
-        x,
+        *(_halves(grad, x, weight.shape[2]) if is_small else (grad, x)),
         weight,
         None,
         [1] * len(axes),
-        [n // 2 for n in weight.shape[2:]],
+        [0 if is_small and axis == 0 else n // 2 for axis, n in enumerate(weight.shape[2:])],
         [1] * len(axes),
         False,
         [0] * len(axes),
@@ -136,6 +143,27 @@ def _must_widen(x: Tensor) -> bool:
     # Where the processor has no bfloat16, torch is slow and rounds what every tap adds to the gradient of the input:
     # its error is one and a half to two and a half times the largest that rounding the exact gradient could make.
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not has_bfloat16(x.device)
+
+
+def _is_small(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch would keep a convolution that oneDNN takes."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return False
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    kernel = weight.shape[-2:]
+    return x.shape[0] == 1 and max(kernel) > 1 and min(kernel) <= 3 and math.prod(x.shape[1:4]) <= FEW_VALUES
+
+
+def _halves(grad: Tensor, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Output and input of a small convolution in two halves along the first axis, as a batch, which torch hands on.
+
+    The input has the neighbours that a kernel of this size sees: the convolution needs no padding along that axis.
+    """
+    half, reach, rest = (grad.shape[2] + 1) // 2, size // 2, grad.shape[2] % 2
+    others = [0, 0] * (x.ndim - 3)
+    x, grad = F.pad(x, [*others, reach, reach + rest]), F.pad(grad, [*others, 0, rest])
+    return torch.cat(grad.split(half, 2)), torch.cat([x.narrow(2, start, half + 2 * reach) for start in (0, half)])
 
 
 def _folds(x: Tensor) -> bool:

@@ -125,3 +125,27 @@ def test_bfloat16_gradients_are_rounded_whatever_the_first_axis(
     for a, b in zip(found, expected, strict=True):
         # No value changes by more than this part of it when the exact gradient is rounded to eight bits.
         assert (a.double() - b).norm() < 2**-8 * b.norm()
+
+
+@pytest.mark.parametrize("size", [(1, 4, 3), (5, 6, 4), (6, 3, 2)])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels", [(3, 9), (9, 3), (1, 4)])
+def test_small_volumes_give_the_same_in_float32(dims: int, channels: tuple[int, int], size: tuple[int, ...]) -> None:
+    exact = [t[:1].detach() if k == 0 else t.detach() for k, t in enumerate(_inputs(dims, channels, size))]
+    inputs = [t.float().requires_grad_() for t in exact]
+    exact = [t.requires_grad_() for t in exact]
+    target = torch.randn(1, channels[1], *size[:dims], dtype=torch.float64)
+    found, expected = convolve(*inputs), _torch(*exact)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    found_gradients = torch.autograd.grad(found, inputs, target.float())
+    for a, b in zip(found_gradients, torch.autograd.grad(expected, exact, target), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_small_volumes_take_the_way_of_large_ones() -> None:
+    x, weight, bias = (t.detach().float().requires_grad_() for t in _inputs(3, (3, 9), (8, 8, 8)))
+    with torch.profiler.profile() as profile:
+        convolve(x[:1], weight, bias).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in names and not any("slow_conv" in name for name in names)
