@@ -6,11 +6,11 @@ from __future__ import annotations
 from common.engine.batch import PrepareRegistrationBatch, registered
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.evaluation_writer import EvaluationWriter
-from common.engine.guard import guard
 from common.engine.inferer import RegistrationInferer
 from common.engine.progress import History, ProgressBar
 from common.engine.registration_folder import RegistrationFolder
 from common.engine.registration_writer import RegistrationWriter
+from common.engine.start import restart_and_check
 from common.engine.submission import SubmissionFolder, SubmissionWriter
 from common.engine.tensorboard import TensorBoardHandler
 from common.engine.training import TrainingHandlers
@@ -33,10 +33,10 @@ __all__ = [
     "TensorBoardHandler",
     "TrainingHandlers",
     "ValidationHandler",
-    "guard",
     "load_checkpoint",
     "load_weights",
     "provenance",
     "registered",
+    "restart_and_check",
     "save_atomically",
 ]

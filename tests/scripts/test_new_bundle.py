@@ -92,7 +92,7 @@ def test_what_a_data_set_needs_of_its_own_comes_along(repository: Path) -> None:
     assert acdc["train"]["spatial_size"] == [128, 128, 16]
     assert acdc["train"]["train"]["dataloader"]["sampler"]["flip_axes"] == [0, 1]
     shapes = contents(new_bundle.make_bundle(repository, "toy", "shapes3d"))
-    assert list(shapes["train"]["train"])[:2] == ["guard", "phantoms"]
+    assert list(shapes["train"]["train"])[:2] == ["start", "phantoms"]
     assert wiring.differences(repository) == []
 
 

@@ -97,7 +97,7 @@ def test_keys_that_no_bundle_may_add_are_named_and_removed(repository: Path) -> 
     wiring.write(repository)
     assert "extra" not in config(repository, OTHER, "train.json")["train"]
     # Data are made before they are read: what a bundle adds keeps its place.
-    assert list(config(repository, "eoir_shapes3d", "train.json")["train"])[:3] == ["guard", "phantoms", "determinism"]
+    assert list(config(repository, "eoir_shapes3d", "train.json")["train"])[:3] == ["start", "phantoms", "determinism"]
 
 
 def test_metadata_follow_the_pinned_versions(repository: Path) -> None:

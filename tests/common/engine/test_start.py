@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+import common
+from common.checks import InputError
+from common.engine import restart_and_check, start
+from common.engine.start import report_error
+
+
+def test_other_callers_keep_their_process(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"common_version": common.__version__}))
+    hook = sys.excepthook
+    restart_and_check(tmp_path, tmp_path / "out")
+    assert sys.excepthook is hook and (tmp_path / "out").is_dir()
+
+
+def test_several_devices_need_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"common_version": common.__version__}))
+    with pytest.raises(InputError, match="torchrun"):
+        restart_and_check(tmp_path, tmp_path / "out", distributed=True)
+
+
+def test_wrapped_user_errors_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        try:
+            raise InputError("The file a.nii.gz is broken.")
+        except InputError as cause:
+            raise RuntimeError("Failed to instantiate") from cause
+    except RuntimeError as error:
+        report_error(type(error), error, error.__traceback__)
+    assert capsys.readouterr().err == "ERROR: The file a.nii.gz is broken.\n"
+
+
+class Unreadable(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            raise InputError("No scan: a.nii.gz is broken.")
+        except InputError as error:
+            raise InputError(str(error)) from error
+
+
+def test_errors_of_a_data_loaders_worker_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError) as error:
+        next(iter(DataLoader(Unreadable(), num_workers=1)))
+    report_error(error.type, error.value, error.tb)
+    assert capsys.readouterr().err == "ERROR: No scan: a.nii.gz is broken.\n"
+
+
+def test_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError("a defect of ours")
+    except RuntimeError as error:
+        report_error(type(error), error, error.__traceback__)
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "restarts"),
+    [
+        (["run"], False),
+        (["run", "--flag", "false"], True),
+    ],
+)
+def test_the_process_starts_anew_where_it_helps(
+    arguments: list[str], restarts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "train.json"
+    config.write_text('{"flag": true}')
+    command = [*arguments, "--config_file", str(config)]
+    calls: list[list[str]] = []
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "monai.bundle", *command])
+    monkeypatch.setattr(os, "execv", lambda program, words: calls.append(words))
+    start._restart_if_needed(command)
+    wanted = ["python", "-m", "monai.bundle", *(word.replace("false", "False") for word in command)]
+    assert calls == ([wanted] if restarts else [])
