@@ -12,6 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.threads import share_cores
+
+share_cores()
+
 from common.checks import InputError
 from common.cli import run_tool, switch
 from common.io.apply import COORDINATES, Chain, move_landmarks, warp_file

@@ -18,6 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.threads import share_cores
+
+share_cores()
+
 from tqdm.auto import tqdm
 
 from common.checks import InputError

@@ -26,6 +26,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from common.threads import share_cores
+
 PUBLISHED = "published form, re-enacted"
 VARIANTS = (PUBLISHED, "ours, float32", "ours, bfloat16 autocast")
 # CPU seconds and GB of one training step of the published code on one thread of another machine (Zen 5), torch 2.13.
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    share_cores()
     {"ops": run_ops, "eoir": run_eoir, "metrics": run_metrics, "worker": run_worker}[arguments.what](arguments)
 
 

@@ -16,6 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.threads import share_cores
+
+share_cores()
+
 from common.cli import run_tool, switch
 from common.weights.families import FAMILIES
 from common.weights.official import export_weights, import_weights

@@ -18,6 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.threads import share_cores
+
+share_cores()
+
 from common.checks import InputError
 from common.cli import run_tool, switch
 from common.evaluation.leaderboard import compare

@@ -16,6 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.threads import share_cores
+
+share_cores()
+
 from common.cli import run_tool
 from common.data.known_fields import make_known_fields
 from common.evaluation.recovery import measure_recovery

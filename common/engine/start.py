@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first item of each workflow's ``run`` list: the process becomes what the workflow needs, if need be by a restart.
 
-Options that MONAI has read as something else than was meant can only be mended by starting the command again.
+Two things can only be mended by starting ``python -m monai.bundle`` again: options that MONAI has read as something
+else than was meant, and threads, whose number and manner of waiting are fixed when torch is loaded.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from common.cli import sentence_of
 from common.engine.bundle_folder import check_bundle, check_writable
 from common.engine.command_line import as_monai_reads, check_options
 from common.engine.memory import keep_freed_memory
+from common.threads import share_cores
 
 
 def restart_and_check(bundle_root: str | Path, output_dir: str | Path, distributed: bool = False) -> None:
-    """Start the process anew where its options ask for it, then check the folders it was given.
+    """Start the process anew where its options or threads ask for it, then check the folders it was given.
 
-    From the command line this **replaces the process** by the same command, at most once, with the options written as
-    MONAI reads them (:func:`common.engine.command_line.as_monai_reads`). Errors become one line, and freed memory is
-    kept.
+    From the command line this **replaces the process** by the same command, at most once: with the options written as
+    MONAI reads them (:func:`common.engine.command_line.as_monai_reads`), and with the environment of
+    :func:`common.threads.share_cores` where the user has set none. Errors become one line, and freed memory is kept.
     Called from Python, it leaves process, environment and excepthook alone and only checks.
 
     Args:
@@ -80,7 +82,9 @@ def _not_announced(record: logging.LogRecord) -> bool:
 def _restart_if_needed(arguments: list[str]) -> None:
     check_options(arguments)
     wanted = as_monai_reads(arguments)
-    if wanted != arguments:
+    # A single thread waits for no other.
+    too_late = share_cores() and torch.get_num_threads() > 1
+    if wanted != arguments or too_late:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(arguments)], *wanted])

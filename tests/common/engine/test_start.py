@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 import common
@@ -70,14 +71,16 @@ def test_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "restarts"),
+    ("arguments", "threads", "set_now", "restarts"),
     [
-        (["run"], False),
-        (["run", "--flag", "false"], True),
+        (["run"], 2, True, True),
+        (["run"], 2, False, False),
+        (["run"], 1, True, False),
+        (["run", "--flag", "false"], 1, False, True),
     ],
 )
 def test_the_process_starts_anew_where_it_helps(
-    arguments: list[str], restarts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], threads: int, set_now: bool, restarts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "train.json"
     config.write_text('{"flag": true}')
@@ -85,6 +88,8 @@ def test_the_process_starts_anew_where_it_helps(
     calls: list[list[str]] = []
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "monai.bundle", *command])
     monkeypatch.setattr(os, "execv", lambda program, words: calls.append(words))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(start, "share_cores", lambda: set_now)
     start._restart_if_needed(command)
     wanted = ["python", "-m", "monai.bundle", *(word.replace("false", "False") for word in command)]
     assert calls == ([wanted] if restarts else [])
