@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any
 
 import torch
 from monai.inferers.inferer import Inferer
 from torch import Tensor
 
+from common.processor import has_bfloat16
+
 
 class RegistrationInferer(Inferer):
     """Calls the network on a pair, in bfloat16 autocast if asked, on any device.
 
     MONAI's own ``amp`` switch is for CUDA alone; this one also serves the CPU. Only the network's convolutions run in
-    bfloat16: fields, warps and losses stay in float32, and no gradient scaling is needed.
+    bfloat16: fields, warps and losses stay in float32, and no gradient scaling is needed. On a processor or GPU without
+    bfloat16, where it would take many times as long as float32, all is float32 and a warning says so, once.
 
     Args:
         details: what is wanted beside the displacement: names of outputs, or patterns such as "*_map", of which the
@@ -30,8 +35,18 @@ class RegistrationInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial)."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        enabled = self.amp and _can_use_bfloat16(inputs.device)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
             if not self.details:
                 return {"ddf": network(inputs)}
             outputs: dict[str, Any] = network(inputs, details=self.details)
         return outputs
+
+
+@cache
+def _can_use_bfloat16(device: torch.device) -> bool:
+    able = has_bfloat16(device)
+    if not able:
+        kind = "GPU" if device.type == "cuda" else "processor"
+        warnings.warn(f"--amp True has no effect: this {kind} has no bfloat16, float32 is used.", stacklevel=3)
+    return able

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from common.processor import has_bfloat16
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -29,3 +37,11 @@ def test_bfloat16_needs_the_processor_and_the_library(
 def test_bfloat16_on_a_gpu_is_not_the_emulated_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert not has_bfloat16(torch.device("cuda"))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is for x86 processors")
+def test_a_library_that_is_kept_from_bfloat16_counts_as_a_processor_without() -> None:
+    code = "import torch; from common.processor import has_bfloat16; print(has_bfloat16(torch.device('cpu')))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from common.engine import PrepareRegistrationBatch, RegistrationInferer, registered
+from common.engine import PrepareRegistrationBatch, RegistrationInferer, inferer, registered
 
 
 class Recorder(nn.Module):
@@ -66,9 +70,30 @@ def test_details_are_asked_for_only_when_wanted() -> None:
     assert recorder.asked == [("inverse_ddf", "*_map")]
 
 
-def test_amp_runs_convolutions_in_bfloat16_on_any_device() -> None:
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Says whether processors have bfloat16."""
+    monkeypatch.setattr(inferer, "_can_use_bfloat16", cache(inferer._can_use_bfloat16.__wrapped__))
+    return lambda able: monkeypatch.setattr(inferer, "has_bfloat16", lambda device: able)
+
+
+def test_amp_runs_convolutions_in_bfloat16(able: Callable[[bool], None]) -> None:
+    able(True)
     network = Recorder()
     outputs = RegistrationInferer(amp=True)(torch.rand(1, 2, 4, 4, 4), network)
     RegistrationInferer()(torch.rand(1, 2, 4, 4, 4), network)
     assert network.seen == [torch.bfloat16, torch.float32]
     assert outputs["ddf"].dtype == torch.float32
+
+
+def test_amp_is_float32_and_one_warning_where_there_is_no_bfloat16(able: Callable[[bool], None]) -> None:
+    able(False)
+    network = Recorder()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for details in (True, False, False):
+            RegistrationInferer(details, amp=True)(torch.rand(1, 2, 4, 4, 4), network)
+    assert network.seen == [torch.float32] * 3
+    assert [str(w.message) for w in seen] == [
+        "--amp True has no effect: this processor has no bfloat16, float32 is used."
+    ]
