@@ -19,14 +19,15 @@ from common.engine import ResumeHandler
 
 
 class Pairs(Dataset):
-    """Five numbers; a pair is the difference and the sum of two."""
+    """Five numbers; a pair is the difference and the sum of two, with noise that is a function of the draw."""
 
     def __len__(self) -> int:
         return 5
 
     def __getitem__(self, pair: Any) -> dict[str, Tensor]:
-        moving, fixed = pair
-        return {"image": torch.tensor([float(moving - fixed)]), "label": torch.tensor([float(moving + fixed)])}
+        moving, fixed, _, draw = pair
+        noise = torch.rand(1, generator=torch.Generator().manual_seed(hash(draw) % 2**32))
+        return {"image": torch.tensor([float(moving - fixed)]) + noise, "label": torch.tensor([float(moving + fixed)])}
 
 
 class Killed(Exception):
