@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,7 @@ from common.evaluation.pair_files import PairFiles
 from common.io.fields import read_field
 from common.io.landmarks import read_landmarks
 from common.io.nifti import read_grid
-from common.metrics.handlers import RegistrationMetrics
-from common.metrics.landmarks import tre_l2r, tre_lumir
-from common.metrics.overlap import dice_l2r, mean_over_labels
-from common.metrics.surface import hd95_l2r
+from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
 from common.spatial import displacement_to_moving, warp_labels, warp_within
 from common.spatial.world import Grid
 
@@ -121,8 +119,10 @@ def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
     """
     pair = load_pair(files, measures)
     case: dict[str, Any] = {"fixed_id": files.fixed_id, "moving_id": files.moving_id}
-    case.update(_figures(pair))
-    case.update(_landmark_errors(pair))
+    labels = _labels(pair)
+    case |= pair_figures(_registered(pair), labels, measures.hd95)
+    if labels is not None:
+        case["labels_skipped"] = _skipped(pair, case["dice_per_label"])
     case["convention"] = pair.convention
     if files.seconds is not None:
         case["seconds"] = files.seconds
@@ -183,44 +183,45 @@ def _judge(pair: LoadedPair) -> None:
         raise InputError(sentence)
 
 
-def _figures(pair: LoadedPair) -> dict[str, Any]:
-    """Figures of labels, after and before registration, and of the field."""
-    case: dict[str, Any] = {}
-    labels = _labels(pair)
-    if labels:
-        tables = _tables(pair, labels, pair.to_moving, "") | _tables(pair, labels, pair.to_moving_before, "_before")
-        case = {name: float(mean_over_labels(table)) for name, table in tables.items()}
-        case |= {f"{name}_per_label": dict(zip(labels, t[0].tolist(), strict=True)) for name, t in tables.items()}
-        case["labels_skipped"] = int(tables["dice"].isnan().sum())
-    if case.get("labels_skipped") == len(labels) > 0:
-        raise InputError(
-            f"None of the {len(labels)} labels occurs in both {pair.files.fixed_label} and {pair.files.moving_label}: "
-            "check --label_groups and --label_values."
-        )
+def _registered(pair: LoadedPair) -> RegisteredPair:
+    """The pair as figures are taken of it."""
     mask = _foreground(pair)
-    metrics = RegistrationMetrics(mask="fixed")
-    metrics.update({"ddf": pair.ddf[0], **({} if mask is None else {"fixed": mask})})
-    return case | {name: value for name, value in metrics.cases[0].items() if not name.endswith("_id")}
+    return RegisteredPair(
+        pair.ddf,
+        **{name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images},
+        foreground=None if mask is None else mask[None] > 0,
+        spacing=pair.fixed_grid.spacing,
+        landmarks={
+            name: _landmarks(pair, fixed_path=one, moving_path=other) for name, one, other in pair.files.landmarks
+        },
+        to_moving=pair.to_moving,
+        to_moving_before=None if pair.same_grid else pair.to_moving_before,
+    )
 
 
-def _tables(pair: LoadedPair, labels: Sequence[int], to_moving: Tensor, suffix: str) -> dict[str, Tensor]:
-    """Dice and HD95 per label, (1, L), by the rule of Learn2Reg, of the moving labels sampled somewhere."""
-    fixed, moving = pair.images["fixed_label"][None], pair.images["moving_label"][None]
-    warped = warp_labels(moving, to_moving)
-    tables = {f"dice{suffix}": dice_l2r(fixed, warped, labels, moving)}
-    if pair.measures.hd95 is not None:
-        spacing = pair.fixed_grid.spacing if pair.measures.hd95 == "millimetres" else None
-        tables[f"hd95{suffix}"] = hd95_l2r(fixed, warped, labels, moving, spacing)
-    return tables
-
-
-def _labels(pair: LoadedPair) -> list[int]:
+def _labels(pair: LoadedPair) -> list[int] | None:
+    """Values that count; None without label maps, or where both are empty."""
     if "fixed_label" not in pair.images:
-        return []
+        return None
     if pair.measures.labels is not None:
         return list(pair.measures.labels)
     occurring = {int(value) for side in ("fixed", "moving") for value in pair.images[f"{side}_label"].unique()}
-    return sorted(occurring - {0})
+    return sorted(occurring - {0}) or None
+
+
+def _skipped(pair: LoadedPair, dice: Mapping[int, float]) -> int:
+    """How many labels have no figure because an image lacks them.
+
+    Raises:
+        InputError: when that is so of all.
+    """
+    skipped = sum(math.isnan(value) for value in dice.values())
+    if skipped == len(dice):
+        raise InputError(
+            f"None of the {len(dice)} labels occurs in both {pair.files.fixed_label} and {pair.files.moving_label}: "
+            "check --label_groups and --label_values."
+        )
+    return skipped
 
 
 def _foreground(pair: LoadedPair) -> Tensor | None:
@@ -240,22 +241,14 @@ def _foreground(pair: LoadedPair) -> Tensor | None:
     return images[name]
 
 
-def _landmark_errors(pair: LoadedPair) -> dict[str, float]:
-    """Errors after and before, in millimetres of the moving image (LUMIR: in voxels)."""
-    figures = {}
-    for name, fixed_path, moving_path in pair.files.landmarks:
-        if Path(fixed_path).suffix == ".csv":
-            points = [read_landmarks(path)[None] for path in (fixed_path, moving_path)]
-            # The field is continued as zero outside by the metric, so a change of grid is made on the points.
-            inverse = torch.linalg.inv(pair.between)
-            points[1] = points[1] @ inverse[:3, :3].T + inverse[:3, 3]
-            spacing = pair.moving_grid.spacing if pair.same_grid else pair.fixed_grid.spacing
-            figures[name] = float(tre_l2r(pair.ddf, points[0], points[1], spacing).mean())
-            figures[f"{name}_before"] = float(tre_l2r(None, points[0], points[1], spacing).mean())
-        else:
-            loaded = _load({"fixed_label": fixed_path, "moving_label": moving_path})
-            volumes = loaded["fixed_label"][None], loaded["moving_label"][None]
-            size: Any = 1 if pair.measures.lumir else pair.fixed_grid.spacing
-            figures[name] = float(tre_lumir(*volumes, pair.to_moving, size))
-            figures[f"{name}_before"] = float(tre_lumir(*volumes, pair.to_moving_before, size))
-    return figures
+def _landmarks(pair: LoadedPair, fixed_path: str, moving_path: str) -> Landmarks:
+    """Points or volumes; errors count in millimetres of the moving image (LUMIR: in voxels)."""
+    if Path(fixed_path).suffix != ".csv":
+        loaded = _load({"fixed_label": fixed_path, "moving_label": moving_path})
+        size = None if pair.measures.lumir else pair.fixed_grid.spacing
+        return Landmarks(loaded["moving_label"][None], loaded["fixed_label"][None], size)
+    fixed, moving = (read_landmarks(path)[None] for path in (fixed_path, moving_path))
+    # The field is continued as zero outside by the metric, so a change of grid is made on the points.
+    inverse = torch.linalg.inv(pair.between)
+    moving = moving @ inverse[:3, :3].T + inverse[:3, 3]
+    return Landmarks(moving, fixed, (pair.moving_grid if pair.same_grid else pair.fixed_grid).spacing)

@@ -17,13 +17,7 @@ from ignite.metrics import Metric
 from torch import Tensor
 
 from common.checks import InputError
-from common.metrics.consistency import inverse_consistency_error
-from common.metrics.digital import nda, ndv_lumir
-from common.metrics.jacobian import jacobian_statistics
-from common.metrics.landmarks import tre_l2r, tre_lumir
-from common.metrics.overlap import dice_l2r, mean_over_labels
-from common.metrics.surface import hd95_l2r
-from common.spatial.labels import warp_labels
+from common.metrics.pair import HD95_UNITS, Landmarks, RegisteredPair, pair_figures
 
 _IMAGES = ("", "_label", "_keypoints", "_landmarks", "_id")
 _KEYS = (
@@ -90,7 +84,7 @@ class RegistrationMetrics(Metric):
         """
         if mask not in (None, "fixed", "moving"):
             raise InputError(f'mask is {mask!r}; it must be "fixed", "moving" or null.')
-        if hd95 not in (None, "voxels", "millimetres"):
+        if hd95 not in (None, *HD95_UNITS):
             raise InputError(f'hd95 is {hd95!r}; it must be "voxels", "millimetres" or null.')
         self.labels = None if labels is None else [int(label) for label in labels]
         self.mask = mask
@@ -142,70 +136,25 @@ class RegistrationMetrics(Metric):
     def _measure(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         if "ddf" not in pair:
             raise InputError(f"The engine's output has the keys {sorted(pair)}; the registration metrics need ddf.")
-        ddf = _batched(pair["ddf"])
-        case: dict[str, Any] = {name: _identity(pair.get(name)) for name in ("fixed_id", "moving_id")}
-        if self.labels is not None and "fixed_label" in pair and "moving_label" in pair:
-            case.update(self._measure_labels(_batched(pair["fixed_label"]), _batched(pair["moving_label"]), ddf, pair))
-        case.update(_measure_landmarks(ddf, pair))
-        case.update(self._measure_field(ddf, pair))
-        return case
-
-    def _measure_labels(self, fixed: Tensor, moving: Tensor, ddf: Tensor, pair: Mapping[str, Any]) -> dict[str, Any]:
-        assert self.labels is not None
-        warped = warp_labels(moving, ddf)
-        tables = {"dice": dice_l2r(fixed, warped, self.labels, moving)}
-        if moving.shape == fixed.shape:
-            tables["dice_before"] = dice_l2r(fixed, moving, self.labels, moving)
-        if self.hd95 is not None:
-            spacing = None
-            if self.hd95 == "millimetres":
-                spacing = _spacing(pair, fixed.ndim - 2)
-                if spacing is None:
-                    raise InputError("HD95 in millimetres needs the spacing of each pair, but the output has none.")
-            tables["hd95"] = hd95_l2r(fixed, warped, self.labels, moving, spacing)
-            if moving.shape == fixed.shape:
-                tables["hd95_before"] = hd95_l2r(fixed, moving, self.labels, moving, spacing)
-        case: dict[str, Any] = {name: float(mean_over_labels(table)) for name, table in tables.items()}
-        for name, table in tables.items():
-            case[f"{name}_per_label"] = dict(zip(self.labels, table[0].tolist(), strict=True))
-        return case
-
-    def _measure_field(self, ddf: Tensor, pair: Mapping[str, Any]) -> dict[str, float]:
-        foreground = None
-        if self.mask is not None and self.mask in pair:
-            image = _batched(pair[self.mask])
-            foreground = image[:, :1] > 0 if image.shape[2:] == ddf.shape[2:] else None
-        statistics = jacobian_statistics(ddf, foreground)
-        volume = (nda if ddf.ndim == 4 else ndv_lumir)(ddf, foreground)
-        figures = {}
-        if "inverse_ddf" in pair:
-            spacing = _spacing(pair, ddf.ndim - 2)
-            error = inverse_consistency_error(ddf, _batched(pair["inverse_ddf"]), spacing, foreground)
-            figures["inverse_consistency"] = float(error.mean)
-        return {
-            **figures,
-            "fold_fraction": 100 * float(statistics.fold_fraction),
-            "sdlogj": float(statistics.sdlogj),
-            "sdlogj_l2r": float(statistics.sdlogj_l2r),
-            "sdlogj_l2r_masked": float(statistics.sdlogj_l2r_masked),
-            "ndv": float(volume.percent),
-        }
+        ids = {name: _identity(pair.get(name)) for name in ("fixed_id", "moving_id")}
+        return ids | pair_figures(_registered(pair, self.mask), self.labels, self.hd95)
 
 
-def _measure_landmarks(ddf: Tensor, pair: Mapping[str, Any]) -> dict[str, float]:
-    """Landmark errors after and before warping, as far as the pair has landmarks."""
+def _registered(pair: Mapping[str, Any], mask: str | None) -> RegisteredPair:
+    """One pair of the engine's output; without the image that is named as mask all voxels are foreground."""
+    known = {name: _batched(pair[name]) for name in ("moving_label", "fixed_label", "inverse_ddf") if name in pair}
+    ddf = _batched(pair["ddf"])
     spacing = _spacing(pair, ddf.ndim - 2)
-    if "fixed_keypoints" in pair and "moving_keypoints" in pair:
-        points = _batched(pair["fixed_keypoints"]), _batched(pair["moving_keypoints"])
-        errors = {"tre": tre_l2r(ddf, *points, spacing), "tre_before": tre_l2r(None, *points, spacing)}
-    elif "fixed_landmarks" in pair and "moving_landmarks" in pair:
-        volumes = _batched(pair["fixed_landmarks"]), _batched(pair["moving_landmarks"])
-        errors = {"tre": tre_lumir(*volumes, ddf, spacing or 1)}
-        if volumes[0].shape == volumes[1].shape:
-            errors["tre_before"] = tre_lumir(*volumes, None, spacing or 1)
-    else:
-        errors = {}
-    return {name: float(error.mean()) for name, error in errors.items()}
+    if mask is not None and mask in pair:
+        image = _batched(pair[mask])
+        if image.shape[2:] == ddf.shape[2:]:
+            known["foreground"] = image[:, :1] > 0
+    landmarks = {}
+    # Where an output has both, points count.
+    for moving, fixed in (("moving_landmarks", "fixed_landmarks"), ("moving_keypoints", "fixed_keypoints")):
+        if moving in pair and fixed in pair:
+            landmarks["tre"] = Landmarks(moving=_batched(pair[moving]), fixed=_batched(pair[fixed]), spacing=spacing)
+    return RegisteredPair(ddf, **known, spacing=spacing, landmarks=landmarks)
 
 
 def _spacing(pair: Mapping[str, Any], dims: int) -> list[float] | None:

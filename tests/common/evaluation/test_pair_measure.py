@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.evaluation.pair_files import PairFiles
+from common.evaluation.pair_measure import Measures, measure_pair
+from common.io.nifti import write_ddf, write_image
+from common.metrics.handlers import RegistrationMetrics
+
+SHAPE = (14, 12, 10)
+AFFINE = torch.diag(torch.tensor([2.0, 1.5, 1.0, 1.0], dtype=torch.float64))
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {"ddf": torch.randn(3, *SHAPE, generator=generator)}
+    for side in ("moving", "fixed"):
+        found[side] = torch.rand(1, *SHAPE, generator=generator) - 0.3
+        found[f"{side}_label"] = torch.randint(0, 3, (1, *SHAPE), generator=generator, dtype=torch.uint8)
+        found[f"{side}_keypoints"] = 8 * torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    return found
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side: str) -> None:
+    pair = tensors()
+    write_ddf(tmp_path / "ddf.nii.gz", pair["ddf"], AFFINE)
+    for name in ("moving", "fixed", "moving_label", "fixed_label"):
+        write_image(tmp_path / f"{name}.nii.gz", pair[name], AFFINE)
+    for name in ("moving", "fixed"):
+        np.savetxt(tmp_path / f"{name}.csv", pair[f"{name}_keypoints"].numpy(), delimiter=",", fmt="%.17g")
+    images = {name: str(tmp_path / f"{name}.nii.gz") for name in ("moving", "fixed", "moving_label", "fixed_label")}
+    points = ("tre", str(tmp_path / "fixed.csv"), str(tmp_path / "moving.csv"))
+    files = PairFiles(
+        fixed_id="f", moving_id="m", field=str(tmp_path / "ddf.nii.gz"), **images, landmarks=(points,), seconds=1.5
+    )
+    measures = Measures(convention="voxels", hd95="millimetres", foreground=side, trust=True)
+    metrics = RegistrationMetrics(labels=[1, 2], hd95="millimetres", mask=side)
+    metrics.update({**pair, "affine": AFFINE, "fixed_id": "f", "moving_id": "m"})
+    expected = metrics.cases[0]
+    assert measure_pair(files, measures) == {**expected, "convention": "voxels", "labels_skipped": 0, "seconds": 1.5}
+    assert {"dice_before", "hd95_per_label", "tre_before", "ndv"} <= set(expected)
