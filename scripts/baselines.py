@@ -32,15 +32,13 @@ from common.data.readers.datalist import load_json
 from common.data.readers.listing import distinguish_ids, make_subject
 from common.evaluation.pair_files import Folder
 from common.evaluation.pair_lists import read_pair_list
-from common.io.provenance import provenance
-from common.io.tables import write_csv, write_json
+from common.io.run_record import RunRecord
+from common.io.tables import write_csv
 from scripts.baseline_pair import MARGIN, TOLERANCE, Subject, digest, field_name, read_scan, run_pair
 from scripts.classical import METHODS, SMOOTHING
 
 REQUIREMENTS = "requirements-baselines.txt"
 RECORD, PAIRS = "baselines.json", "pairs.csv"
-# The same for every pair of a folder; a run with others does not go on in it.
-SETTINGS = ("method", "package", "version", "options", "threads")
 
 
 def find_pairs(arguments: argparse.Namespace) -> list[tuple[Subject, Subject]]:
@@ -90,32 +88,33 @@ def check_installed(name: str) -> str | None:
     return version(method.package)
 
 
-def open_record(output: Path, settings: dict[str, Any], overwrite: bool, names: Sequence[str]) -> dict[str, Any]:
-    """The folder's record, new or of an interrupted run with the same settings.
+def open_record(
+    output: Path, settings: dict[str, Any], overwrite: bool, names: Sequence[str]
+) -> tuple[RunRecord, list[dict[str, Any]]]:
+    """The folder's record, new or of an interrupted run with the same settings, and the pairs that it lists.
 
     Raises:
         InputError: when the folder holds fields of something else and ``overwrite`` is not set.
     """
-    path = output / RECORD
-    advice = "choose another --output, or replace them with --overwrite."
-    if path.is_file() and not overwrite:
-        record = load_json(path)
-        different = [name for name in SETTINGS if record.get(name) != settings[name]]
-        if different:
-            raise InputError(f"{output} holds fields made with another {', '.join(different)}: {advice}")
-        return record
-    existing = [name for name in names if (output / name).exists()]
+    record = RunRecord(output / RECORD, output, "fields", settings, option="--output")
+    if record.path.is_file() and not overwrite:
+        return record, list(*record.read("cases"))
+    existing = [output / name for name in names if (output / name).exists()]
     if existing and not overwrite:
-        raise InputError(f"{output} holds fields that this tool did not make ({existing[0]}): {advice}")
-    if path.is_file():
-        for case in load_json(path).get("cases", []):
+        raise record.unknown(existing[0])
+    if record.path.is_file():
+        for case in load_json(record.path).get("cases", []):
             (output / field_name(case["fixed_id"], case["moving_id"])).unlink(missing_ok=True)
-    record = {**settings, "margin": MARGIN, "tolerance": TOLERANCE, "cases": [], "provenance": provenance()}
-    write_json(path, record)
-    return record
+    write_record(record, [])
+    return record, []
 
 
-def is_done(case: dict[str, Any], fixed: Subject, moving: Subject, output: Path) -> bool:
+def write_record(record: RunRecord, cases: list[dict[str, Any]]) -> None:
+    """Note the finished pairs, and how their fields were checked."""
+    record.write(margin=MARGIN, tolerance=TOLERANCE, cases=cases)
+
+
+def is_done(case: dict[str, Any], fixed: Subject, moving: Subject, record: RunRecord) -> bool:
     """Whether an entry of the record belongs to a pair and its field is there.
 
     Raises:
@@ -123,12 +122,10 @@ def is_done(case: dict[str, Any], fixed: Subject, moving: Subject, output: Path)
     """
     if (case["fixed_id"], case["moving_id"]) != (fixed["id"], moving["id"]):
         return False
+    name = field_name(fixed["id"], moving["id"])
     if (case["fixed_sha256"], case["moving_sha256"]) != (digest(fixed), digest(moving)):
-        raise InputError(
-            f"An image of {moving['id']} to {fixed['id']} has changed since {output / RECORD} was written; choose "
-            "another --output, or register anew with --overwrite."
-        )
-    return (output / field_name(fixed["id"], moving["id"])).is_file()
+        raise record.refusal([f"image of {name}"])
+    return (record.folder / name).is_file()
 
 
 def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: Path, overwrite: bool) -> None:
@@ -138,19 +135,18 @@ def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: 
         InputError: as :func:`open_record`, :func:`read_scan` and :func:`run_pair`; pairs that are finished stay.
     """
     names = [field_name(fixed["id"], moving["id"]) for fixed, moving in pairs]
-    record = open_record(output, settings, overwrite, names)
+    record, cases = open_record(output, settings, overwrite, names)
     with tqdm(pairs, desc=settings["method"], unit="pair") as bar:
         for fixed, moving in bar:
-            if any(is_done(case, fixed, moving, output) for case in record["cases"]):
+            if any(is_done(case, fixed, moving, record) for case in cases):
                 continue
             case = run_pair(read_scan(fixed), read_scan(moving), settings, output)
             ids = (case["fixed_id"], case["moving_id"])
-            others = [known for known in record["cases"] if (known["fixed_id"], known["moving_id"]) != ids]
-            record["cases"] = [*others, case]
-            write_json(output / RECORD, record)
+            cases = [*(known for known in cases if (known["fixed_id"], known["moving_id"]) != ids), case]
+            write_record(record, cases)
             bar.write(describe(case))
-    write_csv(output / PAIRS, [_listed(case) for case in record["cases"]])
-    print(summary(settings, record["cases"], output))
+    write_csv(output / PAIRS, [_listed(case) for case in cases])
+    print(summary(settings, cases, output))
 
 
 def describe(case: dict[str, Any]) -> str:

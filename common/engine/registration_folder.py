@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 
 from common.checks import InputError
 from common.data.request import Request, pair_name
-from common.io.provenance import provenance
-from common.io.tables import write_csv, write_json
+from common.io.run_record import RunRecord
+from common.io.tables import write_csv
 
 logger = logging.getLogger(__name__)
 LEDGER = "provenance.json"
@@ -39,7 +37,7 @@ class RegistrationFolder:
 
     def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.output_dir = Path(output_dir)
-        self.settings = {name: fingerprint(value) for name, value in settings.items()}
+        self._record = RunRecord(self.output_dir / LEDGER, self.output_dir, "registrations", settings)
         self.overwrite = overwrite
         self.pairs: dict[str, dict[str, Any]] = {}
         self._claimed = False
@@ -61,10 +59,7 @@ class RegistrationFolder:
             if name not in finished:
                 left.append((moving, fixed))
             elif {side: finished[name].get(side) for side in scans} != scans:
-                raise InputError(
-                    f"{self.output_dir} holds a registration {name} of other files of these names: choose another "
-                    "--output_dir, or replace it with --overwrite true."
-                )
+                raise self._record.refusal([f"image of {name}"])
         if not left:
             raise InputError(
                 f"The {len(request.pairs)} pair(s) are registered in {self.output_dir} already: choose another "
@@ -97,49 +92,17 @@ class RegistrationFolder:
             for name, entry in self.pairs.items()
         ]
         write_csv(self.output_dir / PAIRS, fields)
-        write_json(self.output_dir / LEDGER, {**provenance(), "settings": self.settings, "pairs": self.pairs})
+        self._record.write(pairs=self.pairs)
 
     def _check_unrecorded(self, name: str) -> None:
-        if self.overwrite or (self.output_dir / LEDGER).is_file():
+        if self.overwrite or self._record.path.is_file():
             return
         foreign = sorted(self.output_dir.glob(f"{name}_*"))
         if foreign:
-            raise InputError(
-                f"{foreign[0]} exists, and {self.output_dir} has no {LEDGER} that says where from: choose another "
-                "--output_dir, or replace it with --overwrite true."
-            )
+            raise self._record.unknown(foreign[0])
 
     def _finished(self) -> dict[str, dict[str, Any]]:
-        path = self.output_dir / LEDGER
-        if self.overwrite or not path.is_file():
+        if self.overwrite or not self._record.path.is_file():
             return {}
-        settings, pairs = read_record(path, "registration", "settings", "pairs")
-        changed = [name for name, value in self.settings.items() if settings.get(name) != value]
-        if changed:
-            raise InputError(
-                f"{self.output_dir} holds registrations that were made with another {' and '.join(changed)}: choose "
-                "another --output_dir, or replace them with --overwrite true."
-            )
-        return pairs
-
-
-def read_record(path: Path, kind: str, *entries: str) -> list[Any]:
-    """Entries of the JSON that an interrupted run left.
-
-    Raises:
-        InputError: when it is no JSON or lacks an entry; ``kind`` says what was expected.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [content[entry] for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not the record of a {kind}: choose another --output_dir, or replace it with --overwrite true."
-        ) from error
-
-
-def fingerprint(value: Any) -> Any:
-    """A file's content instead of its name: the same weights elsewhere are the same, others in the same place not."""
-    if isinstance(value, str | Path) and Path(value).is_file():
-        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
-    return list(value) if isinstance(value, tuple) else value
+        (pairs,) = self._record.read("pairs")
+        return dict(pairs)

@@ -16,11 +16,10 @@ from common.cli import sentence_of
 from common.data.request import Request
 from common.engine.batch import registered
 from common.engine.clock import NetworkClock
-from common.engine.registration_folder import fingerprint, read_record
 from common.io.challenge_fields import FORMATS, field_name
 from common.io.files import replacing
-from common.io.provenance import peak_memory_gb, provenance
-from common.io.tables import write_json
+from common.io.provenance import peak_memory_gb
+from common.io.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 _NAMED = 5
@@ -61,10 +60,10 @@ class SubmissionFolder:
         archive: str | Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.fields_dir, self.record = Path(fields_dir), Path(record)
+        self.fields_dir = Path(fields_dir)
         self.archive = None if archive is None else Path(archive)
         self.request, self.challenge, self.naming, self.overwrite = request, challenge, naming, overwrite
-        self.settings = {name: fingerprint(value) for name, value in settings.items()}
+        self._record = RunRecord(record, fields_dir, "fields", settings)
         self.packed: str | None = None
         self.pairs: dict[str, tuple[int, int]] = {}
         for moving, fixed in request.pairs:
@@ -159,7 +158,7 @@ class SubmissionFolder:
         """Visible files of the folder that do not belong there."""
         if not self.fields_dir.is_dir():
             return []
-        known = {self.fields_dir / name for name in self.pairs} | {self.record}
+        known = {self.fields_dir / name for name in self.pairs} | {self._record.path}
         return sorted(p.name for p in self.fields_dir.iterdir() if p not in known and not p.name.startswith("."))
 
     def _check_folder(self) -> None:
@@ -169,22 +168,19 @@ class SubmissionFolder:
                 f"The folder {self.fields_dir} must hold the fields of this submission alone, but has "
                 f"{_listed(foreign)}; choose another --output_dir, or remove them."
             )
-        if self.overwrite or self.record.is_file():
+        if self.overwrite or self._record.path.is_file():
             return
         existing = [str(self.fields_dir / name) for name in self.pairs if (self.fields_dir / name).exists()]
         existing += [str(self.archive)] if self.archive is not None and self.archive.exists() else []
         if existing:
-            raise InputError(
-                f"{existing[0]} exists, and no {self.record.name} says where from: choose another --output_dir, or "
-                "replace it with --overwrite true."
-            )
+            raise self._record.unknown(Path(existing[0]))
 
     def _recorded(self) -> dict[str, dict[str, Any]]:
         """Finished fields of an earlier run with the same settings and images."""
-        if self.overwrite or not self.record.is_file():
+        if self.overwrite or not self._record.path.is_file():
             return {}
-        settings, fields, self.packed = read_record(self.record, "submission", "settings", "fields", "archive")
-        changed = [name for name, value in self.settings.items() if settings.get(name) != value]
+        fields, self.packed = self._record.read("fields", "archive")
+        changed = []
         if self.archive is not None and self.archive.exists() and self.packed != str(self.archive):
             changed.append("archive")
         for name, (moving, fixed) in self.pairs.items():
@@ -192,20 +188,11 @@ class SubmissionFolder:
             if name in fields and {side: fields[name].get(side) for side in images} != images:
                 changed.append(f"image of {name}")
         if changed:
-            raise InputError(
-                f"{self.fields_dir} holds fields that were made with another {' and '.join(changed[:_NAMED])}: choose "
-                "another --output_dir, or replace them with --overwrite true."
-            )
+            raise self._record.refusal(changed)
         return {name: fields[name] for name in self.pairs if name in fields and (self.fields_dir / name).is_file()}
 
     def _write_record(self) -> None:
-        content = {
-            "challenge": self.challenge,
-            "settings": self.settings,
-            "archive": self.packed,
-            "fields": self.made,
-        }
-        write_json(self.record, {**provenance(), **content})
+        self._record.write(challenge=self.challenge, archive=self.packed, fields=self.made)
 
 
 class SubmissionWriter:

@@ -126,7 +126,9 @@ def evaluate_fields(
         listed, request.fields, request.images, request.labels, request.landmarks, request.pattern
     )
     _check_missing(missing, complete, request.allow_missing)
-    record = Record(output_dir, {**settings, "measures": asdict(measures)}, overwrite)
+    # What the list says of a single pair is kept with the pair.
+    del settings["pairs"]
+    record = Record(output_dir, {**settings, "challenge": listed.challenge and asdict(listed.challenge)}, overwrite)
     cases = _measure_all(complete, measures, record, workers)
     return FieldEvaluation(measures, complete, cases, missing, listed.challenge, record)
 

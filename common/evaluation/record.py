@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.checks import InputError
 from common.evaluation.pair_files import PairFiles
 from common.io.files import write_bytes
+from common.io.run_record import RunRecord
 
 FOLDER = "pairs"
 SETTINGS = "settings.json"
@@ -31,23 +31,17 @@ class Record:
     def __init__(self, output_dir: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.folder = output_dir / FOLDER
         self._made = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
-        known = json.loads(json.dumps(settings, default=str))
-        file = self.folder / SETTINGS
+        record = RunRecord(self.folder / SETTINGS, output_dir, "unfinished results", settings, option="--output")
         if overwrite:
             self.remove()
-        elif file.is_file() and _content(file) != known:
-            old = _content(file) or {}
-            changed = [name for name in known if known[name] != old.get(name)] if isinstance(old, dict) else []
-            raise InputError(
-                f"{output_dir} holds an unfinished evaluation with other settings ({', '.join(changed) or 'damaged'}): "
-                "choose another --output, or start anew with --overwrite."
-            )
-        write_bytes(file, json.dumps(known, indent=1).encode())
+        elif record.path.is_file():
+            record.read()
+        record.write()
 
     def case(self, pair: PairFiles) -> dict[str, Any] | None:
-        """Figures of a pair, None while it is not finished or where its field is another file by now."""
+        """Figures of a pair, None while it is not finished or where one of its files is another one by now."""
         content = _content(self._path(pair))
-        if not isinstance(content, dict) or content.get("field") != _state(pair):
+        if not isinstance(content, dict) or content.get("files") != _state(pair) or "case" not in content:
             return None
         case = dict(content["case"])
         for name, table in case.items():
@@ -61,7 +55,7 @@ class Record:
         Raises:
             InputError: when it cannot be written.
         """
-        write_bytes(self._path(pair), json.dumps({"field": _state(pair), "case": case}).encode())
+        write_bytes(self._path(pair), json.dumps({"files": _state(pair), "case": case}).encode())
 
     def remove(self) -> None:
         """Delete the finished pairs and what belongs to them; other files stay."""
@@ -88,10 +82,12 @@ def is_unfinished(output_dir: Path) -> bool:
     return (output_dir / FOLDER / SETTINGS).is_file()
 
 
-def _state(pair: PairFiles) -> list[Any]:
-    """What changes when a field is replaced."""
-    stat = Path(pair.field).stat()
-    return [pair.field, stat.st_size, stat.st_mtime_ns]
+def _state(pair: PairFiles) -> list[list[Any]]:
+    """What changes when the list names other files for a pair, or one of them is replaced."""
+    sides = (pair.moving, pair.fixed, pair.moving_label, pair.fixed_label, pair.fixed_mask)
+    points = (path for _, *paths in pair.landmarks for path in paths)
+    paths = [Path(path) for path in (pair.field, *sides, *points) if path is not None]
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def _content(path: Path) -> Any:

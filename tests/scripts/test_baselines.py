@@ -17,6 +17,7 @@ from common.checks import InputError
 from common.cli import run_tool
 from common.data.phantom import make_subject, make_template
 from common.evaluation.pair_lists import read_pair_list
+from common.io import run_record
 from common.spatial import warp
 from scripts import baseline_pair, baselines
 from scripts.classical import METHODS
@@ -85,7 +86,7 @@ def test_zero_writes_fields_on_the_grid_of_the_fixed_image_and_what_they_cost(da
     assert [(case["fixed_id"], case["moving_id"]) for case in found["cases"]] == [("a", "b"), ("b", "a"), ("a", "c")]
     assert all(case["seconds"] >= 0 and case["peak_memory_mb"] > 1 for case in found["cases"])
     assert all(case["max_difference"] < 1e-6 for case in found["cases"])
-    assert found["method"] == "zero" and found["threads"] == 1 and found["provenance"]["versions"]
+    assert found["settings"]["method"] == "zero" and found["settings"]["threads"] == 1 and found["versions"]
 
 
 def test_pair_list_of_the_result_carries_field_and_seconds(data: Path, in_process: list[Any]) -> None:
@@ -148,13 +149,13 @@ def test_folder_of_other_settings_is_refused_unless_it_may_be_overwritten(data: 
     (data / "pairs.csv").write_text("fixed,moving\na.nii.gz,b.nii.gz\n")
     run(data, "--threads", "2", "--overwrite")
     assert [path.name for path in output.glob("*_ddf.nii.gz")] == [NAME]
-    assert record(output)["threads"] == 2 and len(record(output)["cases"]) == 1
+    assert record(output)["settings"]["threads"] == 2 and len(record(output)["cases"]) == 1
 
 
 def test_fields_of_another_tool_are_not_replaced(data: Path, in_process: list[Any]) -> None:
     (data.parent / "fields").mkdir()
     (data.parent / "fields" / NAME).write_text("precious")
-    with pytest.raises(InputError, match=f"did not make \\({NAME}\\)"):
+    with pytest.raises(InputError, match=f"{NAME} exists, and no baselines.json says where from"):
         run(data)
     assert (data.parent / "fields" / NAME).read_text() == "precious"
 
@@ -162,7 +163,7 @@ def test_fields_of_another_tool_are_not_replaced(data: Path, in_process: list[An
 def test_changed_image_is_noticed(data: Path, scans: list[np.ndarray], in_process: list[Any]) -> None:
     run(data)
     save(data / "b.nii.gz", scans[2])
-    with pytest.raises(InputError, match="An image of b to a has changed"):
+    with pytest.raises(InputError, match="another image of b_to_a_ddf.nii.gz"):
         run(data)
 
 
@@ -273,7 +274,7 @@ def test_threads_reach_the_package(data: Path, monkeypatch: pytest.MonkeyPatch) 
         return subprocess.CompletedProcess(command, 1, b"seen")
 
     monkeypatch.setattr(subprocess, "run", look)
-    monkeypatch.setattr(baselines, "provenance", dict)
+    monkeypatch.setattr(run_record, "provenance", dict)
     with pytest.raises(InputError, match="seen"):
         run(data, "--threads", "3")
     assert seen["OMP_NUM_THREADS"] == seen["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] == "3"

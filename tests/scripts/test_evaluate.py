@@ -389,7 +389,7 @@ def test_interrupted_evaluation_goes_on(data: Data, monkeypatch: pytest.MonkeyPa
         return measure(files, measures)
 
     monkeypatch.setattr(field_evaluation, "measure_pair", counted)
-    with pytest.raises(InputError, match=r"unfinished evaluation with other settings \(.*hd95"):
+    with pytest.raises(InputError, match=r"unfinished results that were made with another hd95: "):
         main(data.arguments("--hd95", "none"))
     assert measured == ["T_0002_to_T_0001"]
     main(data.arguments())

@@ -224,7 +224,7 @@ def test_nothing_of_others_is_overwritten(files: dict[str, str], tmp_path: Path)
     with pytest.raises(InputError, match="m_image_to_f_image_ddf.nii.gz exists"):
         RegistrationFolder(out, {}).remaining(request)
     (out / "provenance.json").write_text("{}")
-    with pytest.raises(InputError, match="not the record of a registration"):
+    with pytest.raises(InputError, match="not the record of registrations"):
         RegistrationFolder(out, {}).remaining(request)
 
 
@@ -244,7 +244,7 @@ def test_other_settings_weights_or_scans_are_refused(files: dict[str, str], tmp_
         RegistrationFolder(tmp_path / "out", settings).remaining(request)
     other = [{**subject, "image": "/elsewhere/" + Path(subject["image"]).name} for subject in request.subjects]
     folder = RegistrationFolder(tmp_path / "out", {"ckpt_path": str(moved), "affine": False})
-    with pytest.raises(InputError, match="of other files of these names"):
+    with pytest.raises(InputError, match="another image of m_image_to_f_image"):
         folder.remaining(Request(other, request.pairs))
 
 

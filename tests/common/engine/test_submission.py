@@ -132,7 +132,7 @@ def test_pair_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("{}")
-    with pytest.raises(InputError, match="not the record of a submission"):
+    with pytest.raises(InputError, match="not the record of fields"):
         opened(tmp_path)
 
 
