@@ -4,22 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelReader
-from monai.transforms import LoadImage, MapTransform
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 
 from common.checks import InputError
 from common.data.pickles import load_arrays
-from common.io.nifti import check_unit
+from common.io.nifti import labels_of, read_image, read_labels
 
-_LABEL_TOLERANCE = 1e-3
 _AFFINE_TOLERANCE = 1e-3
-_MAX_LABEL = torch.iinfo(torch.int16).max
 
 
 def _is_label(key: Hashable) -> bool:
@@ -33,7 +30,7 @@ def _file(image: torch.Tensor) -> str:
 class LoadSubjectd(MapTransform):
     """Load images and label maps as ``MetaTensor`` (1, *spatial), 2D or 3D, with the affine of the file.
 
-    NIfTI (``.nii``, ``.nii.gz``) is read by MONAI, with the scaling of its header; a pickle (``.pkl``) by
+    NIfTI (``.nii``, ``.nii.gz``) is read by :func:`common.io.nifti.read_image` and its likes; a pickle (``.pkl``) by
     :func:`common.data.load_arrays`, with the identity as affine. A pickle holds (image, label), or (moving, fixed,
     moving label, fixed label), of which ``data["role"]``, "moving" or "fixed", chooses one half.
 
@@ -49,7 +46,6 @@ class LoadSubjectd(MapTransform):
 
     def __init__(self, keys: KeysCollection = ("image", "label"), allow_missing_keys: bool = True) -> None:
         super().__init__(keys, allow_missing_keys)
-        self._load_image = LoadImage(image_only=True, dtype=np.float32)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """Replace the paths under ``keys`` by tensors; the other entries stay."""
@@ -60,30 +56,11 @@ class LoadSubjectd(MapTransform):
             if path.endswith(".pkl"):
                 if path not in pickles:
                     pickles[path] = load_arrays(path)
-                image = _from_pickle(path, pickles[path], _is_label(key), subject.get("role"))
+                image, affine = _from_pickle(path, pickles[path], _is_label(key), subject.get("role")), torch.eye(4)
             else:
-                image = self._from_nifti(path)
-            image = _without_trailing_axes(image, path)
-            subject[key] = _as_labels(image, path) if _is_label(key) else image
+                image, affine = (read_labels if _is_label(key) else read_image)(path)
+            subject[key] = MetaTensor(image[None], affine=affine, meta={"filename_or_obj": path})
         return subject
-
-    def _from_nifti(self, path: str) -> torch.Tensor:
-        if Path(path).is_dir():
-            raise InputError(
-                f"{path} is a folder, but a NIfTI file is expected; convert a DICOM series with dcm2niix first."
-            )
-        if not path.endswith((".nii", ".nii.gz")):
-            raise InputError(f"{path} is neither .nii, .nii.gz nor .pkl; convert it to NIfTI first.")
-        if not Path(path).is_file():
-            raise InputError(f"The image {path} does not exist; check the data folder.")
-        try:
-            # With the reader given here MONAI tries no other one after a failure.
-            image = self._load_image(path, reader=NibabelReader())
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"{path} cannot be read as a NIfTI image ({reason[0]}); copy it anew.") from error
-        check_unit(image.meta, path)
-        return image
 
 
 def _from_pickle(path: str, arrays: tuple[np.ndarray, ...], label: bool, role: str | None) -> torch.Tensor:
@@ -98,32 +75,22 @@ def _from_pickle(path: str, arrays: tuple[np.ndarray, ...], label: bool, role: s
         )
     if position >= len(arrays):
         raise InputError(f"The pickle {path} holds no label map, but a label is listed for it; remove the label entry.")
-    array = arrays[position]
+    array = _single(arrays[position], path)
+    return labels_of(array, path) if label else torch.from_numpy(array.astype(np.float32))
+
+
+def _single(array: np.ndarray, path: str) -> np.ndarray:
+    """Without axes of length one, of which some pickles have a first or a last."""
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
-    return MetaTensor(torch.from_numpy(array.astype(np.float32)), affine=torch.eye(4), meta={"filename_or_obj": path})
-
-
-def _without_trailing_axes(image: torch.Tensor, path: str) -> torch.Tensor:
-    """Channel first; a fourth axis of length one, which some tools write, is dropped."""
-    while image.ndim > 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    if image.ndim not in (2, 3):
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3):
         raise InputError(
-            f"{path} has shape {tuple(image.shape)}, but one image of two or three dimensions is expected; "
-            "split a series into single images first."
+            f"{path} has shape {array.shape}, but one image of two or three dimensions is expected; split a series "
+            "into single images first."
         )
-    return image[None]
-
-
-def _as_labels(image: torch.Tensor, path: str) -> torch.Tensor:
-    rounded = image.round()
-    if not bool(((image - rounded).abs() <= _LABEL_TOLERANCE).all()):
-        raise InputError(f"The label map {path} has values that are no integers; resample it with nearest neighbour.")
-    low, high = int(rounded.min()), int(rounded.max())
-    if low < 0 or high > _MAX_LABEL:
-        raise InputError(f"The label map {path} has values from {low} to {high}; labels must lie in 0 to {_MAX_LABEL}.")
-    return rounded.to(torch.uint8 if high <= 255 else torch.int16)
+    return array
 
 
 class CheckSubjectd(MapTransform):

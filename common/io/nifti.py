@@ -18,12 +18,81 @@ from common.io.files import write_bytes
 from common.spatial.world import Grid
 
 NIFTI = (".nii", ".nii.gz")
+_LABEL_TOLERANCE = 1e-3
+_LARGEST_LABEL = np.iinfo(np.int16).max
 _INT32 = np.iinfo(np.int32)
 _DICOM_PREFIX = 132
 """Bytes before the end of the mark "DICM" of a DICOM file."""
 _UNIT_BITS = 7
 _OTHER_UNITS = {1: "metres", 3: "microns"}
 """Codes of NIfTI's lengths that are no millimetres: ITK converts them, nibabel does not."""
+
+
+def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
+    """Read one image of two or three dimensions.
+
+    Args:
+        path: ends in .nii.gz or .nii. Axes of one element behind the third, which some tools write, are dropped.
+
+    Returns:
+        Its values (*spatial) as float32, scaled as the header says; and its affine (4, 4) float64, voxels to
+        millimetres RAS+: the sform where the header has one, as for every other file here.
+
+    Raises:
+        InputError: when the file is missing, a folder, DICOM, damaged, a series, in colours, or in another unit.
+    """
+    values, affine = _read_single(path)
+    return torch.from_numpy(np.array(values, dtype=np.float32, order="C")), affine
+
+
+def read_labels(path: str | Path) -> tuple[Tensor, Tensor]:
+    """Read one label map, as :func:`read_image` reads an image.
+
+    Returns:
+        Its labels (*spatial), uint8 where 255 is enough, else int16; and its affine.
+
+    Raises:
+        InputError: also when values are no integers in 0..32767.
+    """
+    values, affine = _read_single(path)
+    return labels_of(values, path), affine
+
+
+def labels_of(values: np.ndarray, path: str | Path) -> Tensor:
+    """Labels (*spatial) of an array of any numeric type, uint8 where 255 is enough, else int16.
+
+    Raises:
+        InputError: when values are no integers in 0..32767; ``path`` says whose they are.
+    """
+    if values.dtype.kind not in "biu":
+        rounded = np.rint(values)
+        # Neither NaN nor infinity is close to anything.
+        with np.errstate(invalid="ignore"):
+            is_whole = bool((np.abs(values - rounded) <= _LABEL_TOLERANCE).all())
+        if not is_whole:
+            raise InputError(
+                f"The label map {path} has values that are no integers; resample it with nearest neighbour."
+            )
+        values = rounded
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > _LARGEST_LABEL:
+        raise InputError(
+            f"The label map {path} has values from {low} to {high}; labels must lie in 0 to {_LARGEST_LABEL}."
+        )
+    return torch.from_numpy(np.array(values, dtype=np.uint8 if high <= 255 else np.int16, order="C"))
+
+
+def _read_single(path: str | Path) -> tuple[np.ndarray, Tensor]:
+    file = open_nifti(path)
+    shape = tuple(int(n) for n in file.shape)
+    if len(shape) < 2 or max(shape[3:], default=1) > 1:
+        raise InputError(
+            f"{path} has shape {shape}, but one image of two or three dimensions is expected: extract the volume that "
+            "is meant."
+        )
+    check_unit(file.header, path)
+    values = voxels_of(file, path, dtype=None).reshape(shape[:3])
+    return values, torch.from_numpy(np.array(file.affine, dtype=np.float64))
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -63,6 +132,8 @@ def open_nifti(path: str | Path) -> Any:
 
 def voxels_of(file: Any, path: str | Path, dtype: Any = np.float32) -> np.ndarray:
     """The values of an opened file, scaled as its header says.
+
+    ``dtype`` None leaves them as they are, or float64 where they are scaled.
 
     Raises:
         InputError: when the file ends early, is damaged or holds colours.

@@ -158,9 +158,9 @@ def test_different_affines_are_refused_with_both_files(datalist: Path) -> None:
 
 def test_a_damaged_file_is_named_while_the_cache_is_filled_and_later(datalist: Path) -> None:
     (datalist / "imagesTr" / "P_0001_0000.nii.gz").write_bytes(b"no image")
-    with pytest.raises(InputError, match="P_0001_0000.nii.gz cannot be read as a NIfTI image"):
+    with pytest.raises(InputError, match="P_0001_0000.nii.gz cannot be read as NIfTI"):
         dataset(datalist)
-    with pytest.raises(InputError, match="P_0001_0000.nii.gz cannot be read as a NIfTI image"):
+    with pytest.raises(InputError, match="P_0001_0000.nii.gz cannot be read as NIfTI"):
         dataset(datalist, cache_rate=0.0)[0, 1]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common.checks import InputError
-from common.io.nifti import write_ddf, write_image
+from common.io.nifti import read_grid, read_image, read_labels, write_ddf, write_image
 
 AFFINE = torch.tensor([[0, -2, 0, 5], [1, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -67,3 +67,88 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.mha: images and fields are written as \.nii\.gz or \.nii"):
         write_ddf(tmp_path / "a.mha", torch.zeros(3, 4, 5, 6), AFFINE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5), (4, 1), (4, 5, 6, 1, 1)])
+def test_an_image_is_read_with_its_affine_whatever_its_axes(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).random(shape, np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, AFFINE.numpy()), tmp_path / "a.nii.gz")
+    image, affine = read_image(tmp_path / "a.nii.gz")
+    assert image.dtype == torch.float32 and image.is_contiguous()
+    np.testing.assert_array_equal(image.numpy(), values.reshape(shape[:3]))
+    torch.testing.assert_close(affine, AFFINE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.uint64, np.float32, np.float64])
+@pytest.mark.parametrize("top", [200, 256, 32767])
+def test_labels_of_every_type_become_the_smallest_integers(tmp_path: Path, dtype: Any, top: int) -> None:
+    if top > 255 and dtype is np.uint8:
+        top = 255
+    values = np.zeros((3, 4, 5), dtype)
+    values[0, 1, 2], values[2, 3, 4] = 1, top
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4), dtype=dtype), tmp_path / "a.nii")
+    labels, _ = read_labels(tmp_path / "a.nii")
+    assert labels.dtype == (torch.uint8 if top <= 255 else torch.int16)
+    np.testing.assert_array_equal(labels.numpy(), values.astype(np.int64))
+
+
+@pytest.mark.parametrize("value", [-1, 32768, 2**40, 0.4, np.nan, np.inf])
+def test_what_is_no_label_is_refused(tmp_path: Path, value: float) -> None:
+    values = np.zeros((3, 4, 5), np.float64 if isinstance(value, float) else np.int64)
+    values[1, 2, 3] = value
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4), dtype=values.dtype), tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"label map .*a\.nii has values"):
+        read_labels(tmp_path / "a.nii")
+
+
+def test_of_two_affines_in_a_header_the_same_one_counts_for_grids_and_images(tmp_path: Path) -> None:
+    file = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), None)
+    file.set_sform(np.diag([2.0, 2, 2, 1]), code=1)
+    file.set_qform(np.eye(4), code=1)
+    nibabel.save(file, tmp_path / "a.nii.gz")
+    torch.testing.assert_close(read_image(tmp_path / "a.nii.gz")[1], read_grid(tmp_path / "a.nii.gz").affine)
+    assert read_grid(tmp_path / "a.nii.gz").spacing == (2, 2, 2)
+
+
+def unusable(folder: Path, fault: str) -> Path:
+    path = folder / ("a.mha" if fault == "kind" else "a.nii.gz")
+    values = np.zeros((4, 5, 6, 2) if fault == "series" else (4, 5, 6), np.float32)
+    file = nibabel.Nifti1Image(values, np.eye(4))
+    if fault == "unit":
+        file.header.set_xyzt_units("micron")
+    if fault == "folder":
+        path.mkdir()
+    elif fault in ("kind", "header", "dicom"):
+        path.write_bytes(bytes(128) + b"DICM" if fault == "dicom" else b"no image")
+    elif fault != "absent":
+        nibabel.save(file, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("absent", "does not exist"), ("folder", "is a folder.*dcm2niix"), ("kind", "neither .nii nor .nii.gz"),
+        ("header", "cannot be read as NIfTI"), ("dicom", "is a DICOM file"), ("unit", "in microns"),
+        ("series", r"has shape \(4, 5, 6, 2\)"),
+    ],
+)  # fmt: skip
+def test_every_reader_says_the_same_about_a_file(tmp_path: Path, fault: str, message: str) -> None:
+    path = unusable(tmp_path, fault)
+    sentences = []
+    for read in (read_grid, read_image, read_labels):
+        with pytest.raises(InputError, match=message) as error:
+            read(path)
+        sentences.append(str(error.value).partition(", but")[0])
+    assert len(set(sentences)) == 1
+
+
+def test_files_that_are_cut_short_or_coloured_are_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "cut.nii.gz", torch.rand(1, 20, 20, 20), AFFINE)
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "cut.nii.gz").read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"cut\.nii\.gz is damaged or cut short"):
+        read_image(tmp_path / "cut.nii.gz")
+    colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii")
+    with pytest.raises(InputError, match=r"rgb\.nii holds colours"):
+        read_image(tmp_path / "rgb.nii")
