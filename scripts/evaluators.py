@@ -85,7 +85,7 @@ def metrics() -> dict[str, dict[str, Callable[[], Array]]]:
         },
         "Dice": {
             PUBLISHED: lambda: plain_dice(pair.fixed, plain, pair.moving),
-            OURS: lambda: dice_l2r(fixed, warped, LABELS, moving).numpy()[0],
+            OURS: lambda: dice_l2r(warped, fixed, LABELS, moving).numpy()[0],
         },
         "NDV": {
             PUBLISHED: lambda: plain_ndv(pair.ddf, pair.moving > 0),
@@ -94,7 +94,7 @@ def metrics() -> dict[str, dict[str, Callable[[], Array]]]:
         "SDlogJ": {PUBLISHED: lambda: plain_sdlogj(pair.ddf), OURS: lambda: sdlogj_l2r(ddf).numpy()},
         "HD95": {
             PUBLISHED: lambda: plain_hd95(pair.fixed, plain, pair.moving),
-            OURS: lambda: hd95_l2r(fixed, warped, LABELS, moving).numpy()[0],
+            OURS: lambda: hd95_l2r(warped, fixed, LABELS, moving).numpy()[0],
         },
     }
 

@@ -203,7 +203,7 @@ class _Registration:
             stages["affine"] = displacement_to_moving(self.fixed, self.moving, None, self.alignment)
         stages["registered"] = self.to_moving
         scores = {
-            name: float(mean_over_labels(dice_l2r(fixed, warp_labels(moving, ddf), counted, moving)))
+            name: float(mean_over_labels(dice_l2r(warp_labels(moving, ddf), fixed, counted, moving)))
             for name, ddf in stages.items()
         }
         return {"dice": scores, "labels": len(common.intersection(counted))}

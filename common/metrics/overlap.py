@@ -21,8 +21,8 @@ _TABLE = 1 << 20
 
 
 def dice_per_label(
-    fixed: Tensor,
     warped: Tensor,
+    fixed: Tensor,
     labels: Sequence[int],
     moving: Tensor | None = None,
     absent: str = "skip",
@@ -31,8 +31,8 @@ def dice_per_label(
     """Dice ``2 |F and W| / (|F| + |W| + eps)`` of every label.
 
     Args:
-        fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), the moving labels after warping, see :func:`common.spatial.labels.warp_labels`.
+        fixed: (B, 1, *spatial), integer labels.
         labels: label values, in the order of the result.
         moving: (B, 1, *spatial'), the moving labels before warping. Used by ``absent="skip"`` only: a label that it
             does not hold is skipped too. Without it, such a label counts as one that was lost by warping.
@@ -48,8 +48,8 @@ def dice_per_label(
     """
     if absent not in ("skip", "zero"):
         raise InputError(f'absent is {absent!r}; it must be "skip" (NaN) or "zero".')
-    check_label_pair(fixed, warped)
-    joint = torch.stack([_joint_histogram(f, w, labels) for f, w in zip(fixed, warped, strict=True)]).double()
+    check_label_pair(warped, fixed)
+    joint = torch.stack([_joint_histogram(f, labels, w) for f, w in zip(fixed, warped, strict=True)]).double()
     in_fixed, in_warped = joint.sum(2)[:, 1:], joint.sum(1)[:, 1:]
     overlap = joint.diagonal(dim1=1, dim2=2)[:, 1:]
     total = in_fixed + in_warped + eps
@@ -62,12 +62,12 @@ def dice_per_label(
     return dice
 
 
-def dice_l2r(fixed: Tensor, warped: Tensor, labels: Sequence[int], moving: Tensor | None = None) -> Tensor:
+def dice_l2r(warped: Tensor, fixed: Tensor, labels: Sequence[int], moving: Tensor | None = None) -> Tensor:
     """Dice by the rule of Learn2Reg and LUMIR: labels missing in the fixed or the *unwarped* moving map are skipped.
 
     Args:
-        fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), integer labels.
+        fixed: (B, 1, *spatial), integer labels.
         labels: label values; LUMIR's official list holds the background 0.
         moving: (B, 1, *spatial'), unwarped; needed for the official figure, see :func:`dice_per_label`.
 
@@ -75,21 +75,21 @@ def dice_l2r(fixed: Tensor, warped: Tensor, labels: Sequence[int], moving: Tenso
         (B, len(labels)), float64; NaN where skipped, 0 where warping lost the label. Average with
         :func:`mean_over_labels`.
     """
-    return dice_per_label(fixed, warped, labels, moving, absent="skip")
+    return dice_per_label(warped, fixed, labels, moving, absent="skip")
 
 
-def dice_voi(fixed: Tensor, warped: Tensor, labels: Sequence[int]) -> Tensor:
+def dice_voi(warped: Tensor, fixed: Tensor, labels: Sequence[int]) -> Tensor:
     """Dice of TransMorph's and EOIR's validation: missing labels count as 0, 1e-5 is added to the denominator.
 
     Args:
-        fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), integer labels.
+        fixed: (B, 1, *spatial), integer labels.
         labels: label values.
 
     Returns:
         (B, len(labels)), float64; the published figure is the plain mean.
     """
-    return dice_per_label(fixed, warped, labels, absent="zero", eps=1e-5)
+    return dice_per_label(warped, fixed, labels, absent="zero", eps=1e-5)
 
 
 def mean_over_labels(values: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ def labels_present(label: Tensor, labels: Sequence[int]) -> Tensor:
     Returns:
         (B, len(labels)), bool.
     """
-    return torch.stack([_joint_histogram(one, None, labels).flatten()[1:] > 0 for one in label])
+    return torch.stack([_joint_histogram(one, labels).flatten()[1:] > 0 for one in label])
 
 
-def check_label_pair(fixed: Tensor, warped: Tensor) -> None:
+def check_label_pair(warped: Tensor, fixed: Tensor) -> None:
     """Refuse two tensors that are not label maps (B, 1, *spatial) on one grid.
 
     Raises:
@@ -164,16 +164,16 @@ def _searched(found: Tensor, values: Tensor, codes: Tensor) -> Tensor:
     return codes[index] * (values[index] == found)
 
 
-def _joint_histogram(fixed: Tensor, warped: Tensor | None, labels: Sequence[int]) -> Tensor:
+def _joint_histogram(rows: Tensor, labels: Sequence[int], columns: Tensor | None = None) -> Tensor:
     """Voxel counts (L + 1, L + 1) over the codes of two maps, or (1, L + 1) of one; code 0 is every other value."""
-    columns = len(labels) + 1
-    coder = label_coder(labels, [fixed] if warped is None else [fixed, warped])
-    size = columns if warped is None else columns * columns
-    counts = torch.zeros(size, dtype=torch.int64, device=fixed.device)
-    one, other = fixed.reshape(-1), None if warped is None else warped.reshape(-1)
+    codes = len(labels) + 1
+    coder = label_coder(labels, [rows] if columns is None else [rows, columns])
+    size = codes if columns is None else codes * codes
+    counts = torch.zeros(size, dtype=torch.int64, device=rows.device)
+    one, other = rows.reshape(-1), None if columns is None else columns.reshape(-1)
     for start in range(0, one.numel(), _CHUNK):
         pair = coder(one[start : start + _CHUNK])
         if other is not None:
-            pair = coder(other[start : start + _CHUNK]).add_(pair, alpha=columns)
+            pair = coder(other[start : start + _CHUNK]).add_(pair, alpha=codes)
         counts += torch.bincount(pair, minlength=size)
-    return counts.view(-1, columns)
+    return counts.view(-1, codes)

@@ -93,11 +93,11 @@ def _label_figures(pair: RegisteredPair, labels: Sequence[int] | None, hd95: str
         candidates["_before"] = warp_labels(moving, pair.to_moving_before)
     elif moving.shape == fixed.shape:
         candidates["_before"] = moving
-    tables = {f"dice{when}": dice_l2r(fixed, warped, labels, moving) for when, warped in candidates.items()}
+    tables = {f"dice{when}": dice_l2r(warped, fixed, labels, moving) for when, warped in candidates.items()}
     if hd95 is not None:
         spacing = pair.spacing if hd95 == "millimetres" else None
         for when, warped in candidates.items():
-            tables[f"hd95{when}"] = hd95_l2r(fixed, warped, labels, moving, spacing)
+            tables[f"hd95{when}"] = hd95_l2r(warped, fixed, labels, moving, spacing)
     means = {name: float(mean_over_labels(table)) for name, table in tables.items()}
     each = {f"{name}_per_label": dict(zip(labels, t[0].tolist(), strict=True)) for name, t in tables.items()}
     return means | each

@@ -85,8 +85,8 @@ def surface_distances(first: Tensor, second: Tensor, spacing: Sequence[float] | 
 
 
 def label_surface_distances(
-    fixed: Tensor,
     warped: Tensor,
+    fixed: Tensor,
     labels: Sequence[int],
     moving: Tensor | None = None,
     spacing: Sequence[float] | None = None,
@@ -95,8 +95,8 @@ def label_surface_distances(
     """Surface distances of every label, each computed inside the label's bounding box.
 
     Args:
-        fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), integer labels.
+        fixed: (B, 1, *spatial), integer labels.
         labels: label values.
         moving: the labels before warping, (B, 1, *spatial'); a label that it does not hold is skipped. Without it,
             such a label counts as lost by warping.
@@ -110,19 +110,19 @@ def label_surface_distances(
     Raises:
         InputError: when maps, labels or spacing do not fit.
     """
-    check_label_pair(fixed, warped)
+    check_label_pair(warped, fixed)
     if vanished not in ("infinite", "moving") or (vanished == "moving" and moving is None):
         raise InputError(f'vanished is {vanished!r}; it must be "infinite", or "moving" together with moving labels.')
     if moving is not None and vanished == "moving":
-        check_label_pair(fixed, moving)
+        check_label_pair(moving, fixed)
     sizes = voxel_sizes(spacing, fixed.ndim - 2)
     maps = [fixed, warped] + ([] if moving is None else [moving])
     return [_of_one_pair([m[b] for m in maps], labels, sizes, vanished) for b in range(fixed.shape[0])]
 
 
 def hd95_l2r(
-    fixed: Tensor,
     warped: Tensor,
+    fixed: Tensor,
     labels: Sequence[int],
     moving: Tensor | None = None,
     spacing: Sequence[float] | None = None,
@@ -131,8 +131,8 @@ def hd95_l2r(
     """95th percentile Hausdorff distance by the rule of Learn2Reg and LUMIR.
 
     Args:
-        fixed: (B, 1, *spatial), integer labels.
         warped: (B, 1, *spatial), integer labels.
+        fixed: (B, 1, *spatial), integer labels.
         labels: label values.
         moving: (B, 1, *spatial'), unwarped; needed for the official figure, see :func:`label_surface_distances`.
         spacing: default 1 along every axis, which is what both challenges use whatever the voxel size.
@@ -142,12 +142,12 @@ def hd95_l2r(
         (B, len(labels)), float64: NaN where skipped, inf where warping lost the label. Average with
         :func:`common.metrics.mean_over_labels`, which keeps the infinity, as the challenges do.
     """
-    return hausdorff_per_label(fixed, warped, labels, moving, spacing, 0.95, vanished)
+    return hausdorff_per_label(warped, fixed, labels, moving, spacing, 0.95, vanished)
 
 
 def hausdorff_per_label(
-    fixed: Tensor,
     warped: Tensor,
+    fixed: Tensor,
     labels: Sequence[int],
     moving: Tensor | None = None,
     spacing: Sequence[float] | None = None,
@@ -155,13 +155,13 @@ def hausdorff_per_label(
     vanished: str = "infinite",
 ) -> Tensor:
     """Hausdorff distance at any ``fraction`` of the surface area, 1 for the maximum; otherwise as :func:`hd95_l2r`."""
-    table = label_surface_distances(fixed, warped, labels, moving, spacing, vanished)
+    table = label_surface_distances(warped, fixed, labels, moving, spacing, vanished)
     return _tensor([[float("nan") if d is None else d.hausdorff(fraction) for d in row] for row in table], fixed)
 
 
 def average_surface_distance(
-    fixed: Tensor,
     warped: Tensor,
+    fixed: Tensor,
     labels: Sequence[int],
     moving: Tensor | None = None,
     spacing: Sequence[float] | None = None,
@@ -171,13 +171,13 @@ def average_surface_distance(
     Returns:
         (B, len(labels), 2), float64; NaN where the label is skipped or was lost by warping.
     """
-    table = label_surface_distances(fixed, warped, labels, moving, spacing)
+    table = label_surface_distances(warped, fixed, labels, moving, spacing)
     return _tensor([[(float("nan"),) * 2 if d is None else d.average() for d in row] for row in table], fixed)
 
 
 def surface_dice(
-    fixed: Tensor,
     warped: Tensor,
+    fixed: Tensor,
     labels: Sequence[int],
     tolerance: float,
     moving: Tensor | None = None,
@@ -188,7 +188,7 @@ def surface_dice(
     Returns:
         (B, len(labels)), float64 in [0, 1]; NaN where the label is skipped or was lost by warping.
     """
-    table = label_surface_distances(fixed, warped, labels, moving, spacing)
+    table = label_surface_distances(warped, fixed, labels, moving, spacing)
     return _tensor([[float("nan") if d is None else d.surface_dice(tolerance) for d in row] for row in table], fixed)
 
 

@@ -408,5 +408,5 @@ def test_fields_of_other_tools_reach_their_dice(tmp_path: Path, name: str, dice:
     write_transform(tmp_path / "t.h5", transform)
     for read in (transform, read_transform(tmp_path / "t.h5")):
         warped = warp_labels(moving, displacement_to_moving(grid, grid, read.ddf(grid)))
-        found = dice_l2r(fixed, warped, groups["evaluation_groups"], moving)
+        found = dice_l2r(warped, fixed, groups["evaluation_groups"], moving)
         assert float(found.nanmean()) == pytest.approx(dice, abs=1e-4)

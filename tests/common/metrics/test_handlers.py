@@ -58,10 +58,10 @@ def test_figures_are_means_of_the_plain_functions_over_pairs(shape: tuple[int, .
         fixed, moving, ddf = (one[name][None] for name in ("fixed_label", "moving_label", "ddf"))
         warped, mask = warp_labels(moving, ddf), one["fixed"][None] > 0
         statistics = jacobian_statistics(ddf, mask)
-        columns["dice"].append(float(mean_over_labels(dice_l2r(fixed, warped, [1, 2], moving))))
-        columns["dice_before"].append(float(mean_over_labels(dice_l2r(fixed, moving, [1, 2], moving))))
+        columns["dice"].append(float(mean_over_labels(dice_l2r(warped, fixed, [1, 2], moving))))
+        columns["dice_before"].append(float(mean_over_labels(dice_l2r(moving, fixed, [1, 2], moving))))
         for name, candidate in (("hd95", warped), ("hd95_before", moving)):
-            values = hd95_l2r(fixed, candidate, [1, 2], moving, one["spacing"].tolist())
+            values = hd95_l2r(candidate, fixed, [1, 2], moving, one["spacing"].tolist())
             columns[name].append(float(mean_over_labels(values)))
         columns["fold_fraction"].append(100 * float(statistics.fold_fraction))
         for name in ("sdlogj", "sdlogj_l2r", "sdlogj_l2r_masked"):
@@ -126,7 +126,7 @@ def test_moving_labels_on_another_grid_have_figures_after_warping_only() -> None
     one["moving_label"] = torch.nn.functional.pad(one["moving_label"], (0, 0, 0, 0, 0, 3))
     metrics = run(RegistrationMetrics(labels=[1, 2], hd95="voxels"), [one])
     fixed, moving = one["fixed_label"][None], one["moving_label"][None]
-    table = hd95_l2r(fixed, warp_labels(moving, one["ddf"][None]), [1, 2])
+    table = hd95_l2r(warp_labels(moving, one["ddf"][None]), fixed, [1, 2])
     assert metrics["hd95"] == float(mean_over_labels(table)) > 0
     assert not {"dice_before", "hd95_before"} & set(metrics)
 

@@ -33,7 +33,7 @@ def test_dice_equals_the_count_of_voxel_sets(
     fixed, warped = maps(shape, dtype)
     labels = [5, 0, 3]
     expected = [[slow_dice(f[0], w[0], label) for label in labels] for f, w in zip(fixed, warped, strict=True)]
-    dice = dice_l2r(fixed, warped, labels, warped)
+    dice = dice_l2r(warped, fixed, labels, warped)
     assert dice.dtype == torch.float64
     np.testing.assert_allclose(dice.numpy(), expected, rtol=1e-15)
 
@@ -47,9 +47,9 @@ def test_missing_labels_are_skipped_and_a_lost_one_is_zero() -> None:
     fixed = torch.tensor([[[[1, 2, 0, 4]]]])
     moving = torch.tensor([[[[1, 0, 3, 4]]]])
     warped = torch.tensor([[[[1, 0, 3, 0]]]])
-    dice = dice_l2r(fixed, warped, [1, 2, 3, 4, 5], moving)[0].tolist()
+    dice = dice_l2r(warped, fixed, [1, 2, 3, 4, 5], moving)[0].tolist()
     assert dice[0] == 1 and dice[3] == 0 and all(math.isnan(dice[k]) for k in (1, 2, 4))
-    assert mean_over_labels(dice_l2r(fixed, warped, [1, 2, 3, 4, 5], moving)).tolist() == [0.5]
+    assert mean_over_labels(dice_l2r(warped, fixed, [1, 2, 3, 4, 5], moving)).tolist() == [0.5]
 
 
 def test_missing_labels_count_as_zero_in_the_voi_form() -> None:
@@ -66,7 +66,7 @@ def test_presence_is_told_per_map() -> None:
 def test_moving_labels_may_lie_on_another_grid() -> None:
     fixed, warped = maps((4, 5, 6))
     moving = torch.ones(2, 1, 3, 3, 3, dtype=torch.uint8)
-    assert torch.isfinite(dice_l2r(fixed, warped, [1, 2], moving)).tolist() == [[True, False]] * 2
+    assert torch.isfinite(dice_l2r(warped, fixed, [1, 2], moving)).tolist() == [[True, False]] * 2
 
 
 @pytest.mark.parametrize("offset", [600_000_000, 2**33])
@@ -74,27 +74,27 @@ def test_large_identifiers_are_labels_like_others_and_take_no_memory(offset: int
     fixed, warped = maps((4, 5, 6), torch.int64)
     labels = [5, 0, 3]
     far = [offset + label for label in labels]
-    expected = dice_l2r(fixed, warped, labels, warped)
+    expected = dice_l2r(warped, fixed, labels, warped)
     assert expected.isfinite().all()
     torch.testing.assert_close(
-        dice_l2r(fixed + offset, warped + offset, far, warped + offset), expected, rtol=0, atol=0
+        dice_l2r(warped + offset, fixed + offset, far, warped + offset), expected, rtol=0, atol=0
     )
-    torch.testing.assert_close(hd95_l2r(fixed + offset, warped + offset, far), hd95_l2r(fixed, warped, labels))
+    torch.testing.assert_close(hd95_l2r(warped + offset, fixed + offset, far), hd95_l2r(warped, fixed, labels))
     # Labels that no map holds.
-    assert dice_l2r(fixed, warped, far, warped).isnan().all()
+    assert dice_l2r(warped, fixed, far, warped).isnan().all()
 
 
 def test_bad_input_is_refused_in_words() -> None:
     fixed, warped = maps((4, 5, 6))
     with pytest.raises(InputError, match="integer dtype"):
-        dice_l2r(fixed.float(), warped, [1])
+        dice_l2r(warped, fixed.float(), [1])
     with pytest.raises(InputError, match="on one grid"):
-        dice_l2r(fixed, warped[..., :-1], [1])
+        dice_l2r(warped[..., :-1], fixed, [1])
     with pytest.raises(InputError, match="distinct values"):
-        dice_l2r(fixed, warped, [1, 1])
+        dice_l2r(warped, fixed, [1, 1])
     with pytest.raises(InputError, match="distinct values"):
-        dice_l2r(fixed, warped, [])
+        dice_l2r(warped, fixed, [])
     with pytest.raises(InputError, match="negative value -1"):
-        dice_l2r(fixed.int() - 1, warped.int(), [1])
+        dice_l2r(warped.int(), fixed.int() - 1, [1])
     with pytest.raises(InputError, match="absent is 'nan'"):
-        dice_per_label(fixed, warped, [1], absent="nan")
+        dice_per_label(warped, fixed, [1], absent="nan")

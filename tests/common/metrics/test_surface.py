@@ -117,8 +117,8 @@ def test_translated_box_is_as_far_away_as_it_was_moved() -> None:
     fixed = torch.zeros(1, 1, 24, 20, 22, dtype=torch.uint8)
     fixed[..., 4:9, 4:12, 4:12] = 3
     moved = torch.roll(fixed, 7, dims=2)
-    assert hausdorff_per_label(fixed, moved, [3], moved, fraction=1).item() == 7
-    assert hausdorff_per_label(fixed, moved, [3], moved, (0.5, 1, 1), fraction=1).item() == 3.5
+    assert hausdorff_per_label(moved, fixed, [3], moved, fraction=1).item() == 7
+    assert hausdorff_per_label(moved, fixed, [3], moved, (0.5, 1, 1), fraction=1).item() == 3.5
     assert hd95_l2r(fixed, fixed, [3], fixed).item() == 0
     assert surface_dice(fixed, fixed, [3], 0.0, fixed).item() == 1
     assert average_surface_distance(fixed, fixed, [3], fixed).tolist() == [[[0, 0]]]
@@ -127,7 +127,7 @@ def test_translated_box_is_as_far_away_as_it_was_moved() -> None:
 def test_a_label_inside_its_box_gives_the_same_as_the_whole_mask() -> None:
     generator = torch.Generator().manual_seed(0)
     fixed, warped = (torch.randint(0, 4, (2, 1, 9, 8, 7), generator=generator) for _ in range(2))
-    table = hd95_l2r(fixed, warped, [0, 2, 3], warped, (1.0, 2.0, 1.5))
+    table = hd95_l2r(warped, fixed, [0, 2, 3], warped, (1.0, 2.0, 1.5))
     for b in range(2):
         for k, label in enumerate([0, 2, 3]):
             whole = surface_distances(fixed[b, 0] == label, warped[b, 0] == label, (1.0, 2.0, 1.5))
@@ -137,25 +137,25 @@ def test_a_label_inside_its_box_gives_the_same_as_the_whole_mask() -> None:
 def test_missing_labels_are_nan_and_a_lost_one_is_infinite_or_taken_from_moving() -> None:
     fixed, moving, warped = (torch.zeros(1, 1, 9, 9, dtype=torch.uint8) for _ in range(3))
     fixed[..., 2:4, 2:4], fixed[..., 6:8, 6:8], moving[..., 2:4, 3:5], warped[..., 7:9, 0:3] = 1, 2, 1, 3
-    assert math.isnan(hd95_l2r(fixed, warped, [2], moving).item())
-    assert math.isnan(hd95_l2r(fixed, warped, [3], moving).item())
-    assert hd95_l2r(fixed, warped, [1], moving).item() == math.inf
+    assert math.isnan(hd95_l2r(warped, fixed, [2], moving).item())
+    assert math.isnan(hd95_l2r(warped, fixed, [3], moving).item())
+    assert hd95_l2r(warped, fixed, [1], moving).item() == math.inf
     assert (
-        hd95_l2r(fixed, warped, [1], moving, vanished="moving").item()
-        == hd95_l2r(fixed, moving, [1], moving).item()
+        hd95_l2r(warped, fixed, [1], moving, vanished="moving").item()
+        == hd95_l2r(moving, fixed, [1], moving).item()
         == 1
     )
-    assert average_surface_distance(fixed, warped, [1], moving).isnan().all()
-    assert surface_dice(fixed, warped, [1], 1.0, moving).isnan().all()
-    assert label_surface_distances(fixed, warped, [2], moving) == [[None]]
+    assert average_surface_distance(warped, fixed, [1], moving).isnan().all()
+    assert surface_dice(warped, fixed, [1], 1.0, moving).isnan().all()
+    assert label_surface_distances(warped, fixed, [2], moving) == [[None]]
 
 
 def test_moving_labels_may_lie_on_another_grid() -> None:
     fixed = torch.randint(0, 3, (2, 1, 6, 5, 7), generator=torch.Generator().manual_seed(0))
     moving = torch.ones(2, 1, 3, 3, 3, dtype=torch.uint8)
-    expected = hd95_l2r(fixed, fixed.flip(2), [1, 2])
+    expected = hd95_l2r(fixed.flip(2), fixed, [1, 2])
     expected[:, 1] = math.nan
-    torch.testing.assert_close(hd95_l2r(fixed, fixed.flip(2), [1, 2], moving), expected, equal_nan=True)
+    torch.testing.assert_close(hd95_l2r(fixed.flip(2), fixed, [1, 2], moving), expected, equal_nan=True)
     with pytest.raises(InputError, match="on one grid"):
         hd95_l2r(fixed, fixed, [1], moving, vanished="moving")
 

@@ -312,22 +312,22 @@ def _metrics(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     lacking[lacking == labels[-1]] = 0
 
     def hd95(candidate: Tensor) -> np.ndarray:
-        values = metrics.hd95_l2r(fixed, candidate, labels, moving, spacing, vanished="moving")
+        values = metrics.hd95_l2r(candidate, fixed, labels, moving, spacing, vanished="moving")
         return metrics.mean_over_labels(values)[0].numpy()
 
     def dice_voi() -> np.ndarray:
         listed = torch.tensor([0, 4, 11, 23, 207], dtype=torch.int16)
         every = _lumir_labels()
-        return metrics.dice_voi(listed[fixed.long()], listed[warped.long()], every).mean().numpy()
+        return metrics.dice_voi(listed[warped.long()], listed[fixed.long()], every).mean().numpy()
 
     statistics = metrics.jacobian_statistics(ddf, clip=1e-8)
     return {
         "out/jacobian": jacobian_determinant(ddf)[0, 0, 2:-2, 2:-2, 2:-2].numpy(),
         "loss/folding_fraction": statistics.fold_fraction_interior[0].numpy(),
         "loss/sdlogj": statistics.sdlogj_l2r[0].numpy(),
-        "out/dice_per_class": metrics.dice_voi(fixed, warped, labels)[0].numpy(),
-        "loss/dice": metrics.dice_voi(fixed, warped, labels).mean().numpy(),
-        "loss/dice_absent": metrics.dice_voi(fixed, lacking, labels).mean().numpy(),
+        "out/dice_per_class": metrics.dice_voi(warped, fixed, labels)[0].numpy(),
+        "loss/dice": metrics.dice_voi(warped, fixed, labels).mean().numpy(),
+        "loss/dice_absent": metrics.dice_voi(lacking, fixed, labels).mean().numpy(),
         "loss/hd95": hd95(warped),
         "loss/hd95_absent": hd95(lacking),
         "loss/hd95_initial": hd95(moving),

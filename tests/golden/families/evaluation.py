@@ -111,9 +111,9 @@ def _overlap_and_surface(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     fixed, moving = _batched(arrays["in/fixed_labels"]), _batched(arrays["in/moving_labels"])
     labels, spacing = _labels(meta), _spacing(meta, arrays)
     warped = warp_labels(moving, _field(arrays))
-    dice = metrics.dice_l2r(fixed, warped, labels, moving)
-    hd95 = metrics.hd95_l2r(fixed, warped, labels, moving)
-    voi = metrics.dice_voi(fixed, warped, labels)[0]
+    dice = metrics.dice_l2r(warped, fixed, labels, moving)
+    hd95 = metrics.hd95_l2r(warped, fixed, labels, moving)
+    voi = metrics.dice_voi(warped, fixed, labels)[0]
     per_label = arrays["f64/transmorph_dice_voi"].ndim == 1
     return {
         "out/warped_labels": warped[0, 0].numpy(),
@@ -121,14 +121,14 @@ def _overlap_and_surface(meta: dict[str, Any], arrays: Arrays) -> Arrays:
         "f64/dice_l2r_mean": metrics.mean_over_labels(dice)[0].numpy(),
         "f64/hd95_l2r": hd95[0].numpy(),
         "f64/hd95_l2r_mean": metrics.mean_over_labels(hd95)[0].numpy(),
-        "f64/hd95_spacing": metrics.hd95_l2r(fixed, warped, labels, moving, spacing)[0].numpy(),
-        "f64/hd100_spacing": metrics.hausdorff_per_label(fixed, warped, labels, moving, spacing, fraction=1)[0].numpy(),
+        "f64/hd95_spacing": metrics.hd95_l2r(warped, fixed, labels, moving, spacing)[0].numpy(),
+        "f64/hd100_spacing": metrics.hausdorff_per_label(warped, fixed, labels, moving, spacing, fraction=1)[0].numpy(),
         "f64/average_surface_distance_spacing": metrics.average_surface_distance(
-            fixed, warped, labels, moving, spacing
+            warped, fixed, labels, moving, spacing
         )[0].numpy(),
-        "f64/surface_dice_1mm_spacing": metrics.surface_dice(fixed, warped, labels, 1.0, moving, spacing)[0].numpy(),
+        "f64/surface_dice_1mm_spacing": metrics.surface_dice(warped, fixed, labels, 1.0, moving, spacing)[0].numpy(),
         "f64/transmorph_dice_voi": (voi if per_label else voi.mean()).numpy(),
-        "f64/transmorph_dice_val": metrics.dice_voi(fixed, warped, [0, *labels]).mean().numpy(),
+        "f64/transmorph_dice_val": metrics.dice_voi(warped, fixed, [0, *labels]).mean().numpy(),
     }
 
 
@@ -212,7 +212,7 @@ def _digital(arrays: Arrays) -> Arrays:
 def _linear(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     fixed, moving = _batched(arrays["in/fixed_labels"]), _batched(arrays["in/moving_labels"])
     warped = warp_labels_linear(moving, _field(arrays))
-    dice = metrics.dice_l2r(fixed, warped, _labels(meta), moving)[0]
+    dice = metrics.dice_l2r(warped, fixed, _labels(meta), moving)[0]
     return {"out/warped_labels_linear_argmax": warped[0, 0].numpy(), "f64/linear_argmax_dice": dice.numpy()}
 
 
