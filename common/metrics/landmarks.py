@@ -20,7 +20,7 @@ from common.spatial.labels import warp_labels
 
 
 def tre_l2r(
-    ddf: Tensor | None, fixed_points: Tensor, moving_points: Tensor, spacing: Sequence[float] | None = None
+    ddf: Tensor | None, moving_points: Tensor, fixed_points: Tensor, spacing: Sequence[float] | None = None
 ) -> Tensor:
     """Distance ``|(fixed + ddf(fixed) - moving) * spacing|`` of every pair of points, as Learn2Reg measures it.
 
@@ -29,8 +29,8 @@ def tre_l2r(
 
     Args:
         ddf: (B, d, *spatial), in voxels; None for the error before registration.
-        fixed_points: (B, N, d), voxel coordinates along the array axes of the fixed image.
-        moving_points: (B, N, d), the corresponding points in voxels of the moving image.
+        moving_points: (B, N, d), voxel coordinates along the array axes of the moving image.
+        fixed_points: (B, N, d), the corresponding points in voxels of the fixed image.
         spacing: voxel size of the *moving* image along each array axis, default 1.
 
     Returns:
@@ -39,7 +39,7 @@ def tre_l2r(
     Raises:
         InputError: when points, field or spacing do not fit each other.
     """
-    _check_points(ddf, fixed_points, moving_points)
+    _check_points(ddf, moving_points, fixed_points)
     sizes = fixed_points.new_tensor(voxel_sizes(spacing, fixed_points.shape[2]), dtype=torch.float64)
     reached = fixed_points.double()
     if ddf is not None:
@@ -48,13 +48,13 @@ def tre_l2r(
 
 
 def tre_lumir(
-    fixed_landmarks: Tensor, moving_landmarks: Tensor, ddf: Tensor | None, spacing: Sequence[float] | float = 1
+    moving_landmarks: Tensor, fixed_landmarks: Tensor, ddf: Tensor | None, spacing: Sequence[float] | float = 1
 ) -> Tensor:
     """Mean distance between the centroids of labelled landmarks after warping, as LUMIR measures it.
 
     Args:
-        fixed_landmarks: (B, 1, *spatial), integer dtype; every value above 0 is one landmark.
-        moving_landmarks: (B, 1, *spatial'), the same values for corresponding landmarks.
+        moving_landmarks: (B, 1, *spatial'), integer dtype; every value above 0 is one landmark.
+        fixed_landmarks: (B, 1, *spatial), the same values for corresponding landmarks.
         ddf: (B, d, *spatial), in voxels; None for the error before registration, on one grid.
         spacing: voxel size along each array axis or along all of them; 1 in the challenge, whose grid is 1 mm.
 
@@ -103,7 +103,7 @@ def _centroids(volume: Tensor, values: Tensor) -> Tensor:
     return sums.index_add_(0, index, places) / count.unsqueeze(1)
 
 
-def _check_points(ddf: Tensor | None, fixed: Tensor, moving: Tensor) -> None:
+def _check_points(ddf: Tensor | None, moving: Tensor, fixed: Tensor) -> None:
     if fixed.ndim != 3 or fixed.shape != moving.shape or fixed.shape[2] not in (2, 3):
         raise InputError(
             f"The fixed points have shape {tuple(fixed.shape)} and the moving ones {tuple(moving.shape)}; both must be "

@@ -108,13 +108,13 @@ def _landmark_figures(pair: RegisteredPair) -> dict[str, float]:
     errors = {}
     for name, marks in pair.landmarks.items():
         if marks.moving.ndim == 3:
-            errors[name] = tre_l2r(pair.ddf, marks.fixed, marks.moving, marks.spacing)
-            errors[f"{name}_before"] = tre_l2r(None, marks.fixed, marks.moving, marks.spacing)
+            errors[name] = tre_l2r(pair.ddf, marks.moving, marks.fixed, marks.spacing)
+            errors[f"{name}_before"] = tre_l2r(None, marks.moving, marks.fixed, marks.spacing)
             continue
         size = 1 if marks.spacing is None else marks.spacing
-        errors[name] = tre_lumir(marks.fixed, marks.moving, _to_moving(pair), size)
+        errors[name] = tre_lumir(marks.moving, marks.fixed, _to_moving(pair), size)
         if pair.to_moving_before is not None or marks.fixed.shape == marks.moving.shape:
-            errors[f"{name}_before"] = tre_lumir(marks.fixed, marks.moving, pair.to_moving_before, size)
+            errors[f"{name}_before"] = tre_lumir(marks.moving, marks.fixed, pair.to_moving_before, size)
     return {name: float(error.mean()) for name, error in errors.items()}
 
 

@@ -146,7 +146,7 @@ def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_
     metrics = run(RegistrationMetrics(), [one], name="tre")
     spacing = [1.0, 1.0, 1.0] if known is None else [2.0, 1.0, 1.5]
     ddf, mask = one["ddf"][None], one["fixed"][None] > 0
-    points = one["fixed_keypoints"][None], one["moving_keypoints"][None]
+    points = one["moving_keypoints"][None], one["fixed_keypoints"][None]
     expected = {
         "tre": tre_l2r(ddf, *points, spacing).mean(),
         "tre_before": tre_l2r(None, *points, spacing).mean(),
@@ -159,7 +159,7 @@ def test_volumes_of_landmarks_give_the_error_of_their_centroids() -> None:
     one = pair(1)
     one["fixed_landmarks"], one["moving_landmarks"] = one["fixed_label"].int(), one["moving_label"].int()
     metrics = run(RegistrationMetrics(), [one], name="tre")
-    volumes = one["fixed_landmarks"][None], one["moving_landmarks"][None]
+    volumes = one["moving_landmarks"][None], one["fixed_landmarks"][None]
     assert metrics["tre"] == pytest.approx(tre_lumir(*volumes, one["ddf"][None], [2.0, 1.0, 1.5]).item())
     assert metrics["tre_before"] == pytest.approx(tre_lumir(*volumes, None, [2.0, 1.0, 1.5]).item())
 

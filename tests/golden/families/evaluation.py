@@ -218,8 +218,8 @@ def _linear(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 def _landmarks(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     field, spacing = _field(arrays), _spacing(meta, arrays)
-    points = [torch.from_numpy(arrays[f"f64/{name}_keypoints"])[None] for name in ("fixed", "moving")]
-    volumes = [_batched(arrays[f"in/{name}_landmark_volume"]) for name in ("fixed", "moving")]
+    points = [torch.from_numpy(arrays[f"f64/{name}_keypoints"])[None] for name in ("moving", "fixed")]
+    volumes = [_batched(arrays[f"in/{name}_landmark_volume"]) for name in ("moving", "fixed")]
     computed = {}
     for suffix, ddf in (("", field), ("_no_registration", None)):
         computed[f"f64/tre_l2r{suffix}"] = metrics.tre_l2r(ddf, points[0], points[1], spacing)[0].numpy()
