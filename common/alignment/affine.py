@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.alignment.mutual_information import SMALLEST_OVERLAP, Scan, ScanPair
+from common.alignment.mutual_information import SMALLEST_OVERLAP, BlockScan, ScanPair
 from common.checks import InputError
 from common.spatial.world import Grid
 
@@ -60,13 +60,13 @@ class Alignment:
 
 
 def align(
-    fixed: Tensor,
-    fixed_grid: Grid,
     moving: Tensor,
     moving_grid: Grid,
+    fixed: Tensor,
+    fixed_grid: Grid,
     *,
-    fixed_name: str = "the fixed image",
     moving_name: str = "the moving image",
+    fixed_name: str = "the fixed image",
 ) -> Alignment:
     """Find the affine map that carries the fixed scan's world to the moving scan's.
 
@@ -75,12 +75,12 @@ def align(
     gives the same result. Runs on one thread.
 
     Args:
-        fixed: (1, *fixed_grid.shape), any numeric dtype, finite.
-        fixed_grid: grid of ``fixed``.
-        moving: (1, *moving_grid.shape), of any contrast, on the device of ``fixed``.
+        moving: (1, *moving_grid.shape), any numeric dtype, finite.
         moving_grid: grid of ``moving``.
-        fixed_name: what messages call the fixed scan, best its file.
-        moving_name: what messages call the moving scan.
+        fixed: (1, *fixed_grid.shape), of any contrast, on the device of ``moving``.
+        fixed_grid: grid of ``fixed``.
+        moving_name: what messages call the moving scan, best its file.
+        fixed_name: what messages call the fixed scan.
 
     Returns:
         The matrix and how good it is; a failure that leaves something to work with is no exception but a ``warning``.
@@ -90,7 +90,7 @@ def align(
     """
     started = time.perf_counter()
     with _one_thread():
-        matrix, before, after, reason = _searched(fixed, fixed_grid, fixed_name, moving, moving_grid, moving_name)
+        matrix, before, after, reason = _searched(moving, moving_grid, moving_name, fixed, fixed_grid, fixed_name)
     warning = None
     if reason:
         figures = f"similarity {before:.2f} by the headers, {after:.2f} with the result; 1 is best"
@@ -102,14 +102,18 @@ def align(
 
 
 def _searched(
-    fixed: Tensor, fixed_grid: Grid, fixed_name: str, moving: Tensor, moving_grid: Grid, moving_name: str
+    moving: Tensor, moving_grid: Grid, moving_name: str, fixed: Tensor, fixed_grid: Grid, fixed_name: str
 ) -> tuple[Tensor, float, float, str | None]:
     """The map, the similarity before and after, and why the map should not be trusted."""
     _check(fixed, fixed_grid, fixed_name)
     _check(moving, moving_grid, moving_name)
     spacings = [_mean_side(fixed_grid) / voxels for voxels, _ in _LEVELS]
     pairs = [
-        ScanPair(Scan(fixed, fixed_grid, spacing, fixed_name), Scan(moving, moving_grid, spacing, moving_name), points)
+        ScanPair(
+            BlockScan(moving, moving_grid, spacing, moving_name),
+            BlockScan(fixed, fixed_grid, spacing, fixed_name),
+            points,
+        )
         for spacing, (_, points) in zip(spacings, _LEVELS, strict=True)
     ]
     rigid = _best_start(pairs[0])

@@ -24,7 +24,7 @@ SMALLEST_OVERLAP = 0.1
 """Fraction of the points that have to meet the moving scan for a figure to mean anything."""
 
 
-class Scan:
+class BlockScan:
     """Block means of a scan, and what of it is background.
 
     Args:
@@ -86,8 +86,8 @@ class ScanPair:
     """Two scans at one resolution and the points at which they are compared.
 
     Args:
-        fixed: the points are drawn in its foreground.
         moving: any grid.
+        fixed: the points are drawn in its foreground.
         side: cube root of the number of points.
 
     Attributes:
@@ -95,7 +95,7 @@ class ScanPair:
         radius: root mean square distance of the points from it, millimetres.
     """
 
-    def __init__(self, fixed: Scan, moving: Scan, side: int) -> None:
+    def __init__(self, moving: BlockScan, fixed: BlockScan, side: int) -> None:
         self.fixed, self.moving = fixed, moving
         # Two voxels around the object, so that its outline counts.
         near = F.max_pool3d(fixed.foreground.float(), 5, 1, 2)[0, 0].nonzero()

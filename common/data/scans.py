@@ -102,7 +102,7 @@ class ScanPairDataset(PairDataset):
         identity = torch.eye(4, dtype=torch.float64)
         name = f"{paths['moving']} to {paths['fixed']}"
         if not self.affine:
-            if not _overlap(grids["fixed"], grids["moving"]):
+            if not _overlap(grids["moving"], grids["fixed"]):
                 raise InputError(
                     f"By their headers the scans {paths['moving']} and {paths['fixed']} do not overlap; align them "
                     "with --affine true."
@@ -111,8 +111,8 @@ class ScanPairDataset(PairDataset):
                 logger.info("%s: the moving scan is brought to the fixed grid by its header.", name)
             return identity, {}
         found = align(
-            scans["fixed"], grids["fixed"], scans["moving"], grids["moving"],
-            fixed_name=paths["fixed"], moving_name=paths["moving"],
+            scans["moving"], grids["moving"], scans["fixed"], grids["fixed"],
+            moving_name=paths["moving"], fixed_name=paths["fixed"],
         )  # fmt: skip
         if found.warning:
             logger.warning(found.warning)
@@ -160,10 +160,10 @@ def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:
     return (start, stop) if box < WORTH_CROPPING * above.numel() else ([0, 0, 0], list(above.shape))
 
 
-def _overlap(fixed: Grid, moving: Grid) -> bool:
+def _overlap(moving: Grid, fixed: Grid) -> bool:
     """Whether the boxes around two grids in the world have a common part."""
     boxes = []
-    for grid in (fixed, moving):
+    for grid in (moving, fixed):
         corners = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=torch.float64) for n in grid.shape])
         world = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
         boxes.append((world.amin(0), world.amax(0)))

@@ -94,9 +94,9 @@ class EvaluationWriter:
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
             affine = pair["affine"] if ddf.ndim == 4 else None
             spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()
-            panels.append((caption, picture(fixed, moving, warped, ddf, spacing)))
+            panels.append((caption, picture(moving, fixed, warped, ddf, spacing)))
             viewer.append(
-                ViewedPair(caption, ViewedScan(fixed), ViewedScan(moving), {"Warped": ViewedScan(warped)}, affine)
+                ViewedPair(caption, ViewedScan(moving), ViewedScan(fixed), {"Warped": ViewedScan(warped)}, affine)
             )
         return panels, viewer
 

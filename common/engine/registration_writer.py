@@ -105,7 +105,7 @@ class _Registration:
         # MONAI's decollation makes None of an empty dictionary.
         self.aligned: dict[str, Any] = dict(pair["aligned"] or {})
         self.ddf = resample_ddf(self.pair["ddf"][None].float(), working, self.fixed)
-        self.to_moving = displacement_to_moving(self.fixed, self.moving, self.ddf, self.alignment)
+        self.to_moving = displacement_to_moving(self.moving, self.fixed, self.ddf, self.alignment)
         # The alignment in voxels of the fixed grid: where tools that know no affine find their value.
         self.total = displacement_to_moving(self.fixed, self.fixed, self.ddf, self.alignment)
         self.determinant = jacobian_determinant(self.total)
@@ -143,10 +143,10 @@ class _Registration:
 
     def _picture(self, warped: Tensor, scan: Tensor, outside: float, title: str) -> bytes:
         """Before and after; "before" is what the network was given: by header and affine alignment."""
-        to_aligned = displacement_to_moving(self.fixed, self.moving, None, self.alignment)
+        to_aligned = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
         aligned = warp_within(scan, to_aligned, outside=outside)
         figure = panel(
-            self.pair["fixed_scan"], aligned[0], warped[0], self.ddf[0], title, self.fixed.spacing, self.maps
+            aligned[0], self.pair["fixed_scan"], warped[0], self.ddf[0], title, self.fixed.spacing, self.maps
         )
         return as_png(figure, dpi=110)
 
@@ -198,9 +198,9 @@ class _Registration:
                 *(self.pair["path_moving"], self.pair["path_fixed"]),
             )
             return {}
-        stages = {"header": displacement_to_moving(self.fixed, self.moving)}
+        stages = {"header": displacement_to_moving(self.moving, self.fixed)}
         if self.aligned:
-            stages["affine"] = displacement_to_moving(self.fixed, self.moving, None, self.alignment)
+            stages["affine"] = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
         stages["registered"] = self.to_moving
         scores = {
             name: float(mean_over_labels(dice_l2r(warp_labels(moving, ddf), fixed, counted, moving)))

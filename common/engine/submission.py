@@ -77,7 +77,7 @@ class SubmissionFolder:
 
     def _name(self, moving: int, fixed: int) -> str:
         subjects = self.request.subjects
-        return field_name(self.challenge, subjects[fixed], subjects[moving], self.naming)
+        return field_name(self.challenge, subjects[moving], subjects[fixed], self.naming)
 
     def check_images(self, transform: Callable[[dict[str, str]], Any]) -> None:
         """Decode and check the images of the missing pairs once, so that no error comes after hours of work.
@@ -112,13 +112,13 @@ class SubmissionFolder:
             pair: ``ddf`` (3, D, H, W), ``moving_id``, ``fixed_id``, ``path_moving``, ``path_fixed``.
             figures: for the record.
         """
-        fixed, moving = ({"id": pair[f"{side}_id"], "image": pair[f"path_{side}"]} for side in ("fixed", "moving"))
-        name = field_name(self.challenge, fixed, moving, self.naming)
+        moving, fixed = ({"id": pair[f"{side}_id"], "image": pair[f"path_{side}"]} for side in ("moving", "fixed"))
+        name = field_name(self.challenge, moving, fixed, self.naming)
         ddf = pair["ddf"].cpu().float()
         if not bool(ddf.sum().isfinite()):
             raise InputError(f"The network gives NaN for {name}: the weights are damaged, or not for these images.")
         FORMATS[self.challenge].write(self.fields_dir / name, ddf)
-        images = {"fixed": pair["path_fixed"], "moving": pair["path_moving"]}
+        images = {"moving": pair["path_moving"], "fixed": pair["path_fixed"]}
         self.made[name] = {**images, "shape": list(ddf.shape[1:]), **figures}
         self._write_record()
 
@@ -184,7 +184,7 @@ class SubmissionFolder:
         if self.archive is not None and self.archive.exists() and self.packed != str(self.archive):
             changed.append("archive")
         for name, (moving, fixed) in self.pairs.items():
-            images = {"fixed": self.request.subjects[fixed]["image"], "moving": self.request.subjects[moving]["image"]}
+            images = {"moving": self.request.subjects[moving]["image"], "fixed": self.request.subjects[fixed]["image"]}
             if name in fields and {side: fields[name].get(side) for side in images} != images:
                 changed.append(f"image of {name}")
         if changed:

@@ -62,7 +62,7 @@ class TensorBoardHandler:
             pair = registered(engine.state.output)[0]
             warped = warp(pair["moving"][None], pair["ddf"][None])[0]
             title = f"{pair['moving_id']} to {pair['fixed_id']}, iteration {self._iteration}"
-            picture = as_rgb(panel(pair["fixed"], pair["moving"], warped, pair["ddf"], title))
+            picture = as_rgb(panel(pair["moving"], pair["fixed"], warped, pair["ddf"], title))
             self._writer.add_image("validation pair", picture, self._iteration)
 
     def _write_metrics(self, engine: Engine) -> None:

@@ -86,14 +86,14 @@ class LoadedPair:
     @cached_property
     def to_moving(self) -> Tensor:
         """(1, 3, *fixed grid), where to sample arrays on the moving grid."""
-        return self.ddf if self.same_grid else displacement_to_moving(self.fixed_grid, self.moving_grid, self.ddf)
+        return self.ddf if self.same_grid else displacement_to_moving(self.moving_grid, self.fixed_grid, self.ddf)
 
     @cached_property
     def to_moving_before(self) -> Tensor:
         """The same without registration."""
         if self.same_grid:
             return torch.zeros_like(self.ddf)
-        return displacement_to_moving(self.fixed_grid, self.moving_grid)
+        return displacement_to_moving(self.moving_grid, self.fixed_grid)
 
     def moving_on_fixed(self, to_moving: Tensor) -> tuple[Tensor, Tensor | None]:
         """The moving image (1, *fixed grid) and its labels, if there are any, sampled where ``to_moving`` says."""

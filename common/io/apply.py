@@ -90,7 +90,7 @@ def warp_file(
     fixed = grid_of(pattern, reference)
     file = open_nifti(source)
     moving = grid_of(file, source)
-    place = displacement_to_moving(fixed, moving, chain.transform().ddf(fixed))
+    place = displacement_to_moving(moving, fixed, chain.transform().ddf(fixed))
     if is_label:
         labels, kind = _labels(file, source)
         warped = warp_labels(labels.view(1, 1, *moving.shape), place)[0, 0].numpy().astype(kind)

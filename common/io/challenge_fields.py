@@ -88,13 +88,13 @@ class HalfResolution(FieldFormat):
 FORMATS: dict[str, FieldFormat] = {"lumir": FullResolution(), "oasis": HalfResolution()}
 
 
-def field_name(challenge: str, fixed: Mapping[str, str], moving: Mapping[str, str], naming: str = "short") -> str:
-    """Name of a pair's field, such as ``disp_3455_3454.nii.gz``: the fixed image first.
+def field_name(challenge: str, moving: Mapping[str, str], fixed: Mapping[str, str], naming: str = "short") -> str:
+    """Name of a pair's field, such as ``disp_3455_3454.nii.gz``; the challenges put the fixed image first.
 
     Args:
         challenge: a key of :data:`FORMATS`.
-        fixed: subject {"id", "image"} whose id ends in the four digits of the challenge.
-        moving: the same.
+        moving: subject {"id", "image"} whose id ends in the four digits of the challenge.
+        fixed: the same.
         naming: a key of :data:`NAMINGS`.
 
     Raises:

@@ -148,5 +148,5 @@ def _pair(caption: str, loaded: Mapping[str, LoadedPair]) -> ViewedPair:
     warped = {method: ViewedScan(*pair.moving_on_fixed(pair.to_moving)) for method, pair in loaded.items()}
     fixed = ViewedScan(first.images["fixed"], first.images.get("fixed_label"))
     return ViewedPair(
-        caption, fixed, ViewedScan(*first.moving_on_fixed(first.to_moving_before)), warped, first.fixed_grid.affine
+        caption, ViewedScan(*first.moving_on_fixed(first.to_moving_before)), fixed, warped, first.fixed_grid.affine
     )

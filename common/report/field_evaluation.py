@@ -86,8 +86,8 @@ def _pictures(
         )
         text = f", Dice {score[index]:.3f}" if "dice" in measured[index] else ""
         caption = f"{name}: {pair.files.moving_id} to {pair.files.fixed_id}{text}"
-        panels.append((caption, picture(fixed.image, before.image, warped.image, pair.ddf[0], pair.fixed_grid.spacing)))
-        viewer.append(ViewedPair(caption, fixed, before, {"Warped": warped}, pair.fixed_grid.affine))
+        panels.append((caption, picture(before.image, fixed.image, warped.image, pair.ddf[0], pair.fixed_grid.spacing)))
+        viewer.append(ViewedPair(caption, before, fixed, {"Warped": warped}, pair.fixed_grid.affine))
     return panels, viewer
 
 

@@ -28,8 +28,8 @@ DETERMINANTS = (0.25, 4.0)
 
 
 def panel(
-    fixed: Tensor,
     moving: Tensor,
+    fixed: Tensor,
     warped: Tensor,
     ddf: Tensor,
     title: str = "",
@@ -43,8 +43,8 @@ def panel(
     theirs; differences are of images that are stretched by these scales to [0, 1], so that scanners may differ.
 
     Args:
-        fixed: (1, *spatial).
         moving: (1, *spatial).
+        fixed: (1, *spatial).
         warped: (1, *spatial), the moving image on the fixed grid.
         ddf: (d, *spatial) in voxels; every axis has at least two voxels.
         title: line above the picture.

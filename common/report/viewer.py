@@ -45,16 +45,16 @@ class ViewedPair:
 
     Attributes:
         caption: name in the list of pairs.
-        fixed: the fixed scan.
         moving: the moving scan brought to the fixed grid by its header alone.
+        fixed: the fixed scan.
         warped: name of a method to the moving scan as that method warped it.
         affine: (4, 4), fixed voxels to RAS millimetres; turns the slices the usual way and gives them their
             proportions. Without it the axes are drawn as they are, with cubic voxels.
     """
 
     caption: str
-    fixed: ViewedScan
     moving: ViewedScan
+    fixed: ViewedScan
     warped: Mapping[str, ViewedScan] = field(default_factory=dict)
     affine: Tensor | None = None
 

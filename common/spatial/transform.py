@@ -176,10 +176,10 @@ class Transform:
             elif total is None and pending is None and stage.grid.same_as(fixed, tolerance=1e-9):
                 total = stage.ddf.float()
             else:
-                place = displacement_to_moving(fixed, stage.grid, total, pending)
+                place = displacement_to_moving(stage.grid, fixed, total, pending)
                 place += warp_within(stage.ddf.float(), place)
                 # The same positions, from voxels of the stage's grid back to those of the fixed grid.
-                total = displacement_to_moving(Grid(fixed.shape, stage.grid.affine), fixed, place)
+                total = displacement_to_moving(moving=fixed, fixed=Grid(fixed.shape, stage.grid.affine), ddf=place)
                 pending = None
         if pending is not None:
             total = displacement_to_moving(fixed, fixed, total, pending)

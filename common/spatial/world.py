@@ -99,13 +99,13 @@ def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Gri
 
 
 def displacement_to_moving(
-    fixed: Grid, moving: Grid, ddf: Tensor | None = None, alignment: Tensor | None = None
+    moving: Grid, fixed: Grid, ddf: Tensor | None = None, alignment: Tensor | None = None
 ) -> Tensor:
     """What :func:`common.spatial.warp` needs to sample an array on the moving grid for every fixed voxel.
 
     Args:
-        fixed: grid of the result.
         moving: grid of the array that is going to be sampled.
+        fixed: grid of the result.
         ddf: (1, 3, *fixed.shape), displacement in voxels of the fixed grid, applied first.
         alignment: (4, 4), fixed world to moving world in millimetres RAS+, applied after it.
 
@@ -142,7 +142,7 @@ def resample_ddf(ddf: Tensor, source: Grid, target: Grid, padding_mode: str = "b
     Returns:
         (1, 3, *target.shape), float32.
     """
-    to_source = displacement_to_moving(target, source).to(ddf.device)
+    to_source = displacement_to_moving(moving=source, fixed=target).to(ddf.device)
     sampled = warp(ddf.float(), to_source, padding_mode=padding_mode)
     return _turned(sampled, torch.linalg.inv(target.affine[:3, :3]) @ source.affine[:3, :3])
 
@@ -170,7 +170,7 @@ def resample(
     Returns:
         (1, C, *target.shape), float32.
     """
-    displacement = displacement_to_moving(target, source, alignment=alignment).to(image.device)
+    displacement = displacement_to_moving(moving=source, fixed=target, alignment=alignment).to(image.device)
     if mode == "bilinear":
         coarser = torch.linalg.inv(source.affine[:3, :3]) @ target.affine[:3, :3]
         image = _blurred(image.float(), coarser.norm(dim=1).tolist())

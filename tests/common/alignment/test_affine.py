@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.alignment.affine import align
-from common.alignment.mutual_information import Scan, ScanPair
+from common.alignment.mutual_information import BlockScan, ScanPair
 from common.checks import InputError
 from common.spatial import warp_labels
 from common.spatial.world import Grid, displacement_to_moving
@@ -108,7 +108,7 @@ def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("linear", [OBLIQUE, FLIPPED], ids=["oblique", "flipped"])
 def test_rotation_scale_shear_and_translation_are_found_to_a_fraction_of_a_voxel(linear: Tensor) -> None:
     moving, grid = moving_scan(KNOWN, linear)
-    found = align(FIXED_SCAN, FIXED, moving, grid)
+    found = align(moving, grid, FIXED_SCAN, FIXED)
     assert found.converged and found.warning is None
     assert found.similarity_after > 0.9 > found.similarity_before
     assert error_mm(found.matrix, KNOWN) < 1.0
@@ -119,7 +119,7 @@ def test_rotation_scale_shear_and_translation_are_found_to_a_fraction_of_a_voxel
 def test_matrix_maps_fixed_world_to_moving_world_in_ras() -> None:
     shift = about_centre(torch.eye(3, dtype=torch.float64), (12.0, -7.0, 5.0))
     moving, grid = moving_scan(shift, FLIPPED)
-    found = align(FIXED_SCAN, FIXED, moving, grid)
+    found = align(moving, grid, FIXED_SCAN, FIXED)
     torch.testing.assert_close(found.matrix[:3, 3], torch.tensor([12.0, -7.0, 5.0]).double(), atol=0.5, rtol=0)
     assert found.matrix.dtype == torch.float64 and found.matrix[3].tolist() == [0, 0, 0, 1]
 
@@ -128,7 +128,7 @@ def test_matrix_maps_fixed_world_to_moving_world_in_ras() -> None:
 def test_another_contrast_is_aligned_too() -> None:
     moving, grid = moving_scan(KNOWN, OBLIQUE)
     inverted = torch.where(moving > 0.2, 1.3 - moving, moving)
-    found = align(FIXED_SCAN, FIXED, inverted * 4000 - 1000, grid)
+    found = align(inverted * 4000 - 1000, grid, FIXED_SCAN, FIXED)
     assert found.converged
     assert error_mm(found.matrix, KNOWN) < 1.5
 
@@ -137,7 +137,7 @@ def test_another_contrast_is_aligned_too() -> None:
 def test_scanners_with_far_origins_are_brought_together() -> None:
     far = about_centre(torch.eye(3, dtype=torch.float64), (700.0, -900.0, 400.0))
     moving, grid = moving_scan(far, STRAIGHT)
-    found = align(FIXED_SCAN, FIXED, moving, grid)
+    found = align(moving, grid, FIXED_SCAN, FIXED)
     assert found.similarity_before == pytest.approx(0, abs=0.05)
     assert error_mm(found.matrix, far) < 1.0
 
@@ -147,7 +147,7 @@ def test_an_image_that_covers_a_part_is_aligned_with_the_whole() -> None:
     truth = about_centre(rotation(1, 6), (4.0, -3.0, 5.0))
     whole, grid = moving_scan(truth, STRAIGHT)
     part = FIXED.cropped((0, 0, 12), (36, 40, 30))
-    found = align(anatomy(world(part))[None], part, whole, grid)
+    found = align(whole, grid, anatomy(world(part))[None], part)
     assert found.converged
     assert error_mm(found.matrix, truth) < 2.0
 
@@ -165,11 +165,11 @@ def test_the_same_scans_give_the_same_matrix_on_any_number_of_threads() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        first = align(FIXED_SCAN, FIXED, moving, grid)
+        first = align(moving, grid, FIXED_SCAN, FIXED)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    second = align(FIXED_SCAN, FIXED, moving, grid)
+    second = align(moving, grid, FIXED_SCAN, FIXED)
     assert torch.equal(first.matrix, second.matrix)
     assert first.similarity_after == second.similarity_after
 
@@ -177,7 +177,7 @@ def test_the_same_scans_give_the_same_matrix_on_any_number_of_threads() -> None:
 @pytest.mark.usefixtures("few_points")
 def test_noise_is_told_with_the_figure() -> None:
     noise = torch.rand((1, *FIXED.shape), generator=torch.Generator().manual_seed(0))
-    found = align(FIXED_SCAN, FIXED, noise, FIXED, fixed_name="a.nii.gz", moving_name="b.nii.gz")
+    found = align(noise, FIXED, FIXED_SCAN, FIXED, fixed_name="a.nii.gz", moving_name="b.nii.gz")
     assert not found.converged
     assert found.warning is not None and "\n" not in found.warning
     assert "b.nii.gz to a.nii.gz did not converge" in found.warning
@@ -188,7 +188,7 @@ def test_noise_is_told_with_the_figure() -> None:
 def test_an_implausible_scale_keeps_the_rigid_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.alignment.affine._SCALES", (0.97, 1.03))
     moving, grid = moving_scan(KNOWN, OBLIQUE)
-    found = align(FIXED_SCAN, FIXED, moving, grid)
+    found = align(moving, grid, FIXED_SCAN, FIXED)
     assert not found.converged
     assert found.warning is not None and "only the rigid part is kept" in found.warning
     torch.testing.assert_close(torch.linalg.svdvals(found.matrix[:3, :3]), torch.ones(3).double())
@@ -199,15 +199,14 @@ def test_stopping_at_the_limit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.alignment.affine._ITERATIONS", 1)
     monkeypatch.setattr("common.alignment.affine._refined.__defaults__", (1,))
     moving, grid = moving_scan(KNOWN, STRAIGHT)
-    found = align(FIXED_SCAN, FIXED, moving, grid)
+    found = align(moving, grid, FIXED_SCAN, FIXED)
     assert not found.converged
     assert found.warning is not None and "still moving after 1 steps" in found.warning
 
 
 def test_the_gradient_of_the_information_is_that_of_finite_differences() -> None:
     moving, grid = moving_scan(KNOWN, OBLIQUE)
-    scans = Scan(FIXED_SCAN, FIXED, 2.5, "fixed"), Scan(moving, grid, 2.5, "moving")
-    pair = ScanPair(*scans, 16)
+    pair = ScanPair(BlockScan(moving, grid, 2.5, "moving"), BlockScan(FIXED_SCAN, FIXED, 2.5, "fixed"), 16)
     matrix = KNOWN.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(pair.information(matrix)[0], matrix)
     for row, column in ((0, 3), (1, 3), (2, 3), (0, 1)):
@@ -219,7 +218,7 @@ def test_the_gradient_of_the_information_is_that_of_finite_differences() -> None
 
 
 def test_similarity_is_one_for_the_same_scan_and_none_where_scans_do_not_meet() -> None:
-    scan = Scan(FIXED_SCAN, FIXED, 2.5, "scan")
+    scan = BlockScan(FIXED_SCAN, FIXED, 2.5, "scan")
     pair = ScanPair(scan, scan, 16)
     assert pair.similarity(torch.eye(4, dtype=torch.float64))[0] > 0.97
     assert pair.similarity(about_centre(torch.eye(3, dtype=torch.float64), (500.0, 0.0, 0.0)))[0] < 0.05
@@ -236,7 +235,7 @@ def test_similarity_is_one_for_the_same_scan_and_none_where_scans_do_not_meet() 
 )
 def test_images_that_cannot_be_aligned_are_refused(image: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        align(FIXED_SCAN, FIXED, image, FIXED, moving_name="b.nii.gz")
+        align(image, FIXED, FIXED_SCAN, FIXED, moving_name="b.nii.gz")
 
 
 @pytest.mark.skipif(not NATIVE.is_dir(), reason="the native scans (../shared/data/brain/native) are absent")
@@ -246,13 +245,13 @@ def test_native_heads_of_two_people_come_together() -> None:
         return torch.from_numpy(np.asanyarray(image.dataobj).astype(np.int16))[None], Grid(image.shape, image.affine)
 
     (fixed, fixed_grid), (moving, moving_grid) = load(1107, "t1"), load(1128, "t1")
-    found = align(fixed, fixed_grid, moving, moving_grid)
+    found = align(moving, moving_grid, fixed, fixed_grid)
     assert found.converged
 
     def dice(alignment: Tensor | None) -> float:
         """Of cerebral white matter, both sides."""
         warped = warp_labels(
-            load(1128, "labels")[0][None], displacement_to_moving(fixed_grid, moving_grid, alignment=alignment)
+            load(1128, "labels")[0][None], displacement_to_moving(moving_grid, fixed_grid, alignment=alignment)
         )
         one, other = ((label == 44) | (label == 45) for label in (load(1107, "labels")[0], warped[0]))
         return float(2 * (one & other).sum() / (one.sum() + other.sum()))

@@ -52,8 +52,8 @@ def test_oasis_field_is_half_the_size_with_values_of_the_full_grid(tmp_path: Pat
     ],
 )
 def test_names_say_the_fixed_image_first(naming: str, names: tuple[str, str]) -> None:
-    assert field_name("lumir", subject("LUMIRMRI_3455"), subject("LUMIRMRI_3454"), naming) == names[0]
-    assert field_name("oasis", subject("0395"), subject("OASIS_0396"), naming) == names[1]
+    assert field_name("lumir", subject("LUMIRMRI_3454"), subject("LUMIRMRI_3455"), naming) == names[0]
+    assert field_name("oasis", subject("OASIS_0396"), subject("0395"), naming) == names[1]
 
 
 def test_names_need_a_known_form_and_four_digits() -> None:
@@ -61,7 +61,7 @@ def test_names_need_a_known_form_and_four_digits() -> None:
     with pytest.raises(InputError, match="names short or long"):
         field_name("lumir", one, one, "middle")
     with pytest.raises(InputError, match="brain_0000.nii.gz is not named"):
-        field_name("lumir", one, subject("brain"))
+        field_name("lumir", subject("brain"), one)
 
 
 def write_nifti(path: Path, values: np.ndarray, spacing: float = 1.0) -> None:

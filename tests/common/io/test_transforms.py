@@ -75,7 +75,7 @@ def save(path: Path, image: Tensor, grid: Grid) -> Path:
 
 
 def ours(image: Tensor, moving: Grid, fixed: Grid, transform: Transform) -> np.ndarray:
-    place = displacement_to_moving(fixed, moving, transform.ddf(fixed))
+    place = displacement_to_moving(moving, fixed, transform.ddf(fixed))
     return warp_within(image, place, outside=OUTSIDE)[0, 0].numpy()
 
 

@@ -28,13 +28,13 @@ def images(shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
 
 def draw(shape: Sequence[int], ddf: Tensor | None = None, title: str = "") -> tuple[Figure, list[list[Axes]]]:
     fixed, moving, warped = images(shape)
-    figure = panel(fixed, moving, warped, torch.zeros(len(shape), *shape) if ddf is None else ddf, title)
+    figure = panel(moving, fixed, warped, torch.zeros(len(shape), *shape) if ddf is None else ddf, title)
     *axes, _ = figure.axes
     return figure, [axes[i : i + len(COLUMNS)] for i in range(0, len(axes), len(COLUMNS))]
 
 
 def draw_images(fixed: Tensor, moving: Tensor, warped: Tensor) -> tuple[Figure, list[list[Axes]]]:
-    figure = panel(fixed, moving, warped, torch.zeros(3, *fixed.shape[1:]))
+    figure = panel(moving, fixed, warped, torch.zeros(3, *fixed.shape[1:]))
     return figure, [figure.axes[i : i + len(COLUMNS)] for i in range(0, 3 * len(COLUMNS), len(COLUMNS))]
 
 
@@ -66,8 +66,8 @@ def test_rows_are_the_middle_slices_with_the_first_axis_to_the_right_and_the_sec
 def test_differences_do_not_depend_on_the_scale_of_either_scanner() -> None:
     fixed, moving, warped = images(SHAPES[1])
     ddf = torch.zeros(3, *SHAPES[1])
-    plain = panel(fixed, moving, warped, ddf).axes
-    scaled = panel(fixed * 500 - 200, moving * 7 + 3, warped * 7 + 3, ddf).axes
+    plain = panel(moving, fixed, warped, ddf).axes
+    scaled = panel(moving * 7 + 3, fixed * 500 - 200, warped * 7 + 3, ddf).axes
     for column in (3, 4):
         np.testing.assert_allclose(shown(scaled[column]), shown(plain[column]), atol=1e-5)
         below, above = plain[column].get_images()[0].get_clim()
@@ -86,7 +86,7 @@ def test_moving_and_warped_image_share_one_grey_scale_in_all_planes() -> None:
 def test_one_bright_voxel_does_not_darken_the_rest() -> None:
     fixed, moving, warped = images((30, 40))
     fixed[0, 3, 4] = 1000
-    figure = panel(fixed, moving, warped, torch.zeros(2, 30, 40))
+    figure = panel(moving, fixed, warped, torch.zeros(2, 30, 40))
     assert figure.axes[0].get_images()[0].get_clim()[1] < 2
 
 
@@ -157,7 +157,7 @@ def test_strong_shrinking_is_not_taken_for_folding() -> None:
 
 def test_slices_have_the_proportions_of_millimetres() -> None:
     fixed, moving, warped = images(SHAPES[1])
-    axes = panel(fixed, moving, warped, torch.zeros(3, *SHAPES[1]), spacing=(1.5, 2.0, 10.0)).axes
+    axes = panel(moving, fixed, warped, torch.zeros(3, *SHAPES[1]), spacing=(1.5, 2.0, 10.0)).axes
     for row, aspect in enumerate((2 / 1.5, 10 / 1.5, 10 / 2)):
         assert {axis.get_aspect() for axis in axes[7 * row : 7 * row + 7]} == {aspect}
 
@@ -202,7 +202,7 @@ def test_title_stands_above_the_picture() -> None:
 def test_tensors_with_gradient_and_in_half_precision_can_be_drawn() -> None:
     fixed, moving, warped = (x.bfloat16() for x in images(SHAPES[1]))
     ddf = torch.zeros(3, *SHAPES[1], requires_grad=True)
-    assert len(panel(fixed, moving, warped.requires_grad_(), ddf).axes) == 22
+    assert len(panel(moving, fixed, warped.requires_grad_(), ddf).axes) == 22
 
 
 def test_drawing_opens_no_window() -> None:

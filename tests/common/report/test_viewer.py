@@ -45,7 +45,7 @@ def pair(
     caption: str = "a to b", methods: Sequence[str] = ("warped",), affine: Tensor | None = None, seed: int = 0
 ) -> ViewedPair:
     warped = {name: ViewedScan(*volumes(seed + 2 + k)) for k, name in enumerate(methods)}
-    return ViewedPair(caption, ViewedScan(*volumes(seed)), ViewedScan(*volumes(seed + 1)), warped, affine)
+    return ViewedPair(caption, ViewedScan(*volumes(seed + 1)), ViewedScan(*volumes(seed)), warped, affine)
 
 
 def data_of(section: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_spacing_follows_its_axis_when_axes_are_exchanged() -> None:
 
 def test_warped_image_keeps_the_scale_of_the_moving_one_and_the_fixed_its_own() -> None:
     image, _ = volumes(0)
-    shown = ViewedPair("p", ViewedScan(image * 1000 - 300), ViewedScan(image), {"w": ViewedScan(image * 0.5)})
+    shown = ViewedPair("p", ViewedScan(image), ViewedScan(image * 1000 - 300), {"w": ViewedScan(image * 0.5)})
     (entry,) = data_of(viewer_section([shown]))["pairs"]
     fixed, (moving, warped) = entry["fixed"], entry["images"]
     assert np.abs(unpacked(fixed["image"], SHAPE).astype(int) - unpacked(moving["image"], SHAPE)).max() <= 2
@@ -120,7 +120,7 @@ def test_many_pairs_share_the_room_of_the_page(monkeypatch: pytest.MonkeyPatch) 
 def test_image_in_the_plane_is_one_slice() -> None:
     image, label = volumes(0, (20, 30))
     (entry,) = data_of(
-        viewer_section([ViewedPair("p", ViewedScan(image, label), ViewedScan(image), {"w": ViewedScan(image)})])
+        viewer_section([ViewedPair("p", ViewedScan(image), ViewedScan(image, label), {"w": ViewedScan(image)})])
     )["pairs"]
     assert entry["shape"] == [20, 30, 1] and not entry["letters"]
     np.testing.assert_array_equal(unpacked(entry["fixed"]["label"], (20, 30, 1))[..., 0], label[0].numpy())
@@ -245,7 +245,7 @@ SUMMARY = {"dice": {"mean": 0.75, "std": 0.03, "before": 0.6}, "ndv": {"mean": 0
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("report")
     (fixed, _), (moving, _) = volumes(0), volumes(1)
-    picture = as_png(panel(fixed, moving, moving, torch.zeros(3, *SHAPE)))
+    picture = as_png(panel(moving, fixed, moving, torch.zeros(3, *SHAPE)))
     history = [{"epoch": epoch, "lncc": -0.1 * epoch, "val_dice": 0.6 + 0.01 * epoch} for epoch in range(1, 9)]
     path = folder / "report.html"
     viewed = [pair("worst pair: a to b", affine=LAS), pair("best pair")]

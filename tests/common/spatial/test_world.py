@@ -52,7 +52,7 @@ def test_displacement_to_moving_agrees_with_points_carried_one_by_one() -> None:
     ddf = torch.randn(1, 3, *FIXED.shape, generator=torch.Generator().manual_seed(0))
     alignment = torch.eye(4, dtype=torch.float64)
     alignment[:3] += 0.1 * torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = displacement_to_moving(FIXED, MOVING, ddf, alignment)[0].flatten(1).T.double().numpy() + positions(FIXED)
+    found = displacement_to_moving(MOVING, FIXED, ddf, alignment)[0].flatten(1).T.double().numpy() + positions(FIXED)
 
     displaced = positions(FIXED) + ddf[0].flatten(1).T.double().numpy()
     aligned = world(FIXED, displaced) @ alignment[:3, :3].numpy().T + alignment[:3, 3].numpy()
@@ -104,7 +104,7 @@ def test_a_constant_millimetre_field_stays_one_on_another_grid(padding_mode: str
     else:
         inside = resample(torch.ones(1, 1, *MOVING.shape), MOVING, FIXED, outside=0.0).expand_as(found) > 0
         assert bool(inside.any()) and not bool(inside.all())
-        far = (displacement_to_moving(FIXED, MOVING)[0, 0] + torch.arange(9.0)[:, None, None]) < -1
+        far = (displacement_to_moving(MOVING, FIXED)[0, 0] + torch.arange(9.0)[:, None, None]) < -1
         assert bool((found[0, :, far] == 0).all())
 
 
