@@ -23,10 +23,10 @@ def registration_request(
     dataset_dir: str | Path,
     reader: str = "datalist",
     section: str = "test",
-    fixed: str | None = None,
     moving: str | None = None,
-    fixed_label: str | None = None,
+    fixed: str | None = None,
     moving_label: str | None = None,
+    fixed_label: str | None = None,
 ) -> Request:
     """The images to register.
 
@@ -34,10 +34,10 @@ def registration_request(
         dataset_dir: folder of the data set; not looked at when two files are given.
         reader: layout of the data set.
         section: section whose pairs are registered.
-        fixed: image file that stays.
         moving: image file that is warped.
-        fixed_label: label map on the grid of ``fixed``, to measure the overlap with.
+        fixed: image file that stays.
         moving_label: label map on the grid of ``moving``, warped like its image.
+        fixed_label: label map on the grid of ``fixed``, to measure the overlap with.
 
     Returns:
         Subjects and pairs.
@@ -45,16 +45,16 @@ def registration_request(
     Raises:
         InputError: when only one file is given or a file does not exist, and as ``read_section``.
     """
-    if fixed is None and moving is None:
-        if fixed_label is not None or moving_label is not None:
-            raise InputError("A label map was given without its image; give --fixed and --moving, too.")
+    if moving is None and fixed is None:
+        if moving_label is not None or fixed_label is not None:
+            raise InputError("A label map was given without its image; give --moving and --fixed, too.")
         listing = read_section(dataset_dir, reader, section)
         return Request(listing.subjects, listing.every_pair())
-    if fixed is None or moving is None:
+    if moving is None or fixed is None:
         given, missing = ("moving", "fixed") if fixed is None else ("fixed", "moving")
         raise InputError(f"--{given} was given without --{missing}; a pair needs both files.")
     labels = (moving_label, fixed_label)
-    for name, path in (("fixed image", fixed), ("moving image", moving), *zip(LABEL_NAMES, labels, strict=True)):
+    for name, path in (("moving image", moving), ("fixed image", fixed), *zip(LABEL_NAMES, labels, strict=True)):
         if path is not None and not Path(path).exists():
             raise InputError(f"The {name} {path} does not exist.")
     names = [Path(path).name.split(".")[0] for path in (moving, fixed)]

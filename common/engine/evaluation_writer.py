@@ -88,7 +88,7 @@ class EvaluationWriter:
         """The worst, the best and a pair near the median as panels and for the slice viewer."""
         panels, viewer = [], []
         for name, (score, pair) in self._pairs.worst_median_best().items():
-            fixed, moving, ddf = (pair[key].float() for key in ("fixed", "moving", "ddf"))
+            moving, fixed, ddf = (pair[key].float() for key in ("moving", "fixed", "ddf"))
             warped = warp(moving[None], ddf[None])[0]
             text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"

@@ -84,8 +84,8 @@ class RegistrationFolder:
     def _write(self) -> None:
         fields = [
             {
-                "fixed": entry["fixed_id"],
                 "moving": entry["moving_id"],
+                "fixed": entry["fixed_id"],
                 "field": f"{name}_ddf.nii.gz",
                 "seconds": entry["network_seconds"],
             }

@@ -57,13 +57,13 @@ class Sides:
     """What a field is judged by: one kind of picture of both sides, or their label maps.
 
     Attributes:
-        fixed: (1, *fixed grid).
         moving: (1, *moving grid).
+        fixed: (1, *fixed grid).
         is_label: whether values are compared for equality rather than correlated.
     """
 
-    fixed: Tensor
     moving: Tensor
+    fixed: Tensor
     is_label: bool = False
 
 
@@ -120,7 +120,7 @@ def diagnose(
         return None
     advice = f"state --convention {reading.convention}" if reading.convention else "write it in a known convention"
     if torch.allclose(reading.matrix, -stated):
-        advice = "exchange fixed and moving in the pair list"
+        advice = "exchange moving and fixed in the pair list"
     return (
         f"{path}, read as {convention}, takes the {'labels' if sides[0].is_label else 'images'} from a similarity of "
         f"{before:.3f} to {now:.3f}, but to {value:.3f} if its values were {reading.name}, which is what it looks "

@@ -44,7 +44,7 @@ class EvaluationRequest:
         images: folder of the images; None judges by labels only.
         labels: folder of the label maps; None leaves label figures out.
         convention: of the fields, one of ``common.io.fields.CONVENTIONS``.
-        pattern: form of the fields' names, with {fixed} and {moving}; default: all usual ones.
+        pattern: form of the fields' names, with {moving} and {fixed}; default: all usual ones.
         section: part of a data list.
         label_groups: JSON that joins labels to groups; its evaluation groups count.
         label_numbering: values of the label maps, "ids" or "original" of that file.

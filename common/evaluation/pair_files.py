@@ -27,18 +27,27 @@ _LABEL_ENDING = re.compile(r"_(labels?|seg|segmentation|mask)$")
 
 
 @dataclass(frozen=True)
+class LandmarkFiles:
+    """Landmarks of both images, tables or volumes, and the name of their figure."""
+
+    figure: str
+    moving: str
+    fixed: str
+
+
+@dataclass(frozen=True)
 class PairFiles:
     """Where everything about one pair lies, as text; None for what was not asked for."""
 
-    fixed_id: str
     moving_id: str
+    fixed_id: str
     field: str
-    fixed: str | None = None
     moving: str | None = None
-    fixed_label: str | None = None
+    fixed: str | None = None
     moving_label: str | None = None
+    fixed_label: str | None = None
     fixed_mask: str | None = None
-    landmarks: tuple[tuple[str, str, str], ...] = ()
+    landmarks: tuple[LandmarkFiles, ...] = ()
     seconds: float | None = None
 
     @property
@@ -115,7 +124,7 @@ def find_field(folder: Folder, pair: ListedPair, pattern: str | None = None) -> 
     Args:
         folder: of the fields.
         pair: images of the pair; its ``field`` counts before everything else.
-        pattern: form of the names, with {fixed} and {moving}, in place of the usual ones.
+        pattern: form of the names, with {moving} and {fixed}, in place of the usual ones.
 
     Raises:
         InputError: when several files fit equally well, or ``pattern`` lacks a place.
@@ -123,11 +132,9 @@ def find_field(folder: Folder, pair: ListedPair, pattern: str | None = None) -> 
     if pair.field is not None:
         given = [path for path in (folder.path / pair.field, Path(pair.field)) if path.is_file()]
         return given[0] if given else None
-    if pattern is not None and not ("{fixed}" in pattern and "{moving}" in pattern):
-        raise InputError(f'The pattern {pattern!r} must hold {{fixed}} and {{moving}}: "{{fixed}}_{{moving}}.nii.gz".')
-    names = [
-        dict(zip(("fixed", "moving"), both, strict=True)) for both in product(_forms(pair.fixed), _forms(pair.moving))
-    ]
+    if pattern is not None and not ("{moving}" in pattern and "{fixed}" in pattern):
+        raise InputError(f'The pattern {pattern!r} must hold {{moving}} and {{fixed}}: "{{moving}}_{{fixed}}.nii.gz".')
+    names = [{"moving": moving, "fixed": fixed} for moving, fixed in product(_forms(pair.moving), _forms(pair.fixed))]
     for form in FIELD_NAMES if pattern is None else (pattern,):
         found = [file for name in names for file in _named(folder, form, name)]
         if found:
@@ -174,7 +181,7 @@ def locate(
     for pair in listed.pairs:
         files, lacking = _locate_pair(pair, listed, folders, pattern)
         if lacking:
-            missing.append(f"{_id(pair.moving)} to {_id(pair.fixed)} ({', '.join(lacking)})")
+            missing.append(f"{subject_id(pair.moving)} to {subject_id(pair.fixed)} ({', '.join(lacking)})")
         else:
             complete.append(files)
     return complete, missing
@@ -188,7 +195,7 @@ def _locate_pair(
     assert field_folder is not None
     field = find_field(field_folder, pair, pattern)
     lacking = [] if field else ["field"]
-    for side in ("fixed", "moving"):
+    for side in ("moving", "fixed"):
         for kind, folder in (("image", folders["image"]), ("label", folders["label"])):
             if folder is None:
                 continue
@@ -196,7 +203,7 @@ def _locate_pair(
             found[side if kind == "image" else f"{side}_label"] = None if path is None else str(path.absolute())
             if path is None:
                 lacking.append(f"{side} {kind}")
-    points: list[tuple[str, str, str]] = []
+    points: list[LandmarkFiles] = []
     if challenge is not None and challenge.masked:
         mask = None if folders["image"] is None else _beside(folders["image"], pair.fixed, "masks")
         found["fixed_mask"] = None if mask is None else str(mask)
@@ -205,22 +212,23 @@ def _locate_pair(
         if None in sides:
             lacking.append(name)
         else:
-            points.append((name, str(sides[0]), str(sides[1])))
-    one, other, where = _id(pair.fixed), _id(pair.moving), str(field.absolute()) if field else ""
-    return PairFiles(one, other, where, **found, landmarks=tuple(points), seconds=pair.seconds), lacking
+            points.append(LandmarkFiles(name, *map(str, sides)))
+    ids = {"moving_id": subject_id(pair.moving), "fixed_id": subject_id(pair.fixed)}
+    where = str(field.absolute()) if field else ""
+    return PairFiles(**ids, field=where, **found, landmarks=tuple(points), seconds=pair.seconds), lacking
 
 
 def _landmarks(
     pair: ListedPair, listed: PairList, folders: dict[str, Folder | None]
 ) -> Iterator[tuple[str, tuple[Path | None, Path | None]]]:
-    """Name of the figure, and the two files, for every set of landmarks that is asked for."""
+    """Name of the figure, and the files (moving, fixed), for every set of landmarks that is asked for."""
     if folders["landmarks"] is not None:
-        yield "tre", (folders["landmarks"].find(pair.fixed), folders["landmarks"].find(pair.moving))
+        yield "tre", (folders["landmarks"].find(pair.moving), folders["landmarks"].find(pair.fixed))
     wanted = [] if listed.challenge is None else [m for m in listed.challenge.metrics if m.metric == "tre"]
     for metric in wanted:
         folder, dest = folders["image"], metric.dest or "landmarks"
         if folder is not None:
-            yield f"tre_{dest}", (_beside(folder, pair.fixed, dest), _beside(folder, pair.moving, dest))
+            yield f"tre_{dest}", (_beside(folder, pair.moving, dest), _beside(folder, pair.fixed, dest))
 
 
 def _beside(images: Folder, entry: str, kind: str) -> Path | None:
@@ -242,11 +250,6 @@ def _find_label(folder: Folder, pair: ListedPair, side: str) -> Path | None:
     return folder.find(renamed, as_path=renamed != entry)
 
 
-def _id(entry: str) -> str:
-    """Subject as the tables show it; the modality stays where it is not the first."""
-    return subject_id(entry)
-
-
 def _forms(entry: str) -> list[str]:
     """Names under which a subject may stand in a file name, the most complete first."""
     stem = file_stem(entry)
@@ -265,7 +268,7 @@ def _only(found: list[Path], pair: ListedPair) -> Path:
     if len(found) > 1:
         names = ", ".join(file.name for file in found[:4])
         raise InputError(
-            f"Several files fit the pair fixed {pair.fixed}, moving {pair.moving}: {names}; choose with --pattern or a "
+            f"Several files fit the pair moving {pair.moving}, fixed {pair.fixed}: {names}; choose with --pattern or a "
             "column field in the pair list."
         )
     return found[0]

@@ -24,19 +24,19 @@ class ListedPair:
     """One line of a pair list; all names as they are written there.
 
     Attributes:
-        fixed: id, file name or path of the fixed image.
-        moving: the same of the moving image.
+        moving: id, file name or path of the moving image.
+        fixed: the same of the fixed image.
         field: file of the displacement field; None where it is found by its name.
-        fixed_label: label map of the fixed image; None where it is found by its name.
-        moving_label: the same of the moving image.
+        moving_label: label map of the moving image; None where it is found by its name.
+        fixed_label: the same of the fixed image.
         seconds: what the registration took, where the list says so.
     """
 
-    fixed: str
     moving: str
+    fixed: str
     field: str | None = None
-    fixed_label: str | None = None
     moving_label: str | None = None
+    fixed_label: str | None = None
     seconds: float | None = None
 
 
@@ -94,10 +94,11 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
     """Read which images were registered to which.
 
     Args:
-        source: a CSV with the columns ``fixed`` and ``moving`` (or ``fixed_id`` and ``moving_id``, as this evaluation
-            itself writes them) and, if wanted, ``field``, ``fixed_label``, ``moving_label``, ``seconds``; a JSON list
-            of [fixed, moving] or {"fixed", "moving", ...}; a data list of Learn2Reg or MONAI; an evaluation
-            configuration with "eval_pairs"; or such a list itself.
+        source: a CSV with the columns ``moving`` and ``fixed`` (or ``moving_id`` and ``fixed_id``, as this evaluation
+            itself writes them; in any order) and, if wanted, ``field``, ``moving_label``, ``fixed_label``, ``seconds``;
+            a JSON list of {"moving", "fixed", ...}, or of [fixed, moving], where the order is that of Learn2Reg's lists
+            and file names; a data list of Learn2Reg or MONAI; an evaluation configuration with "eval_pairs"; or such a
+            list itself.
         section: part of a data list, "validation", "test" or "training"; default: the first with pairs or subjects.
 
     Returns:
@@ -110,7 +111,7 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
         path = Path(source)
         if not path.is_file():
             raise InputError(
-                f"The pair list {path} does not exist; give a CSV with the columns fixed,moving, or a JSON."
+                f"The pair list {path} does not exist; give a CSV with the columns moving,fixed, or a JSON."
             )
         listed = _read_file(path, section)
         name = str(path)
@@ -121,9 +122,9 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
         raise InputError(f"The pair list {name} holds no pair.")
     seen = set()
     for pair in listed.pairs:
-        if (pair.fixed, pair.moving) in seen:
-            raise InputError(f"The pair list {name} holds the pair fixed {pair.fixed}, moving {pair.moving} twice.")
-        seen.add((pair.fixed, pair.moving))
+        if (pair.moving, pair.fixed) in seen:
+            raise InputError(f"The pair list {name} holds the pair moving {pair.moving}, fixed {pair.fixed} twice.")
+        seen.add((pair.moving, pair.fixed))
     return listed
 
 
@@ -174,11 +175,11 @@ def _from_csv(path: Path) -> Iterable[ListedPair]:
             columns = set(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The pair list {path} cannot be read as CSV ({error}).") from error
-    short = {"fixed", "moving"} <= columns
-    if not short and not {"fixed_id", "moving_id"} <= columns:
-        raise InputError(f"The first line of the pair list {path} must name the columns fixed,moving[,field].")
+    short = {"moving", "fixed"} <= columns
+    if not short and not {"moving_id", "fixed_id"} <= columns:
+        raise InputError(f"The first line of the pair list {path} must name the columns moving,fixed[,field].")
     for row in rows:
-        ids = {} if short else {"fixed": row["fixed_id"], "moving": row["moving_id"]}
+        ids = {} if short else {"moving": row["moving_id"], "fixed": row["fixed_id"]}
         yield _pair({**row, **ids}, str(path))
 
 
@@ -186,16 +187,16 @@ def _pair(entry: Any, source: str) -> ListedPair:
     if isinstance(entry, ListedPair):
         return entry
     if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) in (2, 3):
+        # Learn2Reg's order, as in its names disp_FIXED_MOVING; everywhere else here the moving image comes first.
         entry = dict(zip(("fixed", "moving", "field"), entry, strict=False))
-    if not isinstance(entry, Mapping) or not entry.get("fixed") or not entry.get("moving"):
-        raise InputError(f"The pair list {source} has the entry {entry!r}; expected fixed and moving.")
+    if not isinstance(entry, Mapping) or not entry.get("moving") or not entry.get("fixed"):
+        raise InputError(f"The pair list {source} has the entry {entry!r}; expected moving and fixed.")
     given = {name: str(entry[name]) for name in ListedPair.__annotations__ if entry.get(name) not in (None, "")}
     try:
         seconds = float(given["seconds"]) if "seconds" in given else None
     except ValueError as error:
         raise InputError(f"The pair list {source} gives {given['seconds']!r} as seconds: a number is meant.") from error
-    field, fixed_label, moving_label = (given.get(name) for name in ("field", "fixed_label", "moving_label"))
-    return ListedPair(given["fixed"], given["moving"], field, fixed_label, moving_label, seconds)
+    return ListedPair(**{name: value for name, value in given.items() if name != "seconds"}, seconds=seconds)
 
 
 def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:
@@ -208,9 +209,9 @@ def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:
         )
     listing = read_section(path.parent, "datalist", chosen, path.name)
     for moving, fixed in listing.every_pair():
-        one, other = listing.subjects[fixed], listing.subjects[moving]
-        labels = {"fixed_label": one.get("label"), "moving_label": other.get("label")}
-        yield _pair({"fixed": one["image"], "moving": other["image"], **labels}, str(path))
+        sides = {"moving": listing.subjects[moving], "fixed": listing.subjects[fixed]}
+        labels = {f"{side}_label": subject.get("label") for side, subject in sides.items()}
+        yield _pair({**{side: subject["image"] for side, subject in sides.items()}, **labels}, str(path))
 
 
 def _challenge(content: Mapping[str, Any], path: Path) -> Challenge:

@@ -18,7 +18,7 @@ from common.data.dataset import plain_tensor
 from common.data.label_groups import MapLabelsd, read_label_groups
 from common.data.transforms import CheckSubjectd, LoadSubjectd
 from common.evaluation.diagnosis import Sides, diagnose
-from common.evaluation.pair_files import PairFiles
+from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.io.fields import read_field
 from common.io.landmarks import read_landmarks
 from common.io.nifti import read_grid
@@ -64,8 +64,8 @@ class LoadedPair:
 
     files: PairFiles
     measures: Measures
-    fixed_grid: Grid
     moving_grid: Grid
+    fixed_grid: Grid
     images: dict[str, Tensor] = field(default_factory=dict)
     ddf: Tensor = field(default_factory=lambda: torch.empty(0))
     convention: str = ""
@@ -110,7 +110,7 @@ def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
         measures: what is measured.
 
     Returns:
-        ``fixed_id``, ``moving_id``, figures as :class:`common.metrics.handlers.RegistrationMetrics` keeps them in
+        ``moving_id``, ``fixed_id``, figures as :class:`common.metrics.handlers.RegistrationMetrics` keeps them in
         ``cases``, ``labels_skipped`` (labels that only one image or none has), ``convention`` (as found), ``seconds``
         (where known).
 
@@ -118,7 +118,7 @@ def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
         InputError: when a file is unusable, or the field is in another convention than it was read in.
     """
     pair = load_pair(files, measures)
-    case: dict[str, Any] = {"fixed_id": files.fixed_id, "moving_id": files.moving_id}
+    case: dict[str, Any] = {"moving_id": files.moving_id, "fixed_id": files.fixed_id}
     labels = _labels(pair)
     case |= pair_figures(_registered(pair), labels, measures.hd95)
     if labels is not None:
@@ -135,8 +135,8 @@ def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> Loade
     Raises:
         InputError: as :func:`measure_pair`.
     """
-    sides = {side: getattr(files, side) or getattr(files, f"{side}_label") for side in ("fixed", "moving")}
-    pair = LoadedPair(files, measures, read_grid(sides["fixed"]), read_grid(sides["moving"]))
+    sides = {side: getattr(files, side) or getattr(files, f"{side}_label") for side in ("moving", "fixed")}
+    pair = LoadedPair(files, measures, moving_grid=read_grid(sides["moving"]), fixed_grid=read_grid(sides["fixed"]))
     if not measures.headers and pair.fixed_grid.shape != pair.moving_grid.shape:
         raise InputError(
             f"{sides['moving']} has shape {pair.moving_grid.shape} and {sides['fixed']} {pair.fixed_grid.shape}: a "
@@ -172,7 +172,7 @@ def _load(paths: dict[str, str], measures: Measures | None = None) -> dict[str, 
 def _judge(pair: LoadedPair) -> None:
     images = pair.images
     sides = [
-        Sides(images["fixed" + kind], images["moving" + kind], is_label=bool(kind))
+        Sides(moving=images["moving" + kind], fixed=images["fixed" + kind], is_label=bool(kind))
         for kind in ("", "_label")
         if "fixed" + kind in images
     ]
@@ -191,9 +191,7 @@ def _registered(pair: LoadedPair) -> RegisteredPair:
         **{name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images},
         foreground=None if mask is None else mask[None] > 0,
         spacing=pair.fixed_grid.spacing,
-        landmarks={
-            name: _landmarks(pair, fixed_path=one, moving_path=other) for name, one, other in pair.files.landmarks
-        },
+        landmarks={files.figure: _landmarks(pair, files) for files in pair.files.landmarks},
         to_moving=pair.to_moving,
         to_moving_before=None if pair.same_grid else pair.to_moving_before,
     )
@@ -205,7 +203,7 @@ def _labels(pair: LoadedPair) -> list[int] | None:
         return None
     if pair.measures.labels is not None:
         return list(pair.measures.labels)
-    occurring = {int(value) for side in ("fixed", "moving") for value in pair.images[f"{side}_label"].unique()}
+    occurring = {int(value) for side in ("moving", "fixed") for value in pair.images[f"{side}_label"].unique()}
     return sorted(occurring - {0}) or None
 
 
@@ -218,7 +216,7 @@ def _skipped(pair: LoadedPair, dice: Mapping[int, float]) -> int:
     skipped = sum(math.isnan(value) for value in dice.values())
     if skipped == len(dice):
         raise InputError(
-            f"None of the {len(dice)} labels occurs in both {pair.files.fixed_label} and {pair.files.moving_label}: "
+            f"None of the {len(dice)} labels occurs in both {pair.files.moving_label} and {pair.files.fixed_label}: "
             "check --label_groups and --label_values."
         )
     return skipped
@@ -241,13 +239,13 @@ def _foreground(pair: LoadedPair) -> Tensor | None:
     return images[name]
 
 
-def _landmarks(pair: LoadedPair, fixed_path: str, moving_path: str) -> Landmarks:
+def _landmarks(pair: LoadedPair, files: LandmarkFiles) -> Landmarks:
     """Points or volumes; errors count in millimetres of the moving image (LUMIR: in voxels)."""
-    if Path(fixed_path).suffix != ".csv":
-        loaded = _load({"fixed_label": fixed_path, "moving_label": moving_path})
+    if Path(files.fixed).suffix != ".csv":
+        loaded = _load({"moving_label": files.moving, "fixed_label": files.fixed})
         size = None if pair.measures.lumir else pair.fixed_grid.spacing
         return Landmarks(loaded["moving_label"][None], loaded["fixed_label"][None], size)
-    fixed, moving = (read_landmarks(path)[None] for path in (fixed_path, moving_path))
+    moving, fixed = (read_landmarks(path)[None] for path in (files.moving, files.fixed))
     # The field is continued as zero outside by the metric, so a change of grid is made on the points.
     inverse = torch.linalg.inv(pair.between)
     moving = moving @ inverse[:3, :3].T + inverse[:3, 3]

@@ -19,7 +19,7 @@ from common.checks import InputError
 from common.io.tables import read_csv
 
 Pair = tuple[str, str]
-IDS = ("fixed_id", "moving_id")
+IDS = ("moving_id", "fixed_id")
 SETTINGS = ("hd95", "ndv_mask")
 """Settings of an evaluation that change what its figures mean; labels and grids show in the tables themselves."""
 _DIGITS = 1e-5
@@ -64,7 +64,7 @@ def read_run(text: str) -> Run:
     table: dict[Pair, dict[str, float]] = {}
     for case in cases:
         if _pair(case) in table:
-            raise InputError(f"{folder / 'cases.csv'} holds the pair {' '.join(_pair(case))} twice.")
+            raise InputError(f"{folder / 'cases.csv'} holds the pair {' to '.join(_pair(case))} twice.")
         table[_pair(case)] = _figures(case)
     labels: dict[Pair, dict[str, dict[str, float]]] = {}
     for row in _rows(folder / "labels.csv", (*IDS, "label")):
@@ -81,7 +81,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _pair(row: Mapping[str, str]) -> Pair:
-    return row["fixed_id"], row["moving_id"]
+    return row["moving_id"], row["fixed_id"]
 
 
 def _figures(row: Mapping[str, str]) -> dict[str, float]:
@@ -136,13 +136,13 @@ def _check_pair(first: Run, other: Run, pair: Pair) -> None:
     if len(labels) == 2 and labels[0] != labels[1]:
         differing = sorted(labels[0] ^ labels[1], key=lambda label: (len(label), label))
         raise InputError(
-            f"{first.name} and {other.name} were evaluated on different labels of {' '.join(pair)}: only one has "
+            f"{first.name} and {other.name} were evaluated on different labels of {' to '.join(pair)}: only one has "
             f"{', '.join(differing[:8])}. Evaluate them alike."
         )
     for name, value in first.cases[pair].items():
         if name.endswith("_before") and not _alike(value, other.cases[pair].get(name, value)):
             raise InputError(
-                f"{first.name} and {other.name} differ before registration ({name} of {' '.join(pair)} is {value:g} "
+                f"{first.name} and {other.name} differ before registration ({name} of {' to '.join(pair)} is {value:g} "
                 f"and {other.cases[pair][name]:g}): they were measured on different labels, grids or units. Evaluate "
                 "them alike."
             )

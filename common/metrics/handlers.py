@@ -25,7 +25,7 @@ _KEYS = (
     "inverse_ddf",
     "spacing",
     "affine",
-    *(f"{image}{kind}" for image in ("fixed", "moving") for kind in _IMAGES),
+    *(f"{image}{kind}" for image in ("moving", "fixed") for kind in _IMAGES),
 )
 
 
@@ -47,17 +47,17 @@ class RegistrationMetrics(Metric):
     * ``ndv``: non-diffeomorphic volume of the foreground in percent (LUMIR form; area in two dimensions).
 
     The engine's output is a dictionary, or a list of them as MONAI's decollation makes it, with ``ddf`` (d, *spatial)
-    and, where known, ``fixed_label`` and ``moving_label`` (1, *spatial), ``fixed`` and ``moving`` (1, *spatial),
-    ``fixed_keypoints`` and ``moving_keypoints`` (N, d) in voxels, ``fixed_landmarks`` and ``moving_landmarks``
-    (1, *spatial) integers, ``inverse_ddf`` (d, *spatial), ``spacing`` (d,) or ``affine`` (4, 4), ``fixed_id`` and
-    ``moving_id``. A dictionary with one more, leading batch axis is taken apart. Figures whose inputs are missing are
+    and, where known, ``moving_label`` and ``fixed_label`` (1, *spatial), ``moving`` and ``fixed`` (1, *spatial),
+    ``moving_keypoints`` and ``fixed_keypoints`` (N, d) in voxels, ``moving_landmarks`` and ``fixed_landmarks``
+    (1, *spatial) integers, ``inverse_ddf`` (d, *spatial), ``spacing`` (d,) or ``affine`` (4, 4), ``moving_id`` and
+    ``fixed_id``. A dictionary with one more, leading batch axis is taken apart. Figures whose inputs are missing are
     left out. Distances other than HD95 are in millimetres where spacing or affine are known, else in voxels.
 
     Under distributed evaluation every process gets the figures and the table of all pairs; pairs that a sampler
     repeated to fill up a round are counted once if they carry ids.
 
     Attributes:
-        cases: one dictionary per pair of the last epoch: ``fixed_id``, ``moving_id``, every figure above as float, and
+        cases: one dictionary per pair of the last epoch: ``moving_id``, ``fixed_id``, every figure above as float, and
             ``dice_per_label``, ``dice_before_per_label`` and the same of ``hd95`` as {label: float}. For a table on
             disk.
     """
@@ -82,8 +82,8 @@ class RegistrationMetrics(Metric):
         Raises:
             InputError: when ``mask`` or ``hd95`` is unknown.
         """
-        if mask not in (None, "fixed", "moving"):
-            raise InputError(f'mask is {mask!r}; it must be "fixed", "moving" or null.')
+        if mask not in (None, "moving", "fixed"):
+            raise InputError(f'mask is {mask!r}; it must be "moving", "fixed" or null.')
         if hd95 not in (None, *HD95_UNITS):
             raise InputError(f'hd95 is {hd95!r}; it must be "voxels", "millimetres" or null.')
         self.labels = None if labels is None else [int(label) for label in labels]
@@ -136,7 +136,7 @@ class RegistrationMetrics(Metric):
     def _measure(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         if "ddf" not in pair:
             raise InputError(f"The engine's output has the keys {sorted(pair)}; the registration metrics need ddf.")
-        ids = {name: _identity(pair.get(name)) for name in ("fixed_id", "moving_id")}
+        ids = {name: _identity(pair.get(name)) for name in ("moving_id", "fixed_id")}
         return ids | pair_figures(_registered(pair, self.mask), self.labels, self.hd95)
 
 
@@ -200,6 +200,6 @@ def _merged(per_process: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, A
     for turn in zip_longest(*per_process):
         for case in turn:
             if case is not None:
-                known = case["fixed_id"] is not None and case["moving_id"] is not None
-                merged.setdefault((case["fixed_id"], case["moving_id"]) if known else len(merged), case)
+                known = case["moving_id"] is not None and case["fixed_id"] is not None
+                merged.setdefault((case["moving_id"], case["fixed_id"]) if known else len(merged), case)
     return list(merged.values())

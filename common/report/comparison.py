@@ -116,7 +116,7 @@ def _viewed(
     scores: dict[Case, list[float]] = {}
     for evaluation in methods.values():
         for index, case in enumerate(evaluation.cases):
-            key = (case["fixed_id"], case["moving_id"])
+            key = (case["moving_id"], case["fixed_id"])
             scores.setdefault(key, []).append(float(case["dice"]) if case.get("dice") else float(index))
     has_dice = any("dice" in evaluation.metrics for evaluation in methods.values())
     means = {key: statistics.fmean(values) for key, values in scores.items()}
@@ -126,13 +126,13 @@ def _viewed(
         loaded = {
             method: load_pair(*_files(content, key, measures), judge=False) for method, content in contents.items()
         }
-        viewed.append(_pair(f"{name}: {key[1]} to {key[0]}{text}", loaded))
+        viewed.append(_pair(f"{name}: {key[0]} to {key[1]}{text}", loaded))
     return viewed
 
 
 def _files(content: Mapping[str, Any], key: Case, measures: Measures) -> tuple[PairFiles, Measures]:
     """Files of one pair and how to read them, from what an evaluation left behind."""
-    (entry,) = (pair for pair in content["pair_files"] if (pair["fixed_id"], pair["moving_id"]) == key)
+    (entry,) = (pair for pair in content["pair_files"] if (pair["moving_id"], pair["fixed_id"]) == key)
     named = {name: value for name, value in entry.items() if name in PairFiles.__dataclass_fields__}
     named.pop("landmarks", None)
     return PairFiles(**named), Measures(

@@ -147,5 +147,5 @@ def _rows_per_label(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         tables = {name.removesuffix("_per_label"): table for name, table in case.items() if name.endswith("_per_label")}
         for label in next(iter(tables.values()), {}):
             values = {name: float(table[label]) for name, table in tables.items()}
-            rows.append({"fixed_id": case["fixed_id"], "moving_id": case["moving_id"], "label": label, **values})
+            rows.append({"moving_id": case["moving_id"], "fixed_id": case["fixed_id"], "label": label, **values})
     return rows

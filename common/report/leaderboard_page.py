@@ -103,7 +103,7 @@ def left_out(board: Leaderboard) -> list[str]:
     """One sentence for each run that lacks pairs of the others."""
     sentences = []
     for name, pairs in board.left_out.items():
-        listed = ", ".join(f"{moving} to {fixed}" for fixed, moving in pairs[:5])
+        listed = ", ".join(f"{moving} to {fixed}" for moving, fixed in pairs[:5])
         more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
         sentences.append(f"{name} lacks {_counted(len(pairs), 'pair')}, left out for all: {listed}{more}.")
     return sentences

@@ -172,8 +172,8 @@ def test_a_figure_without_a_value_in_some_pairs_is_averaged_over_the_others(eval
     ("changes", "sentence"),
     [
         ({"settings": {"hd95": "millimetres"}}, "different settings: hd95 is voxels and millimetres"),
-        ({"labels": (1, 2, 3)}, "different labels of f0 m0: only one has 3, 7"),
-        ({"shift": 0.01}, r"differ before registration \(dice_before of f0 m0"),
+        ({"labels": (1, 2, 3)}, "different labels of m0 to f0: only one has 3, 7"),
+        ({"shift": 0.01}, r"differ before registration \(dice_before of m0 to f0"),
         ({"pairs": [("f11", "m11")]}, "no pair in common"),
     ],
 )
@@ -196,10 +196,10 @@ def test_folders_that_hold_no_evaluation_are_named(evaluation: Maker, tmp_path: 
         run(tmp_path, folder)
     lines = (folder / "cases.csv").read_text().splitlines()
     (folder / "cases.csv").write_text("\n".join([*lines, lines[1]]))
-    with pytest.raises(InputError, match="holds the pair f0 m0 twice"):
+    with pytest.raises(InputError, match="holds the pair m0 to f0 twice"):
         run(tmp_path, folder)
     (folder / "cases.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="lacks fixed_id or moving_id"):
+    with pytest.raises(InputError, match="lacks moving_id or fixed_id"):
         run(tmp_path, folder)
 
 

@@ -25,8 +25,8 @@ MOVING = smooth(0, 1, 12) + 4
 FIELD = 2.5 * smooth(1, 3, 5)
 FIXED = warp(MOVING, FIELD)
 LABEL = (MOVING * 2).round().clamp(0, 15).to(torch.uint8)
-IMAGES = Sides(FIXED[0], MOVING[0])
-LABELS = Sides(warp_labels(LABEL, FIELD)[0], LABEL[0], is_label=True)
+IMAGES = Sides(MOVING[0], FIXED[0])
+LABELS = Sides(LABEL[0], warp_labels(LABEL, FIELD)[0], is_label=True)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_advice_names_the_option_or_the_exchange() -> None:
     sentence = judged(FIELD * signs, "ras_mm")
     assert sentence is not None and "LPS millimetres" in sentence and "--convention lps_mm" in sentence
     sentence = judged(-FIELD, "lps_mm")
-    assert sentence is not None and "opposite direction" in sentence and "exchange fixed and moving" in sentence
+    assert sentence is not None and "opposite direction" in sentence and "exchange moving and fixed" in sentence
     assert "some_file" in sentence and "--trust" in sentence and "\n" not in sentence
 
 
@@ -81,7 +81,7 @@ def test_half_resolution_with_values_of_the_half_grid_is_seen() -> None:
 
 def test_labels_can_overrule_the_images() -> None:
     # A picture in which the opposite field looks better, and labels that know.
-    misleading = Sides(warp(MOVING, -FIELD)[0], MOVING[0])
+    misleading = Sides(MOVING[0], warp(MOVING, -FIELD)[0])
     assert diagnose("f", FIELD, [misleading], GRID, EYE, "voxels") is not None
     assert diagnose("f", FIELD, [misleading, LABELS], GRID, EYE, "voxels") is None
 
@@ -91,7 +91,7 @@ def test_moving_image_on_another_grid() -> None:
     fine = F.interpolate(MOVING, scale_factor=2, mode="trilinear", align_corners=False)
     between = coarse.clone()
     between[:3, 3] = 0.5
-    sides = Sides(FIXED[0], fine[0])
+    sides = Sides(fine[0], FIXED[0])
     assert diagnose("f", FIELD, [sides], GRID, between, "voxels") is None
     assert diagnose("f", -FIELD, [sides], GRID, between, "voxels") is not None
 
@@ -101,5 +101,5 @@ def test_tiny_foreground_says_nothing() -> None:
     foreground[0, :10, :10, :10] = 1
     assert diagnose("f", -FIELD, [IMAGES], GRID, EYE, "voxels", foreground) is not None
     small = Grid((4, 4, 4), EYE)
-    side = Sides(FIXED[0, :, :4, :4, :4], MOVING[0, :, :4, :4, :4])
+    side = Sides(MOVING[0, :, :4, :4, :4], FIXED[0, :, :4, :4, :4])
     assert diagnose("f", -FIELD[:, :, :4, :4, :4], [side], small, EYE, "voxels") is None

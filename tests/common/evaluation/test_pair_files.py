@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.checks import InputError
-from common.evaluation.pair_files import FIELD_SUFFIXES, Folder, find_field, locate
+from common.evaluation.pair_files import FIELD_SUFFIXES, Folder, LandmarkFiles, find_field, locate
 from common.evaluation.pair_lists import Challenge, ChallengeMetric, ListedPair, PairList
 
 A, B = "OASIS_0395", "OASIS_0396"
@@ -37,31 +37,31 @@ def folder(path: Path, *names: str) -> Path:
 def test_every_usual_name_is_found(tmp_path: Path, name: str, entries: tuple[str, str]) -> None:
     # The opposite pair and the other outputs of a registration lie beside it.
     folder(tmp_path, name, f"{A}_to_{B}_ddf.nii.gz", "disp_0396_0395.npz", f"{B}_to_{A}_warped.nii.gz")
-    found = find_field(Folder(tmp_path, "fields", FIELD_SUFFIXES), ListedPair(*entries))
+    found = find_field(Folder(tmp_path, "fields", FIELD_SUFFIXES), ListedPair(moving=entries[1], fixed=entries[0]))
     assert found is not None and found.name == name
 
 
 def test_one_registration_in_several_forms_counts_once(tmp_path: Path) -> None:
     names = [f"b_to_a_{kind}" for kind in ("transform.h5", "displacement.nii.gz", "ddf.nii.gz", "inverse.h5")]
-    found = find_field(Folder(folder(tmp_path, *names), "fields", FIELD_SUFFIXES), ListedPair("a", "b"))
+    found = find_field(Folder(folder(tmp_path, *names), "fields", FIELD_SUFFIXES), ListedPair("b", "a"))
     assert found is not None and found.name == "b_to_a_ddf.nii.gz"
 
 
 def test_two_fields_of_one_form_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, "disp_0395_0396.nii.gz", "disp_0395_0396.npz")
     with pytest.raises(InputError, match="Several files fit"):
-        find_field(Folder(tmp_path, "fields", FIELD_SUFFIXES), ListedPair(A, B))
+        find_field(Folder(tmp_path, "fields", FIELD_SUFFIXES), ListedPair(B, A))
 
 
 def test_column_and_pattern_count_before_the_usual_names(tmp_path: Path) -> None:
     folder(tmp_path, "disp_0395_0396.npz", "mine.npz", f"{A}-{B}.nii.gz", f"{A}-{B}.npz")
     files = Folder(tmp_path, "fields", FIELD_SUFFIXES)
-    assert find_field(files, ListedPair(A, B, "mine.npz")) == tmp_path / "mine.npz"
-    assert find_field(files, ListedPair(A, B, "absent.npz")) is None
-    assert find_field(files, ListedPair(A, B), "{fixed}-{moving}.nii.gz") == tmp_path / f"{A}-{B}.nii.gz"
-    assert find_field(files, ListedPair(B, A), "{fixed}-{moving}.nii.gz") is None
+    assert find_field(files, ListedPair(B, A, "mine.npz")) == tmp_path / "mine.npz"
+    assert find_field(files, ListedPair(B, A, "absent.npz")) is None
+    assert find_field(files, ListedPair(B, A), "{fixed}-{moving}.nii.gz") == tmp_path / f"{A}-{B}.nii.gz"
+    assert find_field(files, ListedPair(A, B), "{fixed}-{moving}.nii.gz") is None
     with pytest.raises(InputError, match="must hold"):
-        find_field(files, ListedPair(A, B), "{fixed}.nii.gz")
+        find_field(files, ListedPair(B, A), "{fixed}.nii.gz")
 
 
 @pytest.mark.parametrize("entry", ["OASIS_0395_0000.nii.gz", "OASIS_0395", "0395", "./imagesTr/OASIS_0395_0000.nii.gz"])
@@ -89,12 +89,12 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said_per_pair(tmp_path: Path) -> None:
     folder(tmp_path, "f/b_to_a_ddf.nii.gz", "i/a.nii.gz", "i/b.nii.gz", "l/a.nii.gz")
-    listed = PairList((ListedPair("a", "b"), ListedPair("b", "c")))
+    listed = PairList((ListedPair("b", "a"), ListedPair("c", "b")))
     complete, missing = locate(listed, tmp_path / "f", tmp_path / "i", None)
     assert [pair.name for pair in complete] == ["b_to_a"] and missing == ["c to b (field, moving image)"]
     assert locate(listed, tmp_path / "f", None, tmp_path / "l")[1] == [
         "b to a (moving label)",
-        "c to b (field, fixed label, moving label)",
+        "c to b (field, moving label, fixed label)",
     ]
 
 
@@ -103,9 +103,10 @@ def test_challenge_files_follow_the_rule_of_paths(tmp_path: Path) -> None:
     folder(tmp_path, *[f"{name}.nii.gz" for name in names], "f/disp_0001_0000_0001_0001.nii.gz")
     folder(tmp_path, *[f"keypointsTr/L_0001_000{m}.csv" for m in (0, 1)])
     challenge = Challenge("L", (ChallengeMetric("TRE_kp", "tre", dest="keypoints"),), None, True, False)
-    pair = ListedPair("./imagesTr/L_0001_0000.nii.gz", "./imagesTr/L_0001_0001.nii.gz")
+    pair = ListedPair("./imagesTr/L_0001_0001.nii.gz", "./imagesTr/L_0001_0000.nii.gz")
     (found,), missing = locate(PairList((pair,), challenge), tmp_path / "f", tmp_path, tmp_path)
     assert not missing and found.name == "L_0001_0001_to_L_0001"
     assert found.fixed_mask == str(tmp_path / "masksTr/L_0001_0000.nii.gz")
     assert found.moving_label == str(tmp_path / "labelsTr/L_0001_0001.nii.gz")
-    assert found.landmarks == (("tre_keypoints", *(str(tmp_path / f"keypointsTr/L_0001_000{m}.csv") for m in (0, 1))),)
+    paths = (str(tmp_path / f"keypointsTr/L_0001_000{m}.csv") for m in (1, 0))
+    assert found.landmarks == (LandmarkFiles("tre_keypoints", *paths),)

@@ -33,18 +33,18 @@ def written(path: Path, content: Any) -> Path:
 
 def test_csv_gives_pairs_and_what_else_it_says(tmp_path: Path) -> None:
     path = written(tmp_path / "p.csv", "fixed,moving,field,seconds,note\na,b,x.nii.gz,1.5,hello\nc,d,,,\n")
-    assert read_pair_list(path).pairs == (ListedPair("a", "b", "x.nii.gz", seconds=1.5), ListedPair("c", "d"))
+    assert read_pair_list(path).pairs == (ListedPair("b", "a", "x.nii.gz", seconds=1.5), ListedPair("d", "c"))
 
 
 def test_csv_columns_go_by_name_not_by_place(tmp_path: Path) -> None:
     path = written(tmp_path / "p.csv", "moving_id, fixed_id\nb, a\n")
-    assert read_pair_list(path).pairs == (ListedPair("a", "b"),)
+    assert read_pair_list(path).pairs == (ListedPair("b", "a"),)
 
 
 def test_json_list_is_fixed_then_moving(tmp_path: Path) -> None:
     path = written(tmp_path / "p.json", [["a", "b"], {"moving": "d", "fixed": "c", "field": "f.npz"}])
-    assert read_pair_list(path).pairs == (ListedPair("a", "b"), ListedPair("c", "d", "f.npz"))
-    assert read_pair_list([("a", "b")]).pairs == (ListedPair("a", "b"),)
+    assert read_pair_list(path).pairs == (ListedPair("b", "a"), ListedPair("d", "c", "f.npz"))
+    assert read_pair_list([("a", "b")]).pairs == (ListedPair("b", "a"),)
 
 
 def test_learn2reg_configuration_says_what_to_measure(tmp_path: Path) -> None:
@@ -85,14 +85,14 @@ def test_data_list_gives_its_validation_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", "a,b\nc,d\n", "must name the columns fixed,moving"),
+        ("p.csv", "a,b\nc,d\n", "must name the columns moving,fixed"),
         ("p.csv", "fixed,moving\n", "holds no pair"),
         ("p.csv", "fixed,moving\na,b\na,b\n", "twice"),
-        ("p.csv", "fixed,moving\na,\n", "expected fixed and moving"),
+        ("p.csv", "fixed,moving\na,\n", "expected moving and fixed"),
         ("p.csv", "fixed,moving,seconds\na,b,long\n", "'long' as seconds"),
         ("p.json", "{", "not valid JSON"),
         ("p.json", "3", "JSON int"),
-        ("p.json", [["a"]], "expected fixed and moving"),
+        ("p.json", [["a"]], "expected moving and fixed"),
         ("p.json", {"eval_pairs": [["a", "b"]]}, "damaged"),
         ("p.json", {**CONFIG, "evaluation_methods": [{"name": "x", "metric": "magic"}]}, "asks for 'magic'"),
         ("p.txt", "a b", "neither .csv nor .json"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.evaluation.pair_files import PairFiles
+from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.evaluation.pair_measure import Measures, measure_pair
 from common.io.nifti import write_ddf, write_image
 from common.metrics.handlers import RegistrationMetrics
@@ -36,9 +36,9 @@ def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side:
     for name in ("moving", "fixed"):
         np.savetxt(tmp_path / f"{name}.csv", pair[f"{name}_keypoints"].numpy(), delimiter=",", fmt="%.17g")
     images = {name: str(tmp_path / f"{name}.nii.gz") for name in ("moving", "fixed", "moving_label", "fixed_label")}
-    points = ("tre", str(tmp_path / "fixed.csv"), str(tmp_path / "moving.csv"))
+    points = LandmarkFiles("tre", moving=str(tmp_path / "moving.csv"), fixed=str(tmp_path / "fixed.csv"))
     files = PairFiles(
-        fixed_id="f", moving_id="m", field=str(tmp_path / "ddf.nii.gz"), **images, landmarks=(points,), seconds=1.5
+        moving_id="m", fixed_id="f", field=str(tmp_path / "ddf.nii.gz"), **images, landmarks=(points,), seconds=1.5
     )
     measures = Measures(convention="voxels", hd95="millimetres", foreground=side, trust=True)
     metrics = RegistrationMetrics(labels=[1, 2], hd95="millimetres", mask=side)

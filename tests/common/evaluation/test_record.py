@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from common.checks import InputError
-from common.evaluation.pair_files import PairFiles
+from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.evaluation.record import Record, is_unfinished
 
-CASE = {"fixed_id": "f", "moving_id": "m", "dice": 0.5, "dice_per_label": {1: 0.25, 7: float("nan")}}
+CASE = {"moving_id": "m", "fixed_id": "f", "dice": 0.5, "dice_per_label": {1: 0.25, 7: float("nan")}}
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> PairFiles:
-    names = ("field", "fixed", "moving", "moving_label", "fixed_points", "moving_points")
+    names = ("field", "moving", "fixed", "moving_label", "moving_points", "fixed_points")
     for name in names:
         (tmp_path / name).write_text(name)
-    field, fixed, moving, label, *points = (str(tmp_path / name) for name in names)
-    landmarks = (("tre", points[0], points[1]),)
+    field, moving, fixed, label, *points = (str(tmp_path / name) for name in names)
+    landmarks = (LandmarkFiles("tre", moving=points[0], fixed=points[1]),)
     return PairFiles(
-        fixed_id="f", moving_id="m", field=field, fixed=fixed, moving=moving, moving_label=label, landmarks=landmarks
+        moving_id="m", fixed_id="f", field=field, moving=moving, fixed=fixed, moving_label=label, landmarks=landmarks
     )
 
 
