@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.data import CheckSubjectd, LoadSubjectd
 from common.data.readers.datalist import load_json
+from common.data.request import pair_name
 from common.io.nifti import write_ddf
 from common.io.tables import write_json
 from common.spatial import identity_grid, warp
@@ -36,7 +38,7 @@ GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Scan:
+class LoadedScan:
     """An image (*spatial) float32 with its affine (4, 4), voxels to millimetres."""
 
     subject: Subject
@@ -49,7 +51,7 @@ class Scan:
         return [float(length) for length in self.affine[:3, :3].double().norm(dim=0)]
 
 
-def read_scan(subject: Subject) -> Scan:
+def read_scan(subject: Subject) -> LoadedScan:
     """Load a subject's image.
 
     Raises:
@@ -58,13 +60,13 @@ def read_scan(subject: Subject) -> Scan:
     keys = ["image"]
     data = CheckSubjectd(keys, spatial_dims=3)(LoadSubjectd(keys)(subject))
     image: Any = data["image"]
-    scan = Scan(subject, image.as_tensor()[0], image.affine)
+    scan = LoadedScan(subject, image.as_tensor()[0], image.affine)
     if not all(0 < length < float("inf") for length in scan.spacing):
         raise InputError(f"{subject['image']} has the voxel size {scan.spacing} in its header; correct the header.")
     return scan
 
 
-def check_one_grid(fixed: Scan, moving: Scan) -> None:
+def check_one_grid(moving: LoadedScan, fixed: LoadedScan) -> None:
     """Refuse a pair on two grids: the field would have no meaning in voxels.
 
     Raises:
@@ -84,7 +86,9 @@ def check_one_grid(fixed: Scan, moving: Scan) -> None:
         )
 
 
-def register(fixed: Scan, moving: Scan, settings: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, float]]:
+def register(
+    moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any]
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Run the method in a process of its own.
 
     Returns:
@@ -100,7 +104,7 @@ def register(fixed: Scan, moving: Scan, settings: dict[str, Any]) -> tuple[Tenso
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            np.savez(folder / "images.npz", fixed=fixed.image.numpy(), moving=moving.image.numpy())
+            np.savez(folder / "images.npz", moving=moving.image.numpy(), fixed=fixed.image.numpy())
         except OSError as error:
             raise InputError(f"Cannot write to the temporary folder {folder}: {error.strerror}.") from error
         write_json(folder / "request.json", request)
@@ -141,7 +145,7 @@ def difference_to_package(moving: Tensor, ddf: Tensor, warped: Tensor) -> tuple[
     return (float(difference.max()), float(difference.mean())) if difference.numel() else (math.nan, math.nan)
 
 
-def run_pair(fixed: Scan, moving: Scan, settings: dict[str, Any], output: Path) -> dict[str, Any]:
+def run_pair(moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any], output: Path) -> dict[str, Any]:
     """Register, check and write one pair.
 
     Returns:
@@ -150,9 +154,9 @@ def run_pair(fixed: Scan, moving: Scan, settings: dict[str, Any], output: Path) 
     Raises:
         InputError: as :func:`register`, and when our warp by the field differs from the package's own image.
     """
-    check_one_grid(fixed, moving)
-    ddf, warped, cost = register(fixed, moving, settings)
-    ids = {"fixed_id": fixed.subject["id"], "moving_id": moving.subject["id"]}
+    check_one_grid(moving, fixed)
+    ddf, warped, cost = register(moving, fixed, settings)
+    ids = {"moving_id": moving.subject["id"], "fixed_id": fixed.subject["id"]}
     field = f"The field of {settings['method']} for {ids['moving_id']} to {ids['fixed_id']}"
     if not bool(torch.isfinite(ddf).all()):
         raise InputError(f"{field} has NaN or infinite values: the package failed on these images; leave the pair out.")
@@ -162,14 +166,14 @@ def run_pair(fixed: Scan, moving: Scan, settings: dict[str, Any], output: Path) 
             f"{field} is not what the package applied: images warped by both differ by up to {largest:.2%} of the "
             f"range, allowed are {TOLERANCE:.0%}."
         )
-    write_ddf(output / field_name(**{key[:-3]: name for key, name in ids.items()}), ddf, fixed.affine)
-    images = {f"{key}_sha256": digest(scan.subject) for key, scan in (("fixed", fixed), ("moving", moving))}
+    write_ddf(output / field_name(ids), ddf, fixed.affine)
+    images = {f"{key}_sha256": digest(scan.subject) for key, scan in (("moving", moving), ("fixed", fixed))}
     return {**ids, **cost, "max_difference": largest, "mean_difference": mean, **images}
 
 
-def field_name(fixed: str, moving: str) -> str:
-    """File of one pair."""
-    return f"{moving}_to_{fixed}_ddf.nii.gz"
+def field_name(ids: Mapping[str, Any]) -> str:
+    """File of the pair of a "moving_id" and a "fixed_id"."""
+    return f"{pair_name(ids['moving_id'], ids['fixed_id'])}_ddf.nii.gz"
 
 
 def digest(subject: Subject) -> str:

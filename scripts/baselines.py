@@ -42,7 +42,7 @@ RECORD, PAIRS = "baselines.json", "pairs.csv"
 
 
 def find_pairs(arguments: argparse.Namespace) -> list[tuple[Subject, Subject]]:
-    """(fixed, moving) subjects of the pair list or of the data set.
+    """(moving, fixed) subjects of the pair list or of the data set.
 
     Raises:
         InputError: when a list or an image is missing, or two images of a pair list share their names.
@@ -51,11 +51,11 @@ def find_pairs(arguments: argparse.Namespace) -> list[tuple[Subject, Subject]]:
         if arguments.images is not None:
             raise InputError("--images belongs to --pairs; a data set in --dataset_dir knows its images, leave it out.")
         listing = read_section(arguments.dataset_dir, arguments.reader, arguments.section)
-        return [(listing.subjects[fixed], listing.subjects[moving]) for moving, fixed in listing.every_pair()]
+        return [(listing.subjects[moving], listing.subjects[fixed]) for moving, fixed in listing.every_pair()]
     listed = read_pair_list(arguments.pairs).pairs
     folder = None if arguments.images is None else Folder(arguments.images, "images")
     files: dict[str, Path] = {}
-    for entry in (entry for pair in listed for entry in (pair.fixed, pair.moving)):
+    for entry in (entry for pair in listed for entry in (pair.moving, pair.fixed)):
         found = folder.find(entry) if folder else _beside(arguments.pairs, entry)
         if found is None:
             raise InputError(
@@ -67,7 +67,7 @@ def find_pairs(arguments: argparse.Namespace) -> list[tuple[Subject, Subject]]:
     by_file = dict(zip(unique, distinguish_ids([make_subject(file, None) for file in unique]), strict=True))
     if len({subject["id"] for subject in by_file.values()}) < len(unique):
         raise InputError(f"Images of {arguments.pairs} in different folders share a file name; rename one of them.")
-    return [(by_file[files[pair.fixed]], by_file[files[pair.moving]]) for pair in listed]
+    return [(by_file[files[pair.moving]], by_file[files[pair.fixed]]) for pair in listed]
 
 
 def _beside(pair_list: Path, entry: str) -> Path | None:
@@ -104,7 +104,7 @@ def open_record(
         raise record.unknown(existing[0])
     if record.path.is_file():
         for case in load_json(record.path).get("cases", []):
-            (output / field_name(case["fixed_id"], case["moving_id"])).unlink(missing_ok=True)
+            (output / field_name(case)).unlink(missing_ok=True)
     write_record(record, [])
     return record, []
 
@@ -114,16 +114,16 @@ def write_record(record: RunRecord, cases: list[dict[str, Any]]) -> None:
     record.write(margin=MARGIN, tolerance=TOLERANCE, cases=cases)
 
 
-def is_done(case: dict[str, Any], fixed: Subject, moving: Subject, record: RunRecord) -> bool:
+def is_done(case: dict[str, Any], moving: Subject, fixed: Subject, record: RunRecord) -> bool:
     """Whether an entry of the record belongs to a pair and its field is there.
 
     Raises:
         InputError: when an image has changed since.
     """
-    if (case["fixed_id"], case["moving_id"]) != (fixed["id"], moving["id"]):
+    if (case["moving_id"], case["fixed_id"]) != (moving["id"], fixed["id"]):
         return False
-    name = field_name(fixed["id"], moving["id"])
-    if (case["fixed_sha256"], case["moving_sha256"]) != (digest(fixed), digest(moving)):
+    name = field_name(case)
+    if (case["moving_sha256"], case["fixed_sha256"]) != (digest(moving), digest(fixed)):
         raise record.refusal([f"image of {name}"])
     return (record.folder / name).is_file()
 
@@ -134,15 +134,14 @@ def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: 
     Raises:
         InputError: as :func:`open_record`, :func:`read_scan` and :func:`run_pair`; pairs that are finished stay.
     """
-    names = [field_name(fixed["id"], moving["id"]) for fixed, moving in pairs]
+    names = [field_name({"moving_id": moving["id"], "fixed_id": fixed["id"]}) for moving, fixed in pairs]
     record, cases = open_record(output, settings, overwrite, names)
     with tqdm(pairs, desc=settings["method"], unit="pair") as bar:
-        for fixed, moving in bar:
-            if any(is_done(case, fixed, moving, record) for case in cases):
+        for moving, fixed in bar:
+            if any(is_done(case, moving, fixed, record) for case in cases):
                 continue
-            case = run_pair(read_scan(fixed), read_scan(moving), settings, output)
-            ids = (case["fixed_id"], case["moving_id"])
-            cases = [*(known for known in cases if (known["fixed_id"], known["moving_id"]) != ids), case]
+            case = run_pair(read_scan(moving), read_scan(fixed), settings, output)
+            cases = [*(known for known in cases if field_name(known) != field_name(case)), case]
             write_record(record, cases)
             bar.write(describe(case))
     write_csv(output / PAIRS, [_listed(case) for case in cases])
@@ -170,8 +169,8 @@ def summary(settings: dict[str, Any], cases: list[dict[str, Any]], output: Path)
 
 
 def _listed(case: dict[str, Any]) -> dict[str, Any]:
-    fixed, moving = case["fixed_id"], case["moving_id"]
-    return {"fixed": fixed, "moving": moving, "field": field_name(fixed, moving), "seconds": case["seconds"]}
+    ids = {"moving": case["moving_id"], "fixed": case["fixed_id"]}
+    return {**ids, "field": field_name(case), "seconds": case["seconds"]}
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Method:
     """One baseline.
 
     Attributes:
-        register: (fixed, moving, spacing, threads, options) to the displacement (3, *spatial) in voxels, and the moving
+        register: (moving, fixed, spacing, threads, options) to the displacement (3, *spatial) in voxels, and the moving
             image (*spatial) as the package itself warps it.
         package: name in the registry; None where nothing is needed.
         modules: what is imported of it.
@@ -47,14 +47,14 @@ class Method:
 
 
 def zero(
-    fixed: Array, moving: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
+    moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
 ) -> tuple[Array, Array]:
     """No registration: what every method has to beat."""
     return np.zeros((fixed.ndim, *fixed.shape), np.float32), moving
 
 
 def greedy(
-    fixed: Array, moving: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
+    moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
 ) -> tuple[Array, Array]:
     """Greedy diffeomorphic registration with windowed correlation (Yushkevich et al.; picsl-greedy)."""
     from picsl_greedy import Greedy3D
@@ -73,7 +73,7 @@ def greedy(
     return vectors_from_itk(tool["warp"], spacing), image_from_itk(tool["warped"])
 
 
-def syn(fixed: Array, moving: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]) -> tuple[Array, Array]:
+def syn(moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]) -> tuple[Array, Array]:
     """Symmetric normalisation without a linear stage (Avants et al. 2008; ANTs through antspyx)."""
     import ants
 
@@ -88,7 +88,7 @@ def syn(fixed: Array, moving: Array, spacing: Spacing, threads: int, options: Ma
 
 
 def demons(
-    fixed: Array, moving: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
+    moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
 ) -> tuple[Array, Array]:
     """Fast symmetric forces demons after histogram matching (Vercauteren et al. 2009; SimpleITK)."""
     import SimpleITK as sitk
@@ -110,7 +110,7 @@ def demons(
 
 
 def convexadam(
-    fixed: Array, moving: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
+    moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
 ) -> tuple[Array, Array]:
     """Coupled convex optimisation and Adam on MIND features (Siebert et al. 2024; convexadam)."""
     import torch
@@ -219,9 +219,9 @@ def main(name: str, folder: Path) -> None:
     for module in method.modules:
         importlib.import_module(module)
     with np.load(folder / "images.npz") as images:
-        fixed, moving = images["fixed"], images["moving"]
+        moving, fixed = images["moving"], images["fixed"]
     used, started = _cpu_seconds(), time.perf_counter()
-    ddf, warped = method.register(fixed, moving, tuple(request["spacing"]), threads, request["options"])
+    ddf, warped = method.register(moving, fixed, tuple(request["spacing"]), threads, request["options"])
     cost = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": _cpu_seconds() - used,

@@ -38,8 +38,8 @@ class Case(NamedTuple):
     """One pair: label maps (*SIZE) uint8, displacement (3, *SIZE) float32 in voxels, and where they come from."""
 
     source: str
-    fixed: Array
     moving: Array
+    fixed: Array
     ddf: Array
 
 
@@ -57,7 +57,7 @@ def case() -> Case:
     fixed, moving = (table[np.asarray(nibabel.load(file).dataobj).astype(int)] for file in files)
     with np.load(field) as content:
         ddf = from_half_resolution(content["arr_0"].astype(np.float32))
-    return Case("two brains at 1 mm, field of C-LapIRN", fixed, moving, np.asarray(ddf, np.float32))
+    return Case("two brains at 1 mm, field of C-LapIRN", moving, fixed, np.asarray(ddf, np.float32))
 
 
 def _made_up() -> Case:
@@ -66,7 +66,7 @@ def _made_up() -> Case:
     maps = [F.interpolate(one[None], size=SIZE, mode="trilinear").argmax(1)[0].byte().numpy() for one in noise]
     coarse = 3 * torch.randn(1, 3, 10, 14, 12, generator=generator)
     ddf = F.interpolate(coarse, size=SIZE, mode="trilinear", align_corners=True)[0].numpy()
-    return Case("made-up labels and field", maps[0], maps[1], ddf)
+    return Case("made-up labels and field", maps[1], maps[0], ddf)
 
 
 def metrics() -> dict[str, dict[str, Callable[[], Array]]]:
@@ -75,7 +75,7 @@ def metrics() -> dict[str, dict[str, Callable[[], Array]]]:
     The warped labels are made once: Dice and HD95 are timed from there on.
     """
     pair = case()
-    fixed, moving, ddf = (torch.from_numpy(a)[None] for a in (pair.fixed[None], pair.moving[None], pair.ddf))
+    moving, fixed, ddf = (torch.from_numpy(a)[None] for a in (pair.moving[None], pair.fixed[None], pair.ddf))
     warped = warp_labels(moving, ddf)
     plain = warped[0, 0].numpy()
     return {
@@ -84,7 +84,7 @@ def metrics() -> dict[str, dict[str, Callable[[], Array]]]:
             OURS: lambda: _warped(moving, ddf),
         },
         "Dice": {
-            PUBLISHED: lambda: plain_dice(pair.fixed, plain, pair.moving),
+            PUBLISHED: lambda: plain_dice(plain, pair.fixed, pair.moving),
             OURS: lambda: dice_l2r(warped, fixed, LABELS, moving).numpy()[0],
         },
         "NDV": {
@@ -93,7 +93,7 @@ def metrics() -> dict[str, dict[str, Callable[[], Array]]]:
         },
         "SDlogJ": {PUBLISHED: lambda: plain_sdlogj(pair.ddf), OURS: lambda: sdlogj_l2r(ddf).numpy()},
         "HD95": {
-            PUBLISHED: lambda: plain_hd95(pair.fixed, plain, pair.moving),
+            PUBLISHED: lambda: plain_hd95(plain, pair.fixed, pair.moving),
             OURS: lambda: hd95_l2r(warped, fixed, LABELS, moving).numpy()[0],
         },
     }
@@ -108,7 +108,7 @@ def plain_warp(moving: Array, ddf: Array) -> Array:
     return np.asarray(ndimage.map_coordinates(moving, np.indices(moving.shape) + ddf.astype(float), order=0))
 
 
-def plain_dice(fixed: Array, warped: Array, moving: Array) -> Array:
+def plain_dice(warped: Array, fixed: Array, moving: Array) -> Array:
     """Dice of each label from its masks; NaN for a label that is missing before warping."""
     values = []
     for label in LABELS:
@@ -118,7 +118,7 @@ def plain_dice(fixed: Array, warped: Array, moving: Array) -> Array:
     return np.array(values)
 
 
-def plain_hd95(fixed: Array, warped: Array, moving: Array) -> Array:
+def plain_hd95(warped: Array, fixed: Array, moving: Array) -> Array:
     """95th percentile surface distance of each label, in voxels, by distance transforms inside its bounding box."""
     values = []
     for label in LABELS:

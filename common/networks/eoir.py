@@ -157,7 +157,7 @@ class EOIR(nn.Module):
         known: Tensor | None = None
         for level in reversed(range(len(moving))):
             # Taken out of the lists, so that features are freed as soon as they are in the pair.
-            velocity = self.estimators[level](_pair(fixed.pop(), moving.pop(), known))
+            velocity = self.estimators[level](_pair(moving.pop(), fixed.pop(), known))
             ddf = integrate(velocity, self.int_steps)
             if known is not None:
                 ddf = compose(known, ddf, padding_mode="zeros")
@@ -168,8 +168,8 @@ class EOIR(nn.Module):
         return displacements, velocities
 
 
-def _pair(fixed: Tensor, moving: Tensor, known: Tensor | None) -> Tensor:
-    """Features of the fixed image beside those of the moving one, warped by what is ``known``: (B, 2 N, *spatial)."""
+def _pair(moving: Tensor, fixed: Tensor, known: Tensor | None) -> Tensor:
+    """Features of the fixed image, then those of the moving one, warped by what is ``known``: (B, 2 N, *spatial)."""
     if known is not None:
         moving = warp(moving, known, padding_mode="zeros").to(moving.dtype)
     return torch.cat([fixed, moving], dim=1)

@@ -65,11 +65,11 @@ def record(output: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Registration without a process of its own; returns the list of (fixed, moving) that were registered."""
+    """Registration without a process of its own; returns the list of (moving, fixed) that were registered."""
     done: list[tuple[str, str]] = []
 
-    def register(fixed: baseline_pair.Scan, moving: baseline_pair.Scan, settings: dict[str, Any]) -> Any:
-        done.append((fixed.subject["id"], moving.subject["id"]))
+    def register(moving: baseline_pair.LoadedScan, fixed: baseline_pair.LoadedScan, settings: dict[str, Any]) -> Any:
+        done.append((moving.subject["id"], fixed.subject["id"]))
         cost = {"seconds": 1.5, "cpu_seconds": 2.5, "peak_memory_mb": 40.0}
         return torch.zeros(3, *fixed.image.shape), moving.image, cost
 
@@ -83,7 +83,7 @@ def test_zero_writes_fields_on_the_grid_of_the_fixed_image_and_what_they_cost(da
     assert file.shape == (*SIZE, 3) and not file.get_fdata().any()
     np.testing.assert_allclose(file.affine, oblique_affine(), atol=1e-5)
     found = record(output)
-    assert [(case["fixed_id"], case["moving_id"]) for case in found["cases"]] == [("a", "b"), ("b", "a"), ("a", "c")]
+    assert [(case["moving_id"], case["fixed_id"]) for case in found["cases"]] == [("b", "a"), ("a", "b"), ("c", "a")]
     assert all(case["seconds"] >= 0 and case["peak_memory_mb"] > 1 for case in found["cases"])
     assert all(case["max_difference"] < 1e-6 for case in found["cases"])
     assert found["settings"]["method"] == "zero" and found["settings"]["threads"] == 1 and found["versions"]
@@ -92,13 +92,13 @@ def test_zero_writes_fields_on_the_grid_of_the_fixed_image_and_what_they_cost(da
 def test_pair_list_of_the_result_carries_field_and_seconds(data: Path, in_process: list[Any]) -> None:
     output = run(data)
     first = read_pair_list(output / "pairs.csv").pairs[0]
-    assert (first.fixed, first.moving, first.field, first.seconds) == ("a", "b", NAME, 1.5)
+    assert (first.moving, first.fixed, first.field, first.seconds) == ("b", "a", NAME, 1.5)
 
 
 def test_pairs_of_a_data_set_are_those_it_lists(data: Path, in_process: list[Any]) -> None:
     output = data.parent / "fields"
     baselines.main(["zero", "--dataset_dir", str(data), "--output", str(output)])
-    assert in_process == [("a", "b"), ("b", "a"), ("a", "c")]
+    assert in_process == [("b", "a"), ("a", "b"), ("c", "a")]
 
 
 def test_folder_of_images_belongs_to_a_pair_list(data: Path) -> None:
@@ -108,10 +108,10 @@ def test_folder_of_images_belongs_to_a_pair_list(data: Path) -> None:
 
 def test_images_are_found_in_a_folder_by_their_ids(data: Path, in_process: list[Any]) -> None:
     (data / "pairs.csv").write_text("fixed,moving\na,b\n")
-    with pytest.raises(InputError, match=r"image a of the pair list .* give the folder of the images with --images"):
+    with pytest.raises(InputError, match=r"image b of the pair list .* give the folder of the images with --images"):
         run(data)
     run(data, "--images", str(data))
-    assert in_process == [("a", "b")]
+    assert in_process == [("b", "a")]
 
 
 def test_finished_pairs_are_left_out_by_the_next_run(data: Path, in_process: list[Any]) -> None:
@@ -119,7 +119,7 @@ def test_finished_pairs_are_left_out_by_the_next_run(data: Path, in_process: lis
     (output / NAME).unlink()
     in_process.clear()
     run(data)
-    assert in_process == [("a", "b")] and (output / NAME).is_file()
+    assert in_process == [("b", "a")] and (output / NAME).is_file()
     assert len(record(output)["cases"]) == 3
 
 
@@ -139,7 +139,7 @@ def test_interrupted_run_keeps_its_finished_pairs(
     monkeypatch.setattr(baseline_pair, "register", register)
     in_process.clear()
     run(data)
-    assert in_process == [("b", "a"), ("a", "c")]
+    assert in_process == [("a", "b"), ("c", "a")]
 
 
 def test_folder_of_other_settings_is_refused_unless_it_may_be_overwritten(data: Path, in_process: list[Any]) -> None:
@@ -221,7 +221,7 @@ def test_image_that_does_not_fit_is_refused_without_leaving_its_field(
 def test_field_that_the_package_did_not_apply_is_an_error_with_the_name_of_the_pair(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mirrored(fixed: baseline_pair.Scan, moving: baseline_pair.Scan, settings: Any) -> Any:
+    def mirrored(moving: baseline_pair.LoadedScan, fixed: baseline_pair.LoadedScan, settings: Any) -> Any:
         ddf = torch.ones(3, *SIZE)
         return -ddf, warp(moving.image[None, None], ddf[None])[0, 0], {}
 
@@ -232,7 +232,7 @@ def test_field_that_the_package_did_not_apply_is_an_error_with_the_name_of_the_p
 
 def test_field_that_is_not_finite_is_an_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        baseline_pair, "register", lambda fixed, moving, _: (torch.full((3, *SIZE), torch.nan), moving.image, {})
+        baseline_pair, "register", lambda moving, fixed, _: (torch.full((3, *SIZE), torch.nan), moving.image, {})
     )
     with pytest.raises(InputError, match="field of zero for b to a has NaN"):
         run(data)

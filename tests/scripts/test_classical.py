@@ -13,7 +13,7 @@ from torch import Tensor
 from common.data.phantom import make_subject, make_template
 from common.spatial import warp
 from scripts import baseline_pair
-from scripts.baseline_pair import Scan
+from scripts.baseline_pair import LoadedScan
 from scripts.classical import METHODS, to_voxels, zero
 
 from .conftest import SPACING, oblique_affine
@@ -23,13 +23,13 @@ CLASSICAL = [name for name in METHODS if name != "zero"]
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> tuple[Scan, Scan]:
-    """Two phantoms on an oblique, mirrored grid."""
+def pair(tmp_path: Path) -> tuple[LoadedScan, LoadedScan]:
+    """Moving and fixed phantom on an oblique, mirrored grid."""
     template = make_template(SIZE, 6, seed=1)
-    return scan(tmp_path, template, "fixed", 1), scan(tmp_path, template, "moving", 2)
+    return scan(tmp_path, template, "moving", 2), scan(tmp_path, template, "fixed", 1)
 
 
-def scan(folder: Path, template: Any, name: str, number: int) -> Scan:
+def scan(folder: Path, template: Any, name: str, number: int) -> LoadedScan:
     path = folder / f"{name}.nii.gz"
     nibabel.save(
         nibabel.Nifti1Image(make_subject(template, 1, number).image.astype(np.float32), oblique_affine()), path
@@ -37,7 +37,7 @@ def scan(folder: Path, template: Any, name: str, number: int) -> Scan:
     return baseline_pair.read_scan({"id": name, "image": str(path)})
 
 
-def register(name: str, pair: tuple[Scan, Scan], folder: Path) -> tuple[Tensor, dict[str, Any]]:
+def register(name: str, pair: tuple[LoadedScan, LoadedScan], folder: Path) -> tuple[Tensor, dict[str, Any]]:
     """Field (3, *spatial) as written, and its entry in the record."""
     for module in METHODS[name].modules:
         pytest.importorskip(module)
@@ -49,7 +49,7 @@ def register(name: str, pair: tuple[Scan, Scan], folder: Path) -> tuple[Tensor, 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_spacing_of_an_oblique_header_is_that_along_the_array_axes(flip: bool) -> None:
-    scan = baseline_pair.Scan({}, torch.zeros(SIZE), torch.from_numpy(oblique_affine(flip)))
+    scan = baseline_pair.LoadedScan({}, torch.zeros(SIZE), torch.from_numpy(oblique_affine(flip)))
     assert scan.spacing == pytest.approx(SPACING)
 
 
@@ -68,23 +68,25 @@ def test_zero_moves_nothing() -> None:
 
 @pytest.mark.parametrize("name", CLASSICAL)
 def test_package_registers_unequal_voxels_and_its_field_is_what_it_applied(
-    name: str, pair: tuple[Scan, Scan], tmp_path: Path
+    name: str, pair: tuple[LoadedScan, LoadedScan], tmp_path: Path
 ) -> None:
     ddf, case = register(name, pair, tmp_path)
     assert case["max_difference"] < 1e-3 and case["cpu_seconds"] > 0
-    fixed, moving = (scan.image.double() for scan in pair)
+    moving, fixed = (scan.image.double() for scan in pair)
     warped = warp(moving[None, None], ddf[None])[0, 0]
     assert (warped - fixed).square().mean() < 0.6 * (moving - fixed).square().mean()
 
 
-def test_field_and_header_together_are_right_in_the_world_of_itk(pair: tuple[Scan, Scan], tmp_path: Path) -> None:
+def test_field_and_header_together_are_right_in_the_world_of_itk(
+    pair: tuple[LoadedScan, LoadedScan], tmp_path: Path
+) -> None:
     """Independent of our warp: ITK resamples scans with oblique, mirrored headers by the field turned to LPS."""
     sitk = pytest.importorskip("SimpleITK")
     ddf, _ = register("demons", pair, tmp_path)
-    image = sitk.ReadImage(pair[1].subject["image"], sitk.sitkFloat64)
+    image = sitk.ReadImage(pair[0].subject["image"], sitk.sitkFloat64)
     to_lps = np.diag([-1, -1, 1]) @ oblique_affine()[:3, :3]
     vectors = sitk.GetImageFromArray(np.einsum("ab,bijk->kjia", to_lps, ddf.numpy()), isVector=True)
     vectors.CopyInformation(image)
     resampled = sitk.Resample(image, image, sitk.DisplacementFieldTransform(vectors), sitk.sitkLinear, 0.0)
     theirs = torch.from_numpy(sitk.GetArrayFromImage(resampled).T.copy())
-    assert baseline_pair.difference_to_package(pair[1].image, ddf, theirs)[0] < 1e-5
+    assert baseline_pair.difference_to_package(pair[0].image, ddf, theirs)[0] < 1e-5

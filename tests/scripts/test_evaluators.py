@@ -23,8 +23,8 @@ def test_plain_forms_agree_with_ours() -> None:
     f, m, w, u = fixed[0, 0].numpy(), moving[0, 0].numpy(), warped[0, 0].numpy(), ddf[0].numpy()
     labels = evaluators.LABELS
     np.testing.assert_array_equal(evaluators.plain_warp(m, u), w)
-    np.testing.assert_allclose(evaluators.plain_dice(f, w, m), dice_l2r(warped, fixed, labels, moving)[0])
-    np.testing.assert_allclose(evaluators.plain_hd95(f, w, m), hd95_l2r(warped, fixed, labels, moving)[0])
+    np.testing.assert_allclose(evaluators.plain_dice(w, f, m), dice_l2r(warped, fixed, labels, moving)[0])
+    np.testing.assert_allclose(evaluators.plain_hd95(w, f, m), hd95_l2r(warped, fixed, labels, moving)[0])
     folded = ndv_lumir(ddf, moving).percent.numpy()
     assert folded[0] > 1
     np.testing.assert_allclose(evaluators.plain_ndv(u, m > 0), folded, rtol=1e-5)
