@@ -202,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("method", choices=tuple(METHODS), help="zero needs no package")
     source = options.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pairs", type=Path, help="CSV fixed,moving; JSON list; data list; evaluation config")
+    source.add_argument("--pairs", type=Path, help="CSV moving,fixed; JSON list; data list; evaluation config")
     source.add_argument("--dataset_dir", type=Path, help="folder of a data set that lists its pairs")
     add("--images", type=Path, help="with --pairs: folder of the images, or that which the list's paths start from")
     add("--reader", default="datalist", choices=tuple(READERS), help="with --dataset_dir; default: %(default)s")

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fields", nargs="+", required=True, metavar="NAME=DIR", help="methods and the folders of their fields")
     add("--images", type=Path, help="folder of the images; without it there is no viewer")
     add("--labels", type=Path, help="folder of the label maps")
-    add("--pairs", type=Path, required=True, help="CSV fixed,moving; JSON list; data list; evaluation config")
+    add("--pairs", type=Path, required=True, help="CSV moving,fixed; JSON list; data list; evaluation config")
     add("--output", type=Path, required=True, help="folder of the results")
     add(
         "--convention",

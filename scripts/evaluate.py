@@ -2,7 +2,7 @@
 """Score a folder of displacement fields, whoever made them, as Learn2Reg and LUMIR do.
 
 Example: ``python scripts/evaluate.py --fields fields --images imagesTr --labels labelsTr --pairs pairs.csv --output
-results`` with ``fixed,moving`` as first line of pairs.csv.
+results`` with ``moving,fixed`` as first line of pairs.csv.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def parser() -> argparse.ArgumentParser:
     add("--fields", type=Path, required=True, help="folder of the displacement fields")
     add("--images", type=Path, help="folder of the images, or that which the list's paths start from")
     add("--labels", type=Path, help="folder of the label maps, likewise")
-    add("--pairs", type=Path, required=True, help="CSV fixed,moving[,field]; JSON list; data list; evaluation config")
+    add("--pairs", type=Path, required=True, help="CSV moving,fixed[,field]; JSON list; data list; evaluation config")
     add("--output", type=Path, required=True, help="folder of the results")
     add("--convention", default="auto", choices=CONVENTIONS, help="of the fields; default: found")
-    add("--pattern", help='names of the fields, such as "{fixed}_{moving}.nii.gz"')
+    add("--pattern", help='names of the fields, such as "{moving}_{fixed}.nii.gz"')
     add("--section", help="part of a data list: validation, test or training")
     add("--label_groups", type=Path, help="JSON that joins labels to groups, and says which count")
     add("--label_numbering", default="ids", choices=("ids", "original"), help="values of the label maps in that JSON")

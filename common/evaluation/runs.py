@@ -33,7 +33,7 @@ class Run:
     Attributes:
         name: of the method.
         folder: where it was read.
-        cases: pair (fixed, moving) to its figures.
+        cases: pair (moving, fixed) to its figures.
         labels: pair to label to figures; empty without ``labels.csv``.
         settings: of the evaluation.
     """
