@@ -44,11 +44,20 @@ def sentence_of(error: BaseException) -> str | None:
     return None
 
 
-def switch(text: str) -> bool:
-    """``type`` of an argparse option that takes true or false, in any case.
+def add_switch(options: argparse.ArgumentParser, name: str, meaning: str) -> None:
+    """Add an option that is off: ``--name true``, as in the commands of the bundles, or ``--name`` alone turns it on.
 
-    With ``nargs="?"`` and ``const=True`` both ``--overwrite`` and ``--overwrite true`` work.
+    Args:
+        options: of the tool.
+        name: without the dashes.
+        meaning: its help.
     """
+    options.add_argument(
+        f"--{name}", type=_switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning
+    )
+
+
+def _switch(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"

@@ -17,7 +17,7 @@ from common.threads import share_cores
 share_cores()
 
 from common.checks import InputError
-from common.cli import run_tool, switch
+from common.cli import add_switch, run_tool
 from common.io.apply import COORDINATES, Chain, move_landmarks, warp_file
 from common.io.nifti import check_nifti_name, read_grid
 from common.io.transforms import CONVENTIONS
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--convention", choices=CONVENTIONS, default="auto", help="of displacement fields; default: %(default)s"
     )
-    options.add_argument("--overwrite", type=switch, nargs="?", const=True, default=False, help="replace the output")
+    add_switch(options, "overwrite", "replace the output")
     return options
 
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
     if arguments.output.exists() and not arguments.overwrite:
-        raise InputError(f"{arguments.output} exists: choose another name, or replace it with --overwrite.")
+        raise InputError(f"{arguments.output} exists: choose another name, or replace it with --overwrite true.")
     if arguments.target is not None and arguments.coordinates != "voxel":
         raise InputError("--target is for landmarks with --coordinates voxel.")
     if arguments.landmarks is not None:

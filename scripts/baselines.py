@@ -25,7 +25,7 @@ share_cores()
 from tqdm.auto import tqdm
 
 from common.checks import InputError
-from common.cli import run_tool, switch
+from common.cli import add_switch, run_tool
 from common.data import read_section
 from common.data.readers import READERS, SECTIONS
 from common.data.readers.datalist import load_json
@@ -210,8 +210,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder of the fields")
     add("--threads", type=int, default=2, help="default: %(default)s")
     add("--smoothing", choices=tuple(SMOOTHING), help="of greedy: its default in voxels, or that published for 1 mm")
-    meaning = "replace what is in the folder"
-    add("--overwrite", type=switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning)
+    add_switch(options, "overwrite", "replace what is in the folder")
     return options
 
 

@@ -21,7 +21,7 @@ from common.threads import share_cores
 share_cores()
 
 from common.checks import InputError
-from common.cli import run_tool, switch
+from common.cli import add_switch, run_tool
 from common.evaluation.field_evaluation import EvaluationRequest
 from common.io.fields import CONVENTIONS
 from common.report.comparison import compare_fields
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         ("trust", "evaluate fields that look like another convention"),
         ("overwrite", "replace a comparison that is there"),
     ):
-        add(f"--{name}", type=switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning)
+        add_switch(options, name, meaning)
     return options
 
 

@@ -8,7 +8,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
 output=$PWD/demo
-options=(--dataset_dir "$output/data" --ckpt_path "$output/model.pt" --overwrite True)
+options=(--dataset_dir "$output/data" --ckpt_path "$output/model.pt" --overwrite true)
 mkdir -p "$output"
 export PYTHONWARNINGS=ignore
 # Shows the bars and the results, not what MONAI says about its options.

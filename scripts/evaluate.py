@@ -20,7 +20,7 @@ from common.threads import share_cores
 
 share_cores()
 
-from common.cli import run_tool, switch
+from common.cli import add_switch, run_tool
 from common.evaluation.field_evaluation import EvaluationRequest
 from common.evaluation.pair_measure import FOREGROUNDS
 from common.io.fields import CONVENTIONS
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         ("allow_missing", "score what is there when pairs are missing"),
         ("overwrite", "replace an evaluation that is there"),
     ):
-        add(f"--{name}", type=switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning)
+        add_switch(options, name, meaning)
     add("--workers", type=int, help="processes, about 1 GB each; default: one per processor")
     add("--title", help="of the page")
     return options

@@ -20,7 +20,7 @@ from common.threads import share_cores
 
 share_cores()
 
-from common.cli import run_tool, switch
+from common.cli import add_switch, run_tool
 from common.weights.families import FAMILIES
 from common.weights.official import export_weights, import_weights
 from scripts.package import find_bundle
@@ -53,9 +53,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="spatial size that the published network is built for, with --export; default: that of the data set",
     )
-    options.add_argument(
-        "--overwrite", type=switch, nargs="?", const=True, default=False, help="replace a file that exists"
-    )
+    add_switch(options, "overwrite", "replace a file that exists")
     return options
 
 

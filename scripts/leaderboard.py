@@ -23,7 +23,7 @@ from common.threads import share_cores
 share_cores()
 
 from common.checks import InputError
-from common.cli import run_tool, switch
+from common.cli import add_switch, run_tool
 from common.evaluation.leaderboard import compare
 from common.evaluation.published import published_table
 from common.evaluation.runs import read_run
@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help="what LUMIR's score is normalised by: all rows, or the published ones alone (default: %(default)s)",
     )
     options.add_argument("--title", default="Leaderboard", help="heading (default: %(default)s)")
-    options.add_argument(
-        "--overwrite", type=switch, nargs="?", const=True, default=False, help="replace existing files"
-    )
+    add_switch(options, "overwrite", "replace existing files")
     return options
 
 
@@ -65,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if existing and not arguments.overwrite:
         raise InputError(
             f"{arguments.output} holds a leaderboard already ({', '.join(existing)}): choose another --output, or "
-            "replace it with --overwrite."
+            "replace it with --overwrite true."
         )
     if arguments.score_ranges == "published" and arguments.published is None:
         raise InputError("--score_ranges published needs a published table: add --published.")

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.checks import InputError
+from common.cli import add_switch
 from common.io.files import write_bytes
 from scripts.rename_common import PREFIX, rename_common
 
@@ -101,7 +102,7 @@ def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: b
     version, common_version = check_bundle(bundle)
     target = output_dir / f"{bundle.name}_v{version}.zip"
     if target.exists() and not overwrite:
-        raise InputError(f"{target} exists: raise the version in metadata.json, or replace it with --overwrite.")
+        raise InputError(f"{target} exists: raise the version in metadata.json, or replace it with --overwrite true.")
     files = [(name, path.read_bytes()) for name, path in bundle_files(bundle, with_weights)]
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -123,8 +124,8 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("bundle", help="name of a folder in bundles, e.g. eoir_shapes3d")
     options.add_argument("--output_dir", type=Path, default=Path("dist"), help="default: %(default)s")
-    options.add_argument("--without_weights", action="store_true", help="leave models/*.pt out")
-    options.add_argument("--overwrite", action="store_true", help="replace a zip that exists")
+    add_switch(options, "without_weights", "leave models/*.pt out")
+    add_switch(options, "overwrite", "replace a zip that exists")
     return options
 
 

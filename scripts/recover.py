@@ -32,7 +32,7 @@ the true ddf in fields/. Train a bundle on it, register its section "test", and 
   python scripts/recover.py make --image ct.nii.gz --output known
   python -m monai.bundle run train --bundle_root bundles/eoir_abdomenct \\
       --config_file bundles/eoir_abdomenct/configs/train.json --dataset_dir known --reader datalist \\
-      --supervised False --zoom 1 --train#dataloader#sampler#strategy atlas
+      --supervised false --zoom 1 --train#dataloader#sampler#strategy atlas
   python -m monai.bundle run infer --bundle_root bundles/eoir_abdomenct \\
       --config_file bundles/eoir_abdomenct/configs/inference.json --dataset_dir known --reader datalist \\
       --section test --spacing None --output_dir known_ddf

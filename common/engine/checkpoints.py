@@ -84,8 +84,8 @@ class ResumeHandler:
             self._load(engine)
         elif self.path.is_file() and not self.overwrite:
             raise InputError(
-                f"{self.path} is the checkpoint of an earlier run: continue it with --resume True, choose another "
-                "--output_dir, or start anew with --overwrite True."
+                f"{self.path} is the checkpoint of an earlier run: continue it with --resume true, choose another "
+                "--output_dir, or start anew with --overwrite true."
             )
         elif self.resume:
             logger.info("There is nothing to resume at %s: starting from the beginning.", self.path)
@@ -126,7 +126,7 @@ class ResumeHandler:
         if not isinstance(content, Mapping) or not required <= set(content):
             raise InputError(
                 f"{self.path} is no checkpoint to resume from, or one of an earlier version: start anew with "
-                "--overwrite True."
+                "--overwrite true."
             )
         if content["epoch_length"] != engine.state.epoch_length:
             raise InputError(
@@ -140,7 +140,7 @@ class ResumeHandler:
         if changed:
             raise InputError(
                 f"{self.path} was written with {', '.join(changed)}: resume with what the run began with, or start "
-                "anew with --overwrite True."
+                "anew with --overwrite true."
             )
         epoch = content["iteration"] // content["epoch_length"]
         if epoch >= engine.state.max_epochs:
@@ -186,10 +186,10 @@ class BestModelHandler:
         goes_on = resume_from is not None and Path(resume_from).is_file()
         if self.path.exists() and not (overwrite or goes_on):
             missing = "" if resume_from is None else f", and no checkpoint {resume_from} to go on from"
-            resume = "continue their training with --resume True, " if resume_from is None else ""
+            resume = "continue their training with --resume true, " if resume_from is None else ""
             raise InputError(
                 f"There are weights at {path} already{missing}: {resume}choose another --ckpt_path, or replace them "
-                "with --overwrite True."
+                "with --overwrite true."
             )
         self.network = network
 

@@ -48,5 +48,5 @@ def _can_use_bfloat16(device: torch.device) -> bool:
     able = has_bfloat16(device)
     if not able:
         kind = "GPU" if device.type == "cuda" else "processor"
-        warnings.warn(f"--amp True has no effect: this {kind} has no bfloat16, float32 is used.", stacklevel=3)
+        warnings.warn(f"--amp true has no effect: this {kind} has no bfloat16, float32 is used.", stacklevel=3)
     return able

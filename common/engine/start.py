@@ -69,7 +69,7 @@ def report_error(kind: type[BaseException], error: BaseException, traceback: Tra
         print(f"ERROR: {sentence}", file=sys.stderr)
         return
     if issubclass(kind, KeyboardInterrupt):
-        print("Interrupted; training continues with --resume True, all else with the same command.", file=sys.stderr)
+        print("Interrupted; training continues with --resume true, all else with the same command.", file=sys.stderr)
         return
     sys.__excepthook__(kind, error, traceback)
 

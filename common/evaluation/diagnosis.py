@@ -124,7 +124,7 @@ def diagnose(
     return (
         f"{path}, read as {convention}, takes the {'labels' if sides[0].is_label else 'images'} from a similarity of "
         f"{before:.3f} to {now:.3f}, but to {value:.3f} if its values were {reading.name}, which is what it looks "
-        f"like: {advice}, or evaluate it as it is with --trust."
+        f"like: {advice}, or evaluate it as it is with --trust true."
     )
 
 

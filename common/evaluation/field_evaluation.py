@@ -181,7 +181,7 @@ def _check_missing(missing: Sequence[str], complete: Sequence[PairFiles], allowe
         raise InputError(f"Of none of the {total} pairs all files were found: {names}.")
     if missing and not allowed:
         raise InputError(
-            f"{len(missing)} of {total} pairs are not complete: {names}. Score the others with --allow_missing."
+            f"{len(missing)} of {total} pairs are not complete: {names}. Score the others with --allow_missing true."
         )
     if len({files.name for files in complete}) < len(complete):
         raise InputError("The pair list holds different images that have one name; give them names of their own.")

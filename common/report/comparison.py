@@ -85,7 +85,7 @@ def _check(requests: Mapping[str, EvaluationRequest], page: Path, overwrite: boo
         if not _NAME.fullmatch(name) or not name.strip(" ."):
             raise InputError(f"The method name {name!r} cannot be a folder: use letters, digits, . + - _ and spaces.")
     if page.exists() and not overwrite:
-        raise InputError(f"{page} exists: choose another --output, or replace it with --overwrite.")
+        raise InputError(f"{page} exists: choose another --output, or replace it with --overwrite true.")
 
 
 def _finished(folder: Path, request: EvaluationRequest) -> dict[str, Any] | None:

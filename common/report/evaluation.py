@@ -94,7 +94,7 @@ def refuse_existing(output_dir: Path, overwrite: bool) -> None:
     if existing and not overwrite:
         raise InputError(
             f"{output_dir} holds an evaluation already ({', '.join(existing)}): choose another folder, or "
-            "replace it with --overwrite True."
+            "replace it with --overwrite true."
         )
 
 

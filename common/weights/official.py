@@ -99,7 +99,7 @@ def training_size(bundle: Path) -> tuple[int, ...] | None:
 
 def _target(output: Path, overwrite: bool) -> Path:
     if output.exists() and not overwrite:
-        raise InputError(f"{output} exists: name another file, or replace it with --overwrite.")
+        raise InputError(f"{output} exists: name another file, or replace it with --overwrite true.")
     return output
 
 

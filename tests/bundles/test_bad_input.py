@@ -162,5 +162,5 @@ def test_finished_training_has_nothing_to_resume(phantoms: Path, tmp_path: Path,
     output = ["--output_dir", str(tmp_path), "--ckpt_path", str(tmp_path / "model.pt"), "--pairs_per_epoch", "1"]
     train = ["run", "--config_file", "configs/train.json", "--dataset_dir", str(phantoms), "--max_epochs", "1", *output]
     assert command_line(*train, *TINY, cwd=BUNDLE).returncode == 0
-    expect_one_line(command_line(*train, *TINY, cwd=BUNDLE), "continue their training with --resume True")
-    expect_one_line(command_line(*train, *TINY, "--resume", "True", cwd=BUNDLE), "nothing to resume")
+    expect_one_line(command_line(*train, *TINY, cwd=BUNDLE), "continue their training with --resume true")
+    expect_one_line(command_line(*train, *TINY, "--resume", "true", cwd=BUNDLE), "nothing to resume")

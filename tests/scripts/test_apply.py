@@ -335,7 +335,10 @@ def test_nothing_is_overwritten_unasked(
     with pytest.raises(SystemExit) as stopped:
         apply.run_tool(apply.main)
     assert stopped.value.code == 1 and output.read_text() == "mine"
-    assert capsys.readouterr().err == f"ERROR: {output} exists: choose another name, or replace it with --overwrite.\n"
+    assert (
+        capsys.readouterr().err
+        == f"ERROR: {output} exists: choose another name, or replace it with --overwrite true.\n"
+    )
 
 
 def test_a_name_that_is_no_image_is_refused_first(apply: ModuleType, folder: Path) -> None:

@@ -95,5 +95,5 @@ def test_amp_is_float32_and_one_warning_where_there_is_no_bfloat16(able: Callabl
             RegistrationInferer(details, amp=True)(torch.rand(1, 2, 4, 4, 4), network)
     assert network.seen == [torch.float32] * 3
     assert [str(w.message) for w in seen] == [
-        "--amp True has no effect: this processor has no bfloat16, float32 is used."
+        "--amp true has no effect: this processor has no bfloat16, float32 is used."
     ]

@@ -39,7 +39,7 @@ class Malicious:
 
 def test_existing_weights_are_not_replaced_unasked(tmp_path: Path) -> None:
     save_atomically(network().state_dict(), tmp_path / "model.pt")
-    with pytest.raises(InputError, match="--resume True, .*--overwrite True"):
+    with pytest.raises(InputError, match="--resume true, .*--overwrite true"):
         BestModelHandler(tmp_path / "model.pt", network())
     BestModelHandler(tmp_path / "model.pt", network(), overwrite=True)
 

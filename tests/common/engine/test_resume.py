@@ -140,5 +140,5 @@ def test_batch_that_no_epoch_fills_is_refused(tmp_path: Path) -> None:
 
 def test_checkpoint_of_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
     run(tmp_path / "a.pt", epochs=1)
-    with pytest.raises(InputError, match="--resume True"):
+    with pytest.raises(InputError, match="--resume true"):
         run(tmp_path / "a.pt", epochs=1)
