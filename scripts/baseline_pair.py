@@ -21,12 +21,12 @@ from torch import Tensor
 from common.checks import InputError
 from common.data import CheckSubjectd, LoadSubjectd
 from common.data.readers.datalist import load_json
+from common.data.readers.listing import Subject
 from common.data.request import pair_name
 from common.io.nifti import write_ddf
 from common.io.tables import write_json
 from common.spatial import identity_grid, warp
 
-Subject = dict[str, str]
 WORKER = Path(__file__).with_name("classical.py")
 # Voxels that are left out on each side (fewer where an axis is short), at both ends of a displacement: tools differ in
 # what lies outside.
@@ -166,12 +166,12 @@ def run_pair(moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any], ou
             f"{field} is not what the package applied: images warped by both differ by up to {largest:.2%} of the "
             f"range, allowed are {TOLERANCE:.0%}."
         )
-    write_ddf(output / field_name(ids), ddf, fixed.affine)
+    write_ddf(output / ddf_name(ids), ddf, fixed.affine)
     images = {f"{key}_sha256": digest(scan.subject) for key, scan in (("moving", moving), ("fixed", fixed))}
     return {**ids, **cost, "max_difference": largest, "mean_difference": mean, **images}
 
 
-def field_name(ids: Mapping[str, Any]) -> str:
+def ddf_name(ids: Mapping[str, Any]) -> str:
     """File of the pair of a "moving_id" and a "fixed_id"."""
     return f"{pair_name(ids['moving_id'], ids['fixed_id'])}_ddf.nii.gz"
 

@@ -34,7 +34,7 @@ from common.evaluation.pair_files import Folder
 from common.evaluation.pair_lists import read_pair_list
 from common.io.run_record import RunRecord
 from common.io.tables import write_csv
-from scripts.baseline_pair import MARGIN, TOLERANCE, Subject, digest, field_name, read_scan, run_pair
+from scripts.baseline_pair import MARGIN, TOLERANCE, Subject, ddf_name, digest, read_scan, run_pair
 from scripts.classical import METHODS, SMOOTHING
 
 REQUIREMENTS = "requirements-baselines.txt"
@@ -104,7 +104,7 @@ def open_record(
         raise record.unknown(existing[0])
     if record.path.is_file():
         for case in load_json(record.path).get("cases", []):
-            (output / field_name(case)).unlink(missing_ok=True)
+            (output / ddf_name(case)).unlink(missing_ok=True)
     write_record(record, [])
     return record, []
 
@@ -122,7 +122,7 @@ def is_done(case: dict[str, Any], moving: Subject, fixed: Subject, record: RunRe
     """
     if (case["moving_id"], case["fixed_id"]) != (moving["id"], fixed["id"]):
         return False
-    name = field_name(case)
+    name = ddf_name(case)
     if (case["moving_sha256"], case["fixed_sha256"]) != (digest(moving), digest(fixed)):
         raise record.refusal([f"image of {name}"])
     return (record.folder / name).is_file()
@@ -134,14 +134,14 @@ def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: 
     Raises:
         InputError: as :func:`open_record`, :func:`read_scan` and :func:`run_pair`; pairs that are finished stay.
     """
-    names = [field_name({"moving_id": moving["id"], "fixed_id": fixed["id"]}) for moving, fixed in pairs]
+    names = [ddf_name({"moving_id": moving["id"], "fixed_id": fixed["id"]}) for moving, fixed in pairs]
     record, cases = open_record(output, settings, overwrite, names)
     with tqdm(pairs, desc=settings["method"], unit="pair") as bar:
         for moving, fixed in bar:
             if any(is_done(case, moving, fixed, record) for case in cases):
                 continue
             case = run_pair(read_scan(moving), read_scan(fixed), settings, output)
-            cases = [*(known for known in cases if field_name(known) != field_name(case)), case]
+            cases = [*(known for known in cases if ddf_name(known) != ddf_name(case)), case]
             write_record(record, cases)
             bar.write(describe(case))
     write_csv(output / PAIRS, [_listed(case) for case in cases])
@@ -170,7 +170,7 @@ def summary(settings: dict[str, Any], cases: list[dict[str, Any]], output: Path)
 
 def _listed(case: dict[str, Any]) -> dict[str, Any]:
     ids = {"moving": case["moving_id"], "fixed": case["fixed_id"]}
-    return {**ids, "field": field_name(case), "seconds": case["seconds"]}
+    return {**ids, "field": ddf_name(case), "seconds": case["seconds"]}
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,12 +4,12 @@
 from common.data.abdomen import PrepareAbdomend, prepare_abdomen
 from common.data.dataset import PairDataset
 from common.data.label_groups import LabelGroups, MapLabelsd, read_group_names, read_label_groups
+from common.data.listed_spacing import ListedSpacingd
 from common.data.pairs import PairSampler, draw_pairs
 from common.data.pickles import load_arrays
 from common.data.readers import READERS, SECTIONS
 from common.data.request import registration_request
 from common.data.scans import ScanPairDataset
-from common.data.spacing import ListedSpacingd
 from common.data.splits import load_split, split_names
 from common.data.subjects import read_section
 from common.data.transforms import CheckSubjectd, LoadSubjectd

@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 
 from common.checks import InputError
 from common.data.label_groups import read_label_groups
+from common.evaluation.finished_pairs import FinishedPairs
 from common.evaluation.pair_files import PairFiles, locate
 from common.evaluation.pair_lists import Challenge, PairList, parse_labels, read_pair_list
 from common.evaluation.pair_measure import FOREGROUNDS, Measures, measure_pair
-from common.evaluation.record import Record
 from common.io.fields import CONVENTIONS
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class FieldEvaluation:
         cases: figures of the pairs, as :func:`common.evaluation.pair_measure.measure_pair` gives them.
         missing: pairs of the list that have not all of their files, in words.
         challenge: what the list asks for, where it is an evaluation configuration of a challenge.
-        record: the finished pairs on disk, to be removed when the tables are written.
+        finished: the finished pairs on disk, to be removed when the tables are written.
     """
 
     measures: Measures
@@ -98,7 +98,7 @@ class FieldEvaluation:
     cases: list[dict[str, Any]]
     missing: list[str]
     challenge: Challenge | None
-    record: Record
+    finished: FinishedPairs
 
 
 def evaluate_fields(
@@ -128,9 +128,11 @@ def evaluate_fields(
     _check_missing(missing, complete, request.allow_missing)
     # What the list says of a single pair is kept with the pair.
     del settings["pairs"]
-    record = Record(output_dir, {**settings, "challenge": listed.challenge and asdict(listed.challenge)}, overwrite)
-    cases = _measure_all(complete, measures, record, workers)
-    return FieldEvaluation(measures, complete, cases, missing, listed.challenge, record)
+    finished = FinishedPairs(
+        output_dir, {**settings, "challenge": listed.challenge and asdict(listed.challenge)}, overwrite
+    )
+    cases = _measure_all(complete, measures, finished, workers)
+    return FieldEvaluation(measures, complete, cases, missing, listed.challenge, finished)
 
 
 def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
@@ -188,10 +190,10 @@ def _check_missing(missing: Sequence[str], complete: Sequence[PairFiles], allowe
 
 
 def _measure_all(
-    pairs: Sequence[PairFiles], measures: Measures, record: Record, workers: int | None
+    pairs: Sequence[PairFiles], measures: Measures, finished: FinishedPairs, workers: int | None
 ) -> list[dict[str, Any]]:
     """Cases of all pairs in their order; what is finished already is not done again."""
-    left = [pair for pair in pairs if record.case(pair) is None]
+    left = [pair for pair in pairs if finished.case(pair) is None]
     if len(left) < len(pairs):
         logger.info("%d of %d pairs are finished already.", len(pairs) - len(left), len(pairs))
     workers = min(_processors() if workers is None else workers, len(left))
@@ -200,11 +202,11 @@ def _measure_all(
     try:
         with tqdm(total=len(pairs), initial=len(pairs) - len(left), desc="Pairs", unit="pair", mininterval=1.0) as bar:
             for pair, case in _measured(left, measures, workers):
-                record.keep(pair, case)
+                finished.keep(pair, case)
                 bar.update()
     finally:
-        record.discard_if_empty()
-    return [case for case in map(record.case, pairs) if case is not None]
+        finished.discard_if_empty()
+    return [case for case in map(finished.case, pairs) if case is not None]
 
 
 def _measured(

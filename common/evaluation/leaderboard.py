@@ -15,7 +15,7 @@ import numpy as np
 from common.checks import InputError
 from common.evaluation.published import FIGURES as PUBLISHED_FIGURES
 from common.evaluation.published import PublishedResult
-from common.evaluation.runs import Pair, Run, check_comparable
+from common.evaluation.runs import PairIds, Run, check_comparable
 from common.metrics.ranking import (
     LUMIR_WEIGHTS,
     PairedTest,
@@ -46,7 +46,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """A method in the table; ``kind`` is "run", "before" (no registration) or "published"."""
 
     name: str
@@ -70,10 +70,10 @@ class Leaderboard:
         lumir: method to LUMIR's min-max score.
     """
 
-    rows: list[Row]
+    rows: list[Entry]
     figures: list[str]
-    pairs: list[Pair]
-    left_out: dict[str, list[Pair]]
+    pairs: list[PairIds]
+    left_out: dict[str, list[PairIds]]
     references: dict[str, str] = field(default_factory=dict)
     tests: dict[str, dict[str, PairedTest]] = field(default_factory=dict)
     l2r: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def compare(
     check_comparable(runs, pairs)
     every = dict.fromkeys(pair for run in runs for pair in run.cases)
     left_out = {run.name: [pair for pair in every if pair not in run.cases] for run in runs}
-    rows = [Row(run.name, "run", _means(run, pairs)) for run in runs]
+    rows = [Entry(run.name, "run", _means(run, pairs)) for run in runs]
     others = [*_before(runs, pairs), *_published(published)]
     present = dict.fromkeys(name for row in [*rows, *others] for name in row.cells)
     board = Leaderboard(
@@ -134,7 +134,7 @@ def compare(
     return board
 
 
-def _column(run: Run, pairs: Sequence[Pair], figure: str) -> list[float]:
+def _column(run: Run, pairs: Sequence[PairIds], figure: str) -> list[float]:
     return [run.cases[pair].get(figure, math.nan) for pair in pairs]
 
 
@@ -146,30 +146,30 @@ def _summary(values: Sequence[float]) -> Cell | None:
     return Cell(statistics.fmean(known), statistics.pstdev(known) if spread else None)
 
 
-def _means(run: Run, pairs: Sequence[Pair], suffix: str = "") -> dict[str, Cell]:
+def _means(run: Run, pairs: Sequence[PairIds], suffix: str = "") -> dict[str, Cell]:
     names = dict.fromkeys(name for pair in pairs for name in run.cases[pair])
     own = [n.removesuffix(suffix) for n in names if n.endswith("_before") == bool(suffix)]
     cells = {name: _summary(_column(run, pairs, name + suffix)) for name in own if name in ORDER}
     return {name: cell for name, cell in cells.items() if cell is not None}
 
 
-def _before(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[Row]:
+def _before(runs: Sequence[Run], pairs: Sequence[PairIds]) -> list[Entry]:
     # Runs that measured it agree, see check_comparable.
     cells = {name: cell for run in runs for name, cell in _means(run, pairs, "_before").items()}
-    return [Row("before registration", "before", cells)] if cells else []
+    return [Entry("before registration", "before", cells)] if cells else []
 
 
-def _published(results: Sequence[PublishedResult]) -> list[Row]:
+def _published(results: Sequence[PublishedResult]) -> list[Entry]:
     """One row per method; where sources repeat a figure, the first counts.
 
     A metric without counterpart of ours is kept if it compares methods.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, Entry] = {}
     shared = {a.metric for a in results for b in results if a.metric == b.metric and a.method != b.method}
     for result in results:
         if result.metric not in PUBLISHED_FIGURES and result.metric not in shared:
             continue
-        row = rows.setdefault(result.method, Row(f"{result.method} {PUBLISHED}", "published", {}, result.source))
+        row = rows.setdefault(result.method, Entry(f"{result.method} {PUBLISHED}", "published", {}, result.source))
         name, factor = PUBLISHED_FIGURES.get(result.metric, (result.metric, 1.0))
         if name in row.cells:
             continue
@@ -196,7 +196,7 @@ def _test(board: Leaderboard, figure: str, runs: Sequence[Run], reference: str |
     board.tests[figure] = paired_tests(columns, reference or best)
 
 
-def _l2r(runs: Sequence[Run], pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
+def _l2r(runs: Sequence[Run], pairs: Sequence[PairIds]) -> dict[str, dict[str, float]]:
     """Rank scores over pairs and labels; empty where a run has no table of labels."""
     if any(pair not in run.labels for run in runs for pair in pairs):
         return {}
@@ -216,7 +216,7 @@ def _l2r(runs: Sequence[Run], pairs: Sequence[Pair]) -> dict[str, dict[str, floa
     return {name: {run.name: float(v) for run, v in zip(runs, values, strict=True)} for name, values in scores.items()}
 
 
-def _lumir(rows: Sequence[Row], published_ranges: bool) -> dict[str, float]:
+def _lumir(rows: Sequence[Entry], published_ranges: bool) -> dict[str, float]:
     """Min-max scores of the rows that have all four figures."""
     means = {row.name: {name: row.cells[name].mean for name in LUMIR_WEIGHTS if name in row.cells} for row in rows}
     table = {
@@ -229,7 +229,7 @@ def _lumir(rows: Sequence[Row], published_ranges: bool) -> dict[str, float]:
     return lumir_scores(table, ranges_of(chosen)) if len(chosen) > 1 else {}
 
 
-def _place(board: Leaderboard, row: Row) -> tuple[float, float]:
+def _place(board: Leaderboard, row: Entry) -> tuple[float, float]:
     """Sorting key of a run: rank score, then Dice, best first."""
     dice = row.cells["dice"].mean if "dice" in row.cells else 0.0
     score = board.l2r.get("score", board.lumir).get(row.name, 0.0)

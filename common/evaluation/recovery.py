@@ -18,12 +18,12 @@ from common.io.fields import read_field
 from common.io.nifti import read_grid
 from common.metrics.jacobian import jacobian_statistics
 
-Row = dict[str, "str | float"]
+Errors = dict[str, "str | float"]
 _PERCENTILE = 95
 _SHARE = 100
 
 
-def measure_recovery(dataset_dir: Path, fields_dir: Path, section: str = "test") -> list[Row]:
+def measure_recovery(dataset_dir: Path, fields_dir: Path, section: str = "test") -> list[Errors]:
     """Endpoint error ``|found(x) - true(x)|`` inside the body, in voxels of the fixed scan.
 
     Args:
@@ -41,16 +41,16 @@ def measure_recovery(dataset_dir: Path, fields_dir: Path, section: str = "test")
     """
     listing = read_section(dataset_dir, "datalist", section)
     subjects = listing.subjects
-    rows: list[Row] = []
+    rows: list[Errors] = []
     for moving, fixed in listing.every_pair():
         name = pair_name(subjects[moving]["id"], subjects[fixed]["id"])
         rows.append(_measure(dataset_dir, subjects[fixed], fields_dir / f"{name}_ddf.nii.gz"))
     figures = [key for key in rows[0] if key != "fixed_id"]
-    mean: Row = {figure: float(np.mean([float(row[figure]) for row in rows])) for figure in figures}
+    mean: Errors = {figure: float(np.mean([float(row[figure]) for row in rows])) for figure in figures}
     return [*rows, {"fixed_id": "mean", **mean}]
 
 
-def _measure(dataset_dir: Path, fixed: dict[str, str], field: Path) -> Row:
+def _measure(dataset_dir: Path, fixed: dict[str, str], field: Path) -> Errors:
     grid = read_grid(fixed["image"])
     found, _ = read_field(field, grid)
     true, _ = read_field(dataset_dir / field_file(int(fixed["id"].rpartition("_")[-1])), grid, "voxels")
@@ -59,7 +59,7 @@ def _measure(dataset_dir: Path, fixed: dict[str, str], field: Path) -> Row:
     if not body.any():
         raise InputError(f"{fixed['image']} has no body above -300 HU; the endpoint error is measured inside it.")
     error, length = ((field[0].norm(dim=0)).numpy() for field in (found - true, true))
-    row: Row = {
+    row: Errors = {
         "fixed_id": fixed["id"],
         "median": float(np.median(error[body])),
         "median_before": float(np.median(length[body])),

@@ -18,7 +18,8 @@ from typing import Any
 from common.checks import InputError
 from common.io.tables import read_csv
 
-Pair = tuple[str, str]
+PairIds = tuple[str, str]
+"""(moving, fixed)."""
 IDS = ("moving_id", "fixed_id")
 SETTINGS = ("hd95", "ndv_mask")
 """Settings of an evaluation that change what its figures mean; labels and grids show in the tables themselves."""
@@ -40,8 +41,8 @@ class Run:
 
     name: str
     folder: Path
-    cases: dict[Pair, dict[str, float]]
-    labels: dict[Pair, dict[str, dict[str, float]]]
+    cases: dict[PairIds, dict[str, float]]
+    labels: dict[PairIds, dict[str, dict[str, float]]]
     settings: Mapping[str, Any]
 
 
@@ -61,12 +62,12 @@ def read_run(text: str) -> Run:
             f"{folder / 'cases.csv'} is missing or empty: give the folder of an evaluation, as scripts/evaluate.py "
             "writes it."
         )
-    table: dict[Pair, dict[str, float]] = {}
+    table: dict[PairIds, dict[str, float]] = {}
     for case in cases:
         if _pair(case) in table:
             raise InputError(f"{folder / 'cases.csv'} holds the pair {' to '.join(_pair(case))} twice.")
         table[_pair(case)] = _figures(case)
-    labels: dict[Pair, dict[str, dict[str, float]]] = {}
+    labels: dict[PairIds, dict[str, dict[str, float]]] = {}
     for row in _rows(folder / "labels.csv", (*IDS, "label")):
         labels.setdefault(_pair(row), {})[row["label"]] = _figures(row)
     return Run(name if is_named else folder.resolve().name, folder, table, labels, _settings(folder / "summary.json"))
@@ -80,7 +81,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _pair(row: Mapping[str, str]) -> Pair:
+def _pair(row: Mapping[str, str]) -> PairIds:
     return row["moving_id"], row["fixed_id"]
 
 
@@ -107,7 +108,7 @@ def _settings(path: Path) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
-def check_comparable(runs: Sequence[Run], pairs: Sequence[Pair]) -> None:
+def check_comparable(runs: Sequence[Run], pairs: Sequence[PairIds]) -> None:
     """Refuse runs that were measured on different labels or by different rules.
 
     Settings that both name must agree, and so must what was measured before registration: it does not depend on the
@@ -131,7 +132,7 @@ def _check_settings(first: Run, other: Run) -> None:
             )
 
 
-def _check_pair(first: Run, other: Run, pair: Pair) -> None:
+def _check_pair(first: Run, other: Run, pair: PairIds) -> None:
     labels = [set(run.labels[pair]) for run in (first, other) if pair in run.labels]
     if len(labels) == 2 and labels[0] != labels[1]:
         differing = sorted(labels[0] ^ labels[1], key=lambda label: (len(label), label))

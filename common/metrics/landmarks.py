@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.metrics.spacing import voxel_sizes
+from common.metrics.voxel_sizes import voxel_sizes
 from common.spatial.grid import check_ddf
 from common.spatial.labels import warp_labels
 

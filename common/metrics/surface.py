@@ -18,8 +18,8 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.metrics.overlap import check_label_pair, label_coder
-from common.metrics.spacing import voxel_sizes
 from common.metrics.surface_elements import distances_to, neighbour_codes, quantile_by_area, surface_element_areas
+from common.metrics.voxel_sizes import voxel_sizes
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Series(NamedTuple):
     values: Sequence[float]
 
 
-class Row(NamedTuple):
+class BoxRow(NamedTuple):
     """Boxes under one name, and a text at its end."""
 
     name: str
@@ -45,7 +45,7 @@ def series_kind(index: int) -> str:
     return f"m{index % COLOURS}"
 
 
-def box_rows(rows: Sequence[Row], bounds: tuple[float, float] | None = None) -> str:
+def box_rows(rows: Sequence[BoxRow], bounds: tuple[float, float] | None = None) -> str:
     """Rows of box plots over one scale.
 
     Args:
@@ -73,7 +73,7 @@ def box_rows(rows: Sequence[Row], bounds: tuple[float, float] | None = None) -> 
     return f'<div class="{kind} single" style="--step:{100 / (len(marks) - 1):.4f}%">{body}{axis}</div>'
 
 
-def _row(row: Row, low: float, high: float) -> str:
+def _row(row: BoxRow, low: float, high: float) -> str:
     boxes = "".join(_box(series, low, high) for series in row.series)
     return (
         f'<div class="bar"><span>{escape(row.name)}</span><div class="track">{boxes}</div>'

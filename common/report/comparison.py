@@ -17,6 +17,7 @@ from common.evaluation.field_evaluation import EvaluationRequest
 from common.evaluation.pair_files import PairFiles
 from common.evaluation.pair_lists import read_pair_list
 from common.evaluation.pair_measure import LoadedPair, Measures, load_pair
+from common.evaluation.runs import PairIds
 from common.io.provenance import provenance
 from common.io.tables import read_csv
 from common.report.comparison_page import Evaluation, write_comparison
@@ -27,8 +28,6 @@ from common.report.viewer import ViewedPair, ViewedScan
 logger = logging.getLogger(__name__)
 PAGE = "compare.html"
 _NAME = re.compile(r"[\w.+ -]+")
-
-Case = tuple[str, str]
 
 
 def compare_fields(
@@ -113,7 +112,7 @@ def _viewed(
     contents: Mapping[str, Mapping[str, Any]], methods: Mapping[str, Evaluation], measures: Measures
 ) -> list[ViewedPair]:
     """The worst, the median and the best pair by Dice, mean over methods, as every method warped it."""
-    scores: dict[Case, list[float]] = {}
+    scores: dict[PairIds, list[float]] = {}
     for evaluation in methods.values():
         for index, case in enumerate(evaluation.cases):
             key = (case["moving_id"], case["fixed_id"])
@@ -130,7 +129,7 @@ def _viewed(
     return viewed
 
 
-def _files(content: Mapping[str, Any], key: Case, measures: Measures) -> tuple[PairFiles, Measures]:
+def _files(content: Mapping[str, Any], key: PairIds, measures: Measures) -> tuple[PairFiles, Measures]:
     """Files of one pair and how to read them, from what an evaluation left behind."""
     (entry,) = (pair for pair in content["pair_files"] if (pair["moving_id"], pair["fixed_id"]) == key)
     named = {name: value for name, value in entry.items() if name in PairFiles.__dataclass_fields__}

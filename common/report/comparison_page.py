@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.io.files import write_bytes
-from common.report.box_plots import NOTE, Row, Series, box_rows, series_kind
+from common.report.box_plots import NOTE, BoxRow, Series, box_rows, series_kind
 from common.report.charts import number
 from common.report.page import cell, document, figure, foot, headline, scrolled
 from common.report.pages import label_title, mean_of, number_of
@@ -116,10 +116,10 @@ def _chart(methods: Mapping[str, Evaluation], name: str) -> str:
     rows = []
     before = _column(methods, f"{name}_before", "cases")
     if before:
-        rows.append(Row(BEFORE, [Series(BEFORE, "before", before)], number(mean_of(before))))
+        rows.append(BoxRow(BEFORE, [Series(BEFORE, "before", before)], number(mean_of(before))))
     for index, (method, evaluation) in enumerate(methods.items()):
         values = [number_of(case.get(name)) for case in evaluation.cases]
-        rows.append(Row(method, [Series(method, series_kind(index), values)], number(mean_of(values))))
+        rows.append(BoxRow(method, [Series(method, series_kind(index), values)], number(mean_of(values))))
     if not any(math.isfinite(value) for row in rows[bool(before) :] for value in row.series[0].values):
         return ""
     title, unit, *_ = figure(name)
@@ -149,7 +149,7 @@ def _labels_section(methods: Mapping[str, Evaluation], names: Mapping[int, str])
             for index, (method, table) in enumerate(tables.items())
         ]
         best = max((mean_of(table[label]) for table in tables.values() if label in table), default=math.nan)
-        rows.append(Row(label_title(label, names), series, number(best)))
+        rows.append(BoxRow(label_title(label, names), series, number(best)))
     if not rows:
         return ""
     keys = f'<li><span class="key before"></span>{BEFORE}</li>' if before else ""

@@ -12,9 +12,9 @@ from common.data.label_groups import read_group_names
 from common.evaluation.challenge_results import FILE as CHALLENGE_FILE
 from common.evaluation.challenge_results import write_challenge_results
 from common.evaluation.field_evaluation import EvaluationRequest, FieldEvaluation, evaluate_fields
+from common.evaluation.finished_pairs import is_unfinished
 from common.evaluation.pair_files import PairFiles
 from common.evaluation.pair_measure import Measures, load_pair
-from common.evaluation.record import is_unfinished
 from common.report.evaluation import picture, refuse_existing, worst_median_best, write_evaluation
 from common.report.viewer import ViewedPair, ViewedScan
 
@@ -63,7 +63,7 @@ def report_fields(
     name = title or challenge or f"Evaluation of {Path(request.fields).resolve().name}"
     names = read_group_names(request.label_groups)
     content = write_evaluation(output, name, found.cases, panels, details=details, viewer=viewer, label_names=names)
-    found.record.remove()
+    found.finished.remove()
     _mention(found)
     return content
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from common.evaluation.leaderboard import ORDER, PUBLISHED, Cell, Leaderboard, Row
+from common.evaluation.leaderboard import ORDER, PUBLISHED, Cell, Entry, Leaderboard
 from common.metrics.ranking import PairedTest, higher_is_better
 from common.report.charts import label_bars
 from common.report.page import cell, document, figure, scrolled
@@ -115,7 +115,7 @@ def sources(board: Leaderboard) -> list[str]:
 
 
 def _figures(board: Leaderboard) -> Table:
-    columns: list[tuple[str, Callable[[Row], tuple[str, bool]]]] = []
+    columns: list[tuple[str, Callable[[Entry], tuple[str, bool]]]] = []
     if board.l2r:
         columns.append(("L2R rank score\u00a0↑", _score_of(board.l2r["score"])))
     if board.lumir:
@@ -134,12 +134,12 @@ def _scores_note(board: Leaderboard) -> str:
     return " ".join(notes)
 
 
-def _score_of(scores: dict[str, float]) -> Callable[[Row], tuple[str, bool]]:
+def _score_of(scores: dict[str, float]) -> Callable[[Entry], tuple[str, bool]]:
     top = max(scores.values())
     return lambda row: (f"{scores[row.name]:.3f}", scores[row.name] == top) if row.name in scores else ("–", False)
 
 
-def _figure_of(board: Leaderboard, name: str) -> Callable[[Row], tuple[str, bool]]:
+def _figure_of(board: Leaderboard, name: str) -> Callable[[Entry], tuple[str, bool]]:
     best = board.best(name)
     return lambda row: (_shown(row.cells.get(name)), row.name in best)
 

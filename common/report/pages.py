@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.io.files import write_bytes
-from common.report.box_plots import NOTE, Row, Series, box_rows
+from common.report.box_plots import NOTE, BoxRow, Series, box_rows
 from common.report.charts import label_bars, line_chart, number
 from common.report.page import VARIANTS, cases_table, document, figure, foot, headline, scrolled
 from common.report.viewer import PARTS, ViewedPair, viewer_section
@@ -132,7 +132,7 @@ def _mean_row(row: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any
     return {"label": label_title(row["label"], names), **means}
 
 
-def _label_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str], has_before: bool) -> list[Row]:
+def _label_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str], has_before: bool) -> list[BoxRow]:
     listed = []
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label]
@@ -142,7 +142,7 @@ def _label_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str], has
         if has_before:
             series.insert(0, Series("before", "before", before))
             text = f"{number(mean_of(before))} → {text}"
-        listed.append(Row(label_title(label, names), series, text))
+        listed.append(BoxRow(label_title(label, names), series, text))
     return listed
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from common.checks import InputError
+from common.data.listed_spacing import SPACING, spacing_text
 from common.data.readers.datalist import load_json
 from common.data.readers.listing import Listing, Subject
-from common.data.spacing import SPACING, spacing_text
 from common.data.splits import load_split
 
 _logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from common.report.box_plots import COLOURS, Row, Series, box_rows, series_kind
+from common.report.box_plots import COLOURS, BoxRow, Series, box_rows, series_kind
 
 
 def one(values: Sequence[float], bounds: tuple[float, float] | None = (0.0, 10.0)) -> str:
-    return box_rows([Row("greedy", [Series("after", "after", values)], "text")], bounds)
+    return box_rows([BoxRow("greedy", [Series("after", "after", values)], "text")], bounds)
 
 
 def spans(chart: str, kind: str) -> list[list[float]]:
@@ -64,7 +64,7 @@ def test_values_without_spread_can_be_drawn(values: list[float]) -> None:
 
 
 def test_text_is_escaped() -> None:
-    chart = box_rows([Row("<b>", [Series('"<i x', "after", [1.0])], "<u>")])
+    chart = box_rows([BoxRow("<b>", [Series('"<i x', "after", [1.0])], "<u>")])
     assert "<b>" not in chart.split("<b style")[0] and "<u>" not in chart and "<i x" not in chart
 
 

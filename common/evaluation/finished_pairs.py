@@ -16,7 +16,7 @@ FOLDER = "pairs"
 SETTINGS = "settings.json"
 
 
-class Record:
+class FinishedPairs:
     """One small JSON per finished pair in a folder of its own, removed when the tables are written.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 
 from common.checks import InputError
 from common.metrics import hd95_l2r, inverse_consistency_error, tre_l2r
-from common.metrics.spacing import voxel_sizes
+from common.metrics.voxel_sizes import voxel_sizes
 
 
 def _distance(spacing: Sequence[float]) -> object:
