@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.spatial import jacobian_determinant
-from common.spatial.grid import check_ddf
+from common.spatial.coordinates import check_ddf
 
 _SLAB_VOXELS = 1 << 18
 """Voxels per slab: its nine derivatives stay in the processor's cache."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.metrics.voxel_sizes import voxel_sizes
-from common.spatial.grid import check_ddf
+from common.spatial.coordinates import check_ddf
 from common.spatial.labels import warp_labels
 
 

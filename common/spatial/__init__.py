@@ -7,7 +7,7 @@ and ``warped(x) = moving(x + ddf(x))``.
 
 from __future__ import annotations
 
-from common.spatial.grid import identity_grid
+from common.spatial.coordinates import identity_grid
 from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import determinant, jacobian_determinant

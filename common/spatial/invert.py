@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.spatial.grid import check_ddf
+from common.spatial.coordinates import check_ddf
 from common.spatial.points import linear_with_derivative
 from common.spatial.warp import warp
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.spatial.grid import check_ddf
+from common.spatial.coordinates import check_ddf
 
 
 def jacobian_determinant(ddf: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.spatial.grid import check_ddf
+from common.spatial.coordinates import check_ddf
 
 _SLAB_VOXELS = 1 << 18
 """Voxels worked on at a time: double precision temporaries of this size stay in the processor's cache."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.spatial.grid import normalised_points
+from common.spatial.coordinates import normalised_points
 from common.spatial.warp import MODES, PADDINGS
 
 

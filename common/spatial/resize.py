@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.spatial.grid import check_ddf
+from common.spatial.coordinates import check_ddf
 
 LINEAR = {2: "bilinear", 3: "trilinear"}
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.autograd import first_order
+from common.spatial.coordinates import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 from common.spatial.gather import sample_channels, sample_channels_backward
-from common.spatial.grid import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 
 MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}

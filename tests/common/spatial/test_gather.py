@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.spatial import gather
+from common.spatial.coordinates import sampling_grid
 from common.spatial.gather import sample_channels
-from common.spatial.grid import sampling_grid
 from common.spatial.warp import MANY_CHANNELS, warp
 
 SHAPES = [((7, 6, 5), (6, 7, 8)), ((9, 8), (7, 6)), ((4, 3, 5), (1, 3, 2))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.spatial import identity_grid
-from common.spatial.grid import check_ddf, sampling_grid
+from common.spatial.coordinates import check_ddf, sampling_grid
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (2, 5, 3), (1, 4, 6)])
