@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,19 @@ def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side:
     expected = metrics.cases[0]
     assert measure_pair(files, measures) == {**expected, "convention": "voxels", "labels_skipped": 0, "seconds": 1.5}
     assert {"dice_before", "hd95_per_label", "tre_before", "ndv"} <= set(expected)
+
+
+def test_the_way_from_files_to_figures_is_the_one_that_the_documentation_names() -> None:
+    root = Path(__file__).parents[3]
+    section = (
+        (root / "docs" / "evaluation.md").read_text().partition("## Where a figure comes from")[2].partition("\n## ")[0]
+    )
+    way = re.findall(r"^\d+\. `([\w/]+)\.py`", section, re.MULTILINE)
+    assert way[0] == "scripts/evaluate" and way[-1] == "common/metrics/overlap" and len(way) <= 8
+    before = ""
+    for module in way:
+        assert not before or f"from {module.replace('/', '.')} import" in before, module
+        before += (root / f"{module}.py").read_text()
+    assert "from common.metrics.pair import" in (root / "common/metrics/handlers.py").read_text()
+    for path in re.findall(r"`(common/[\w/]+\.py)`", section):
+        assert (root / path).is_file(), path
