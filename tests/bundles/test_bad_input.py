@@ -109,7 +109,7 @@ def test_spoiled_data(case: str, broken: Path, tmp_path: Path, command_line: Com
         (["--ckpt_path", "nowhere.pt"], "train first"),
         (["--network_def#start_channel", "4"], "does not fit the network"),
         (["--fixed", "a.nii.gz"], "--moving"),
-        (["--fixed", "a.nii.gz", "--moving", "b.nii.gz"], "a.nii.gz does not exist"),
+        (["--moving", "b.nii.gz", "--fixed", "a.nii.gz"], "b.nii.gz does not exist"),
         (["--output_dir", "configs/metadata.json/below"], "Cannot write to the folder"),
         (["--bundle_root", "configs"], "not the folder of a bundle"),
     ],
