@@ -4,6 +4,7 @@
     python scripts/benchmark.py ops     # losses, warps, pyramid, normalisation: about two minutes
     python scripts/benchmark.py eoir    # forward and training step of EOIR: about five minutes
     python scripts/benchmark.py metrics --threads 2    # evaluation of a full-size pair: about three minutes
+    python scripts/benchmark.py contention --threads 2    # a training step beside two busy processes: some minutes
 
 The variants of a comparison take turns, so that other load on the machine meets all of them alike; compare the ratios.
 Peak memory comes from a fresh process for each variant.
@@ -15,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from common.threads import share_cores
+from scripts.workers import Worker
 
 PUBLISHED = "published form, re-enacted"
 VARIANTS = (PUBLISHED, "ours, float32", "ours, bfloat16 autocast")
@@ -37,9 +38,13 @@ REFERENCE_SECONDS, REFERENCE_GB = 20.4, 3.3
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ops", "eoir", "metrics", "worker"), help="worker is for internal use")
+    parser.add_argument(
+        "what", choices=("ops", "eoir", "metrics", "contention", "worker"), help="worker is for internal use"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1); more only on idle cores")
-    parser.add_argument("--repeats", type=int, help="timed repeats of each variant (default: 7 ops, 2 eoir, 3 metrics)")
+    parser.add_argument(
+        "--repeats", type=int, help="timed repeats of each variant (default: 7 ops, 2 eoir, 3 metrics, 5 contention)"
+    )
     parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 96), help="image of eoir (default 64 96 96)")
     parser.add_argument("--channels", type=int, default=32, help="start_channel of eoir (default 32)")
     parser.add_argument("--only", nargs="*", help="eoir: variants by number from 0; else words in the name")
@@ -47,7 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     share_cores()
-    {"ops": run_ops, "eoir": run_eoir, "metrics": run_metrics, "worker": run_worker}[arguments.what](arguments)
+    tasks = {"ops": run_ops, "eoir": run_eoir, "metrics": run_metrics, "contention": run_contention}
+    {**tasks, "worker": run_worker}[arguments.what](arguments)
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
@@ -56,31 +62,6 @@ def table(header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         print("| " + " | ".join(row) + " |")
     print(flush=True)
-
-
-class Worker:
-    """A process of its own that runs one task each time it is asked."""
-
-    def __init__(self, arguments: argparse.Namespace, task: dict[str, Any]) -> None:
-        size = [str(n) for n in arguments.size]
-        command = [sys.executable, __file__, "worker", "--threads", str(arguments.threads), "--size", *size]
-        command += ["--channels", str(arguments.channels), "--task", json.dumps(task)]
-        command[1:1] = ["-W", "ignore"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self) -> dict[str, float]:
-        """One run: CPU seconds, and peak memory of the process so far."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print("run", file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("A worker of the benchmark ended early; its own message is above.")
-        result: dict[str, float] = json.loads(line)
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
 
 
 def run_worker(arguments: argparse.Namespace) -> None:
@@ -93,11 +74,11 @@ def run_worker(arguments: argparse.Namespace) -> None:
     for _ in sys.stdin:
         before = _resident("VmRSS")
         _forget_peak()
-        cpu = time.process_time()
+        cpu, wall = time.process_time(), time.perf_counter()
         call()
-        cpu = time.process_time() - cpu
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         peak = _resident("VmHWM")
-        print(json.dumps({"cpu": cpu, "peak": peak, "growth": peak - before}), flush=True)
+        print(json.dumps({"cpu": cpu, "wall": wall, "peak": peak, "growth": peak - before}), flush=True)
 
 
 def _resident(field: str) -> float:
@@ -262,6 +243,15 @@ def run_metrics(arguments: argparse.Namespace) -> None:
             cells = [f"{number:.2f}" for number in numbers]
             rows.append([name if first else "", form, *cells, "" if first else f"{difference:.1g}"])
     table(["metric", "form", "s", "CPU s", "times faster", "peak GB", "difference"], rows)
+
+
+def run_contention(arguments: argparse.Namespace) -> None:
+    """A training step of the demo, alone and beside busy processes, with torch's own way of waiting and with ours."""
+    from scripts.contention import CHANNELS, SIZE, contention
+
+    size, repeats = "x".join(map(str, SIZE)), arguments.repeats or 5
+    print(f"EOIR, start_channel {CHANNELS}, {size}, {arguments.threads} threads; medians of {repeats} steps\n")
+    table(["training step", "busy processes", "CPU s", "wall s", "fair s", "wall / fair"], contention(arguments))
 
 
 def _in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:

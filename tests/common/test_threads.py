@@ -13,12 +13,12 @@ from typing import Any
 import loky.backend.context
 import pytest
 
-from common.threads import NUMBER, WAITING, share_cores
+from common.threads import NUMBER, SPINS, WAITING, share_cores
 
 ROOT = Path(__file__).parents[2]
 SHOW = (
     "import os, sys; from common.threads import share_cores; assert not share_cores() and 'torch' not in sys.modules; "
-    "import torch; print(torch.get_num_threads(), os.environ.get('OMP_WAIT_POLICY'))"
+    "import torch; print(torch.get_num_threads(), os.environ.get('GOMP_SPINCOUNT'))"
 )
 
 
@@ -30,10 +30,13 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_command_is_told_once(undecided: None) -> None:
-    assert share_cores()
+@pytest.mark.parametrize("loaded", [True, False])
+def test_the_environment_is_set_once(loaded: bool, undecided: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {name: module for name, module in sys.modules.items() if name != "torch"}
+    monkeypatch.setattr(sys, "modules", {**modules, "torch": sys} if loaded else modules)
+    assert share_cores() is loaded
     assert os.environ["OMP_NUM_THREADS"] == str(loky.cpu_count(only_physical_cores=True))
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == str(SPINS)
     assert not share_cores()
 
 
@@ -82,4 +85,4 @@ def test_torch_follows_the_affinity(undecided: None) -> None:
     core = min(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, [{core}]); {SHOW}"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.split() == ["1", "PASSIVE"], run.stderr
+    assert run.stdout.split() == ["1", str(SPINS)], run.stderr
