@@ -118,8 +118,11 @@ class RegistrationLoss(nn.Module):
     @property
     def details(self) -> tuple[str, ...]:
         """Names that the terms look at, for ``network(image, details=...)``: those of the data are among them."""
-        fields = [PYRAMIDS[name] for name in self._needed if name in PYRAMIDS] if self.pyramid is not None else []
-        return (*self._needed, *fields)
+        if self.pyramid is None:
+            return self._needed
+        fields = (PYRAMIDS[name] for name in self._needed if name in PYRAMIDS)
+        # That of the displacement is needed in any case: it tells the size that the network works on.
+        return tuple(dict.fromkeys((*self._needed, PYRAMIDS["ddf"], *fields)))
 
     def forward(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> Tensor:
         """The total of one batch.
@@ -155,7 +158,10 @@ class RegistrationLoss(nn.Module):
         """Per level everything that its terms may look at."""
         count = len(self.level_weights)
         levels: list[dict[str, Any]] = [{} for _ in range(count)]
-        size = outputs["ddf"].shape[2:] if self.pyramid is None else outputs["pyramid"][0].shape[2:]
+        displacements = [outputs["ddf"]] if self.pyramid is None else outputs.get(PYRAMIDS["ddf"], [])
+        if len(displacements) < count:
+            raise InputError(f"{count} level weights do not fit a network with {len(displacements)} levels.")
+        size = displacements[0].shape[2:]
         for name in self._needed:
             if name in targets:
                 values = self._reduced(name, targets[name], size)
@@ -170,8 +176,6 @@ class RegistrationLoss(nn.Module):
                     )
             for level, value in zip(levels, values, strict=False):
                 level[name] = value
-        if self.pyramid is not None and len(outputs["pyramid"]) < count:
-            raise InputError(f"{count} level weights do not fit a network with {len(outputs['pyramid'])} levels.")
         for level in levels:
             self._add_made(level)
         return levels

@@ -297,6 +297,7 @@ def test_a_network_is_asked_for_what_its_terms_look_at() -> None:
     assert set(RegistrationLoss(smooth).details) == {"velocity", "fixed", "inverse_ddf", "moving"}
     several = RegistrationLoss({**smooth, "mse": similarity()}, (1, 1), ImagePyramid())
     assert {"pyramid", "inverse_pyramid", "velocity"} <= set(several.details)
+    assert "pyramid" in RegistrationLoss({"smooth": smoothness()}, (1, 1), ImagePyramid()).details
     assert "map" in RegistrationLoss({"map": Term(Displaced(), ["map"])}).details
 
 
