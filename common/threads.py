@@ -11,9 +11,9 @@ import loky
 # Any of these says that the user has decided.
 NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# Turns of the loop in which a thread of GNU's OpenMP, which torch brings along on Linux, waits before it sleeps: up to
-# half a millisecond, where 300,000 are usual. Fewer cost time on free cores, where waking takes longer than waiting.
-SPINS = 10_000
+# Turns of the loop in which a thread of GNU's OpenMP, which torch brings along on Linux, waits awake before it sleeps:
+# a tenth of a millisecond, where 300,000 turns are usual. With fewer, waking costs more than is won on free cores.
+SPINS = 3_000
 
 
 def share_cores() -> bool:

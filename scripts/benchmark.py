@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    share_cores()
+    if arguments.what != "worker":
+        share_cores()
     tasks = {"ops": run_ops, "eoir": run_eoir, "metrics": run_metrics, "contention": run_contention}
     {**tasks, "worker": run_worker}[arguments.what](arguments)
 

@@ -22,23 +22,30 @@ BUSY = 2
 def contention(arguments: argparse.Namespace) -> list[list[str]]:
     """Rows of a table: where the step runs, CPU and wall seconds, the fair share of the latter, and their ratio.
 
-    Fair is what a scheduler owes that treats all processes alike: CPU seconds times processes over cores, and alone
-    no less than the CPU seconds over the threads.
+    Fair is what a scheduler owes that treats all processes alike: the CPU seconds of the step in one thread, where none
+    waits awake, times processes over cores.
     """
     arguments.size, arguments.channels = SIZE, CHANNELS
-    default = {name: text for name, text in os.environ.items() if name not in WAITING}
-    default["OMP_NUM_THREADS"] = str(arguments.threads)
+    ours = dict(os.environ)
+    default = {name: text for name, text in ours.items() if name not in WAITING}
+    work = _seconds(arguments, {**ours, "OMP_NUM_THREADS": "1"}, 0)[0]
     rows = []
-    for form, environment in (("threads as torch starts them", default), ("ours", dict(os.environ))):
+    for form, environment in (("threads wait as by default", default), ("ours", ours)):
         for busy in (0, BUSY):
-            worker = Worker(arguments, {"variant": "ours, float32", "what": "training step"}, environment)
-            with _busy(busy):
-                runs = [worker.run() for _ in range(1 + (arguments.repeats or 5))][1:]
-            worker.close()
-            cpu, wall = (statistics.median(run[name] for run in runs) for name in ("cpu", "wall"))
-            fair = cpu * max(1 / arguments.threads, (1 + busy) / _cores())
+            cpu, wall = _seconds(arguments, environment, busy)
+            fair = work * (1 + busy) / _cores()
             rows.append([form, str(busy), *(f"{number:.2f}" for number in (cpu, wall, fair, wall / fair))])
     return rows
+
+
+def _seconds(arguments: argparse.Namespace, environment: dict[str, str], busy: int) -> tuple[float, float]:
+    """Median CPU and wall seconds of a step."""
+    chosen = argparse.Namespace(**{**vars(arguments), "threads": int(environment["OMP_NUM_THREADS"])})
+    worker = Worker(chosen, {"variant": "ours, float32", "what": "training step"}, environment)
+    with _busy(busy):
+        runs = [worker.run() for _ in range(1 + (arguments.repeats or 5))][1:]
+    worker.close()
+    return statistics.median(run["cpu"] for run in runs), statistics.median(run["wall"] for run in runs)
 
 
 @contextmanager
