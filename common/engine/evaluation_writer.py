@@ -94,9 +94,16 @@ class EvaluationWriter:
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
             affine = pair["affine"] if ddf.ndim == 4 else None
             spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()
-            panels.append((caption, picture(moving, fixed, warped, ddf, spacing)))
+            images = picture(moving=moving, fixed=fixed, warped=warped, ddf=ddf, spacing=spacing)
+            panels.append((caption, images))
             viewer.append(
-                ViewedPair(caption, ViewedScan(moving), ViewedScan(fixed), {"Warped": ViewedScan(warped)}, affine)
+                ViewedPair(
+                    caption,
+                    moving=ViewedScan(moving),
+                    fixed=ViewedScan(fixed),
+                    warped={"Warped": ViewedScan(warped)},
+                    affine=affine,
+                )
             )
         return panels, viewer
 

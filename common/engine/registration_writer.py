@@ -145,9 +145,8 @@ class _Registration:
         """Before and after; "before" is what the network was given: by header and affine alignment."""
         to_aligned = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
         aligned = warp_within(scan, to_aligned, outside=outside)
-        figure = panel(
-            aligned[0], self.pair["fixed_scan"], warped[0], self.ddf[0], title, self.fixed.spacing, self.maps
-        )
+        images = {"moving": aligned[0], "fixed": self.pair["fixed_scan"], "warped": warped[0]}
+        figure = panel(**images, ddf=self.ddf[0], title=title, spacing=self.fixed.spacing, maps=self.maps)
         return as_png(figure, dpi=110)
 
     def _inverse(self) -> Transform | None:

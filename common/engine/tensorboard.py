@@ -62,7 +62,8 @@ class TensorBoardHandler:
             pair = registered(engine.state.output)[0]
             warped = warp(pair["moving"][None], pair["ddf"][None])[0]
             title = f"{pair['moving_id']} to {pair['fixed_id']}, iteration {self._iteration}"
-            picture = as_rgb(panel(pair["moving"], pair["fixed"], warped, pair["ddf"], title))
+            images = {"moving": pair["moving"], "fixed": pair["fixed"], "warped": warped}
+            picture = as_rgb(panel(**images, ddf=pair["ddf"], title=title))
             self._writer.add_image("validation pair", picture, self._iteration)
 
     def _write_metrics(self, engine: Engine) -> None:

@@ -146,6 +146,5 @@ def _pair(caption: str, loaded: Mapping[str, LoadedPair]) -> ViewedPair:
     first = next(iter(loaded.values()))
     warped = {method: ViewedScan(*pair.moving_on_fixed(pair.to_moving)) for method, pair in loaded.items()}
     fixed = ViewedScan(first.images["fixed"], first.images.get("fixed_label"))
-    return ViewedPair(
-        caption, ViewedScan(*first.moving_on_fixed(first.to_moving_before)), fixed, warped, first.fixed_grid.affine
-    )
+    before = ViewedScan(*first.moving_on_fixed(first.to_moving_before))
+    return ViewedPair(caption, moving=before, fixed=fixed, warped=warped, affine=first.fixed_grid.affine)

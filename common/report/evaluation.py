@@ -107,10 +107,10 @@ def worst_median_best(items: Sequence[Item], key: Callable[[Item], float]) -> di
 
 
 def picture(
-    moving: Tensor, fixed: Tensor, warped: Tensor, ddf: Tensor, spacing: Sequence[float] | None = None
+    *, moving: Tensor, fixed: Tensor, warped: Tensor, ddf: Tensor, spacing: Sequence[float] | None = None
 ) -> bytes:
     """The panel of a pair as PNG; arguments as of :func:`common.report.panels.panel`."""
-    return as_png(panel(moving, fixed, warped, ddf, spacing=spacing))
+    return as_png(panel(moving=moving, fixed=fixed, warped=warped, ddf=ddf, spacing=spacing))
 
 
 def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str:

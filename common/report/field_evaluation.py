@@ -80,14 +80,14 @@ def _pictures(
     for name, index in worst_median_best(indices, key=score.__getitem__).items():
         pair = load_pair(files[index], measures, judge=False)
         fixed = ViewedScan(pair.images["fixed"], pair.images.get("fixed_label"))
-        before, warped = (
-            ViewedScan(*pair.moving_on_fixed(pair.to_moving_before)),
-            ViewedScan(*pair.moving_on_fixed(pair.to_moving)),
-        )
+        places = (pair.to_moving_before, pair.to_moving)
+        before, warped = (ViewedScan(*pair.moving_on_fixed(to_moving)) for to_moving in places)
         text = f", Dice {score[index]:.3f}" if "dice" in measured[index] else ""
         caption = f"{name}: {pair.files.moving_id} to {pair.files.fixed_id}{text}"
-        panels.append((caption, picture(before.image, fixed.image, warped.image, pair.ddf[0], pair.fixed_grid.spacing)))
-        viewer.append(ViewedPair(caption, before, fixed, {"Warped": warped}, pair.fixed_grid.affine))
+        sides = {"moving": before.image, "fixed": fixed.image, "warped": warped.image}
+        panels.append((caption, picture(**sides, ddf=pair.ddf[0], spacing=pair.fixed_grid.spacing)))
+        affine = pair.fixed_grid.affine
+        viewer.append(ViewedPair(caption, moving=before, fixed=fixed, warped={"Warped": warped}, affine=affine))
     return panels, viewer
 
 

@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(data: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     # The panels of each method's own report take most of the time and are not what is tested here.
-    monkeypatch.setattr(field_evaluation, "picture", lambda *images: b"")
+    monkeypatch.setattr(field_evaluation, "picture", lambda **images: b"")
 
     def run(*options: str) -> str:
         folders = [

@@ -28,6 +28,7 @@ from common.io.learn2reg import to_half_resolution
 from common.io.nifti import write_ddf, write_image
 from common.io.transforms import write_transform
 from common.metrics import dice_l2r, hd95_l2r, ndv_lumir, sdlogj_l2r
+from common.report import field_evaluation as report_of_fields
 from common.spatial import Grid, warp, warp_labels
 from common.spatial.transform import Field, Transform
 
@@ -132,6 +133,25 @@ def test_tables_hold_the_challenge_figures(data: Data) -> None:
         "report.html",
         "summary.json",
     ]
+
+
+def test_pictures_show_each_image_under_its_name(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def keep(**images: Any) -> bytes:
+        shown.append(images)
+        return b""
+
+    monkeypatch.setattr(report_of_fields, "picture", keep)
+    data.write_fields()
+    main(data.arguments())
+    images = [nibabel.load(data.root / "imagesTr" / f"T_000{n}_0000.nii.gz").get_fdata() for n in (1, 2, 3)]
+    assert shown
+    for pair in shown:
+        np.testing.assert_allclose(pair["fixed"][0], images[0], rtol=1e-5)
+        assert any(np.allclose(pair["moving"][0], image) for image in images[1:])
+        moving, fixed, warped = (pair[name][:, 8:-8, 8:-8, 8:-8] for name in ("moving", "fixed", "warped"))
+        assert (warped - fixed).square().mean() < 0.5 * (moving - fixed).square().mean()
 
 
 def test_summary_says_where_everything_is(data: Data) -> None:

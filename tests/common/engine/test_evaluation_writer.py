@@ -23,6 +23,7 @@ from common.engine import (
     EvaluationWriter,
     PrepareRegistrationBatch,
     RegistrationInferer,
+    evaluation_writer,
     registered,
 )
 from common.metrics.handlers import RegistrationMetrics
@@ -89,6 +90,29 @@ def test_evaluation_leaves_tables_summary_and_page(loader: DataLoader, tmp_path:
     assert {"versions", "machine", "command", "git", "time"} <= set(summary["provenance"])
     page = (out / "report.html").read_text()
     assert "A title" in page and "s2 to s0" in page and "data:image/png;base64," in page
+
+
+def test_pictures_show_each_image_under_its_name(
+    loader: DataLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def keep(**images: Any) -> bytes:
+        shown.append(images)
+        return b""
+
+    monkeypatch.setattr(evaluation_writer, "picture", keep)
+    metrics = RegistrationMetrics(labels=[1], output_transform=registered)
+    writer = EvaluationWriter(tmp_path / "out", metrics, "")
+    evaluator(loader, [writer], metrics).run()
+    assert shown
+    for images in shown:
+        # Labels lie three voxels behind the first plane, one more for each subject; the last pair is two apart.
+        first = {name: int(images[name][0].sum((1, 2)).nonzero()[0]) for name in ("moving", "fixed", "warped")}
+        assert first["moving"] in (first["fixed"] + 1, first["fixed"] + 2) and first["warped"] == first["moving"] - 1
+    (_, viewer) = writer._pictures()
+    assert all(torch.equal(pair.fixed.image, images["fixed"]) for pair, images in zip(viewer, shown, strict=False))
+    assert not any(torch.equal(pair.moving.image, pair.fixed.image) for pair in viewer)
 
 
 def test_pairs_of_one_batch_share_its_time(loader: DataLoader, tmp_path: Path) -> None:

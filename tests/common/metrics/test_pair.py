@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import nan
+from math import inf, nan
 
 import pytest
 import torch
@@ -65,6 +65,12 @@ def test_sides_that_are_exchanged_give_other_figures(shape: tuple[int, ...]) -> 
     marks = one.landmarks["tre"]
     opposite = {"tre": replace(marks, moving=marks.fixed, fixed=marks.moving)}
     assert pair_figures(replace(one, landmarks=opposite))["tre"] == 4
+
+
+def test_a_label_that_warping_loses_is_no_label_that_was_missing() -> None:
+    shape = (9, 8, 7)
+    lost = pair_figures(replace(pair(shape), ddf=step(shape, 20.0)), [1, 2], "voxels")
+    assert lost["dice_per_label"] == {1: 0, 2: 0} and lost["hd95_per_label"] == {1: inf, 2: inf}
 
 
 def test_arrays_of_another_grid_are_sampled_where_the_pair_says() -> None:
