@@ -6,6 +6,9 @@ from __future__ import annotations
 from common.losses.dice import SoftDiceLoss as SoftDiceLoss
 from common.losses.dice import WarpedDiceLoss as WarpedDiceLoss
 from common.losses.lncc import LNCCLoss as LNCCLoss
+from common.losses.masked import MaskedLoss as MaskedLoss
+from common.losses.masked import MultiScaleLoss as MultiScaleLoss
+from common.losses.mutual_information import MutualInformationLoss as MutualInformationLoss
 from common.losses.pyramid import ImagePyramid as ImagePyramid
 from common.losses.pyramid import image_pyramid as image_pyramid
 from common.losses.pyramid import label_pyramid as label_pyramid

@@ -43,16 +43,17 @@ class LNCCLoss(nn.Module):
 
     Published conventions:
 
-    ===============================================  ============  ========  =====
-    form                                             statistics    offset    eps
-    ===============================================  ============  ========  =====
-    EOIR (default): 1 - mean(cc)                     ``"sum"``     1         1e-5
-    VoxelMorph, TransMorph, LKU-Net, SITReg: -mean   ``"sum"``     0         1e-5
-    mmipt, DilateMorph: means, not sums, 1 - mean    ``"mean"``    1         1e-5
-    ===============================================  ============  ========  =====
+    ===============================================  ============  ========  =========  ======
+    form                                             statistics    offset    guard      eps
+    ===============================================  ============  ========  =========  ======
+    EOIR (default): 1 - mean(cc)                     ``"sum"``     1         ``"add"``  1e-5
+    VoxelMorph, TransMorph, LKU-Net, SITReg: -mean   ``"sum"``     0         ``"add"``  1e-5
+    mmipt, DilateMorph: means, not sums, 1 - mean    ``"mean"``    1         ``"add"``  1e-5
+    VFA: -mean; dual pyramids: 1 - mean              ``"mean"``    0; 1      ``"max"``  2**-23
+    ===============================================  ============  ========  =========  ======
 
-    ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large. Local variances
-    that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
+    ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large, and
+    ``guard="max"`` divides by :math:`\max(ab, \epsilon)`, whose gradient is 0 where epsilon is larger. Local variances that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
     any scale (the published forms leave both, which in flat windows can make cc anything); elsewhere the values are
     theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance, so flat regions differ.
 
@@ -71,10 +72,11 @@ class LNCCLoss(nn.Module):
         kernel_size: odd side of the window in voxels; it may exceed the image.
         eps: added to the product of the two variances.
         statistics: ``"sum"`` or ``"mean"``, see above.
+        guard: ``"add"`` or ``"max"``, see above.
         offset: constant that the mean of cc is subtracted from.
 
     Raises:
-        InputError: for an even window, another dimension or unknown statistics.
+        InputError: for an even window, another dimension, unknown statistics or guard.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class LNCCLoss(nn.Module):
         eps: float = 1e-5,
         statistics: str = "sum",
         offset: float = 1.0,
+        guard: str = "add",
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -92,11 +95,14 @@ class LNCCLoss(nn.Module):
             raise InputError(f"LNCCLoss got kernel_size={kernel_size}; choose an odd positive number such as 9.")
         if statistics not in ("sum", "mean"):
             raise InputError(f"LNCCLoss got statistics={statistics!r}; choose 'sum' or 'mean'.")
+        if guard not in ("add", "max"):
+            raise InputError(f"LNCCLoss got guard={guard!r}; choose 'add' or 'max'.")
         self.spatial_dims = spatial_dims
         self.kernel_size = kernel_size
         self.eps = eps
         self.statistics = statistics
         self.offset = offset
+        self.guard = guard
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Compare two images.
@@ -123,10 +129,10 @@ class LNCCLoss(nn.Module):
             )
         count = self.kernel_size**self.spatial_dims
         eps = self.eps * (count**2 if self.statistics == "mean" else 1)
-        return self.offset - mean_squared_lncc(pred, target, self.kernel_size, eps)
+        return self.offset - mean_squared_lncc(pred, target, self.kernel_size, eps, self.guard == "max")
 
 
-def mean_squared_lncc(pred: Tensor, target: Tensor, kernel_size: int, eps: float) -> Tensor:
+def mean_squared_lncc(pred: Tensor, target: Tensor, kernel_size: int, eps: float, bounded: bool) -> Tensor:
     """Mean of cc of :class:`LNCCLoss` (window sums) over images (B, C, *spatial); differentiable once."""
     dtype = computing_dtype(pred, target)
     images = pred.to(dtype), target.to(dtype)
@@ -137,7 +143,7 @@ def mean_squared_lncc(pred: Tensor, target: Tensor, kernel_size: int, eps: float
             for c in range(pred.shape[1]):
                 outputs = [None if gradient is None else gradient[b, c] for gradient in gradients]
                 total += _LNCCStream(
-                    images[0][b, c], images[1][b, c], kernel_size, eps, outputs, 2 / pred.numel()
+                    images[0][b, c], images[1][b, c], kernel_size, eps, bounded, outputs, 2 / pred.numel()
                 ).run()
     return with_gradient((total / pred.numel()).to(dtype), images, gradients)
 
@@ -165,10 +171,11 @@ class _LNCCStream:
         target: Tensor,
         kernel_size: int,
         eps: float,
+        bounded: bool,
         outputs: list[Tensor | None],
         scale: float,
     ) -> None:
-        self.images, self.eps, self.scale = (pred, target), eps, scale
+        self.images, self.eps, self.bounded, self.scale = (pred, target), eps, bounded, scale
         self.radius, self.count = kernel_size // 2, kernel_size**pred.ndim
         self.size, plane = pred.shape[0], tuple(pred.shape[1:])
         wanted = [(k, output) for k, output in enumerate(outputs) if output is not None]
@@ -216,7 +223,9 @@ class _LNCCStream:
         bound = product.sqrt()
         torch.minimum(c, bound, out=c)
         torch.maximum(c, bound.neg_(), out=c)
-        ratio = torch.div(c, product.add_(self.eps), out=terms[0])
+        # The variances have no influence where eps takes the place of their product.
+        free = product > self.eps if self.bounded else None
+        ratio = torch.div(c, product.clamp_min_(self.eps) if self.bounded else product.add_(self.eps), out=terms[0])
         # Windows centred outside the image do not exist: their terms must not reach the gradient or the value.
         # B and C are multiples of A and vanish with it.
         self.terms.clear_outside(0, max(0, -start), max(0, self.size - start))
@@ -224,6 +233,8 @@ class _LNCCStream:
         sums, variances = (s_i, s_j), (a, b)
         for side in self.sides:
             quadratic = torch.mul(ratio, ratio, out=terms[side.b]).mul_(variances[side.other])
+            if free is not None:
+                quadratic.mul_(free)
             constant = torch.mul(quadratic, sums[side.image], out=terms[side.c])
             constant.addcmul_(ratio, sums[side.other], value=-1)
         return value.double()

@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from common.networks.eoir import EOIR
+from common.networks.vfa import VFA
 
-__all__ = ["EOIR"]
+__all__ = ["EOIR", "VFA"]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors that the backward pass makes again instead of storing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class Remade(NamedTuple):
+    """A tensor that is cheap to make again of something that is stored anyway.
+
+    Attributes:
+        value: the tensor, with its history.
+        again: makes the same numbers once more, without history. It holds on to what it makes them of.
+    """
+
+    value: Tensor
+    again: Callable[[], Tensor]
+
+
+def not_stored(*tensors: Remade) -> saved_tensors_hooks:
+    """Context whose operations do not store these tensors for the backward pass but have them made again.
+
+    Contexts of this kind do not add up: of nested ones only the innermost counts.
+    """
+    known = {(x.value.data_ptr(), x.value.shape, x.value.dtype): x.again for x in tensors}
+
+    def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
+        return known.get((saved.data_ptr(), saved.shape, saved.dtype), saved)
+
+    def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else packed()
+
+    return saved_tensors_hooks(pack, unpack)
