@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,8 +56,7 @@ def _normalise(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> tuple[T
     # The batch normalisation of one sample: torch's instance normalisation would leave the channels-last layout.
     samples = [torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, EPS) for sample in x.split(1)]
     values, means, scales = zip(*samples, strict=True)
-    value = torch.cat(values) if len(values) > 1 else values[0]
-    return _activate(value, slope), torch.stack(means), torch.stack(scales)
+    return _activate(_together(values), slope), torch.stack(means), torch.stack(scales)
 
 
 def _normalise_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, slope: float) -> Tensor:
@@ -64,7 +64,11 @@ def _normalise_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scal
         variances = scale**-2 - EPS
         parts = zip(x.split(1), mean, variances, strict=True)
         samples = [F.batch_norm(sample, m, v, weight, bias, eps=EPS) for sample, m, v in parts]
-        return _activate(torch.cat(samples) if len(samples) > 1 else samples[0], slope)
+        return _activate(_together(samples), slope)
+
+
+def _together(samples: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(samples)) if len(samples) > 1 else samples[0]
 
 
 def _activate(x: Tensor, slope: float) -> Tensor:
@@ -86,14 +90,11 @@ class _AffineNorm(torch.autograd.Function):
         x, weight, bias, mean, scale = ctx.saved_tensors
         if ctx.slope != 1:
             value = _normalise_again(x, weight, bias, mean, scale, ctx.slope)
-            grad = torch.ops.aten.leaky_relu_backward(grad, value, ctx.slope, True)
-            del value
-        on_x = torch.empty_like(x)
-        on_weight, on_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        for b, sample in enumerate(x.split(1)):
-            on_x[b : b + 1], *on_parameters = torch.ops.aten.native_batch_norm_backward(
-                grad[b : b + 1], sample, weight, None, None, mean[b], scale[b], True, EPS, [True, True, True]
-            )
-            on_weight += on_parameters[0]
-            on_bias += on_parameters[1]
-        return on_x, on_weight, on_bias, None
+            # In the place of the result, whose signs are all that is needed of it.
+            grad = torch.ops.aten.leaky_relu_backward.grad_input(grad, value, ctx.slope, True, grad_input=value)
+        samples = [
+            torch.ops.aten.native_batch_norm_backward(g, sample, weight, None, None, m, s, True, EPS, [True] * 3)
+            for g, sample, m, s in zip(grad.split(1), x.split(1), mean, scale, strict=True)
+        ]
+        on_x, on_weight, on_bias = zip(*samples, strict=True)
+        return _together(on_x), torch.stack(on_weight).sum(0), torch.stack(on_bias).sum(0), None

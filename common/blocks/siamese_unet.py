@@ -111,8 +111,11 @@ def _enlarged(x: Remade, size: Sequence[int]) -> Remade:
     def enlarge(value: Tensor) -> Tensor:
         return resize_image(value, size).to(value.dtype)
 
-    return Remade(enlarge(x.value), lambda: enlarge(x.again()))
+    # What makes a tensor again must not hold on to one that need not be stored.
+    again = x.again
+    return Remade(enlarge(x.value), lambda: enlarge(again()))
 
 
 def _joined(*parts: Remade) -> Remade:
-    return Remade(torch.cat([part.value for part in parts], 1), lambda: torch.cat([part.again() for part in parts], 1))
+    again = [part.again for part in parts]
+    return Remade(torch.cat([part.value for part in parts], 1), lambda: torch.cat([make() for make in again], 1))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.autograd import first_order
 from common.blocks.convolution import convolve
+from common.blocks.remade import Remade, not_stored
 from common.checks import InputError
 
 # Voxels at a time: their logits stay in the second-level cache of a core; accelerators want few launches.
@@ -56,8 +57,15 @@ class VectorFieldAttention(nn.Module):
         """
         weight, bias = self.project.weight, self.project.bias
         assert bias is not None
-        around = F.pad(moving, [1] * 2 * (moving.ndim - 2), mode="replicate")
-        return expected_offset(convolve(fixed, weight, bias), convolve(around, weight, bias))
+        query = convolve(fixed, weight, bias)
+        around = _continued(moving)
+        kept = moving.detach()
+        with not_stored(Remade(around, lambda: _continued(kept))):
+            return expected_offset(query, convolve(around, weight, bias))
+
+
+def _continued(x: Tensor) -> Tensor:
+    return F.pad(x, [1] * 2 * (x.ndim - 2), mode="replicate")
 
 
 def expected_offset(query: Tensor, key: Tensor, temperature: float | None = None) -> Tensor:
@@ -164,7 +172,7 @@ class _Slab:
         self.shifts = [sum(map(operator.mul, o, self.strides)) for o in itertools.product(range(3), repeat=dims)]
         self.length = depth * self.strides[0]
         self.query = query.new_zeros((channels, self.length), dtype=dtype)
-        torch.mul(query[:, self.planes], factor, out=self._inside(self.query))
+        self._inside(self.query).copy_(query[:, self.planes]).mul_(factor)
         self.key = key.new_zeros((channels, self.length + self.shifts[-1]), dtype=dtype)
         self._around(self.key).copy_(key[:, self.planes_around])
         self.offsets = unit_offsets(dims, self.query)

@@ -86,8 +86,9 @@ class _Binned:
 
     def __init__(self, values: Tensor, bins: int) -> None:
         self.values, self.low, self.high = values, _percentile(values, 0.01), _percentile(values, 0.99)
-        # In an image of one intensity, which has no width, all voxels are between the same two bins.
-        self.width = ((self.high - self.low) / bins).clamp_min(torch.finfo(values.dtype).tiny)
+        width = (self.high - self.low) / bins
+        # An image of one intensity has no width: all of its voxels are at the same place, which nothing moves.
+        self.width = torch.where(width > 0, width, torch.inf)
         self.places = torch.arange(bins, dtype=values.dtype, device=values.device) + 0.5
 
     def weights(self, part: slice) -> Tensor:

@@ -81,7 +81,7 @@ class VFA(nn.Module):
         self.spatial_dims, self.int_steps, self.skip = spatial_dims, int_steps, skip
         self.levels = downsamples + 1
         self.encoder = UNet(spatial_dims, downsamples, start_channels, max_channels)
-        self.beta = nn.Parameter(torch.full((1,), initial_beta))
+        self.beta = nn.Parameter(torch.full((1,), float(initial_beta)))
         self.attention = nn.ModuleList(
             VectorFieldAttention(spatial_dims, features, min(max_channels, matching_channels * 2**level))
             for level, features in enumerate(self.encoder.channels)

@@ -15,20 +15,23 @@ from torch import Tensor, nn
 import common
 import common.losses
 import common.spatial
+from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
+from common.blocks.vector_field_attention import expected_offset
 from common.checks import InputError
 from common.losses import (
     BendingLoss,
     GradientLoss,
     LNCCLoss,
+    MutualInformationLoss,
     RegistrationLoss,
     SoftDiceLoss,
     Term,
     WarpedDiceLoss,
     image_pyramid,
 )
-from common.networks import EOIR
+from common.networks import EOIR, VFA
 from common.spatial import (
     Grid,
     compose,
@@ -69,6 +72,7 @@ GRID = Grid((3, 4, 5), torch.eye(4))
 SOFT = normal(1, 3, 4, 5).softmax(1)
 KERNEL, BIAS = normal(2, 9, 3, 3), normal(2)
 NETWORK = EOIR(2, start_channel=2, int_steps=1).double()
+ATTENTION = VFA(2, downsamples=1, start_channels=2, matching_channels=2).double()
 
 REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "warp": (warp, (IMAGE, FIELD)),
@@ -83,6 +87,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "LNCCLoss": (LNCCLoss(2, 3), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "GradientLoss": (GradientLoss(), (FIELD,)),
     "BendingLoss": (BendingLoss(), (FIELD,)),
+    "MutualInformationLoss": (MutualInformationLoss(4), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "WarpedDiceLoss": (lambda ddf: WarpedDiceLoss(2)(LABEL, LABEL, ddf), (FIELD,)),
     "WarpedDiceLoss of soft maps": (lambda ddf: WarpedDiceLoss(3)(SOFT, SOFT, ddf), (FIELD,)),
     "RegistrationLoss": (registration, (FIELD,)),
@@ -91,6 +96,9 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "normalise_and_convolve": (normalise_and_convolve, (MANY, slope(), KERNEL, BIAS)),
     "instance_norm_prelu": (lambda x, y: instance_norm_prelu([x], y), (MANY, slope())),
     "EOIR": (NETWORK, (normal(1, 2, 32, 32),)),
+    "expected_offset": (expected_offset, (normal(1, 2, 4, 5), normal(1, 2, 6, 7))),
+    "AffineNorm": (lambda x: AffineNorm(9, 0.2).double()(x).value, (MANY,)),
+    "VFA": (ATTENTION, (normal(1, 2, 8, 8),)),
 }
 RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),
@@ -104,6 +112,8 @@ RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "ImagePyramid": (lambda image: common.losses.ImagePyramid()(image, 2)[1], (IMAGE,)),
 }
 WITHOUT_GRADIENT = {
+    "MaskedLoss": "hands on what its loss makes",
+    "MultiScaleLoss": "hands on what its losses make",
     "Term": "hands on what its loss makes",
     "Grid": "no tensor goes through it",
     "identity_grid": "made of a shape alone",

@@ -20,8 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common import losses, metrics, networks, spatial
+from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
+from common.blocks.vector_field_attention import expected_offset
 from common.engine.inferer import RegistrationInferer
 from common.losses import ImagePyramid, RegistrationLoss, Term
 from common.spatial import Grid
@@ -40,6 +42,7 @@ SURFACES = ("hd95_l2r", "hausdorff_per_label", "average_surface_distance", "labe
 NEED_VALUES = {
     "invert": "chooses by value the voxels that need Newton steps",
     "resample": "its smallest value fills what lies outside, unless another one is given",
+    "MaskedLoss": "refuses images that nothing is left of",
     "WarpedDiceLoss": "refuses labels out of range, and interpolates in chosen voxels alone",
     "label_pyramid": "refuses labels out of range, and works in the bounding box of each class",
     "ImagePyramid.labels": "is label_pyramid",
@@ -131,7 +134,10 @@ def loss_cases(dims: int) -> dict[str, Case]:
     return {
         "BendingLoss": lambda: losses.BendingLoss()(field),
         "GradientLoss": lambda: [losses.GradientLoss(penalty)(field) for penalty in ("l1", "l2")],
-        "LNCCLoss": lambda: losses.LNCCLoss(dims)(image, image),
+        "LNCCLoss": lambda: [losses.LNCCLoss(dims, guard=guard)(image, image) for guard in ("add", "max")],
+        "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
+        "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
+        "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
         "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
         "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
         "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),
@@ -175,6 +181,8 @@ def block_cases(dims: int) -> dict[str, Case]:
         "convolve": lambda: convolve(x, weight, bias),
         "rectify_and_convolve": lambda: rectify_and_convolve(x * 1, weight, bias),
         "normalise_and_convolve": lambda: normalise_and_convolve(x, slope, weight, bias),
+        "AffineNorm": lambda: AffineNorm(2, 0.2).to(META)(x).value,
+        "expected_offset": lambda: expected_offset(x, values(BATCH, 2, *(n + 2 for n in SIZES[dims]))),
         "instance_norm_prelu": lambda: instance_norm_prelu([x, x * 1], slope, x * 1),
     }
 

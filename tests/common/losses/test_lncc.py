@@ -16,7 +16,7 @@ import torch
 from common.losses import LNCCLoss
 
 
-def _textbook(i: np.ndarray, j: np.ndarray, size: int, eps: float, mean: bool) -> float:
+def _textbook(i: np.ndarray, j: np.ndarray, size: int, eps: float, mean: bool, guard: str = "add") -> float:
     """Visit every voxel of one channel, cut its window out of the zero-padded images, correlate."""
     i, j = np.pad(i, size // 2), np.pad(j, size // 2)
     values = []
@@ -24,7 +24,8 @@ def _textbook(i: np.ndarray, j: np.ndarray, size: int, eps: float, mean: bool) -
         window = tuple(slice(c, c + size) for c in corner)
         a, b = i[window].ravel() - i[window].mean(), j[window].ravel() - j[window].mean()
         n = a.size if mean else 1
-        values.append(((a * b).sum() / n) ** 2 / ((a * a).sum() / n * ((b * b).sum() / n) + eps))
+        product = (a * a).sum() / n * ((b * b).sum() / n)
+        values.append(((a * b).sum() / n) ** 2 / (max(product, eps) if guard == "max" else product + eps))
     return float(np.mean(values))
 
 
@@ -65,6 +66,18 @@ def test_value_and_gradients_equal_the_plain_form_of_the_docstring(size: int) ->
         value = loss(i, j)
         results.append((value.detach(), *torch.autograd.grad(value, (i, j))))
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("statistics", ["sum", "mean"])
+def test_eps_can_be_the_least_that_is_divided_by(statistics: str) -> None:
+    i, j = (image.requires_grad_() for image in _pair(1, 1, 6, 5, 4))
+    # Half of the windows have variances whose product is above it.
+    eps = 0.0049 if statistics == "mean" else 0.0049 * 27**2
+    loss = LNCCLoss(3, 3, eps=eps, statistics=statistics, guard="max", offset=0.0)
+    volumes = i.detach()[0, 0].numpy(), j.detach()[0, 0].numpy()
+    assert loss(i, j).item() == pytest.approx(-_textbook(*volumes, 3, eps, statistics == "mean", "max"), abs=1e-10)
+    for bound in (eps / 100, eps, 100 * eps):
+        assert torch.autograd.gradcheck(LNCCLoss(3, 3, eps=bound, statistics=statistics, guard="max"), (i, j))
 
 
 def test_value_and_gradient_do_not_depend_on_the_slabs(monkeypatch: pytest.MonkeyPatch) -> None:

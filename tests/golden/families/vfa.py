@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFA: networks and their training, the attention, sampling grids and losses of the published code."""
+"""VFA: networks and their training, the attention, sampling grids and losses of the published code.
+
+Networks compute in float64 here. In float32 a single activation near 0 whose sign is a matter of rounding, and which
+convolution of which library rounds how, moves a training step by more than the files allow; without rounding the
+published numbers come out. ``tests/common/networks/test_vfa.py`` compares float32 with float64.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +38,11 @@ def _tensor(array: np.ndarray, grad: bool = False) -> Tensor:
     return torch.from_numpy(np.array(array)).requires_grad_(grad)
 
 
+def _leaf(array: np.ndarray) -> Tensor:
+    """An image for a network."""
+    return _tensor(array).double().requires_grad_()
+
+
 def _build(meta: dict[str, Any]) -> VFA:
     arguments = meta["constructor"]["model"]
     network = VFA(
@@ -45,15 +55,15 @@ def _build(meta: dict[str, Any]) -> VFA:
     )
     official = layout.fill(meta["state_dict"], **meta["fill"])
     network.load_state_dict(rename_keys({name: _tensor(values) for name, values in official.items()}, KEY_MAP))
-    return network
+    return network.double()
 
 
 def _images(meta: dict[str, Any], arrays: Arrays) -> dict[str, Tensor]:
     if "in/fixed" in arrays:
-        return {name: _tensor(arrays[f"in/{name}"], grad=True) for name in ("fixed", "moving")}
+        return {name: _leaf(arrays[f"in/{name}"]) for name in ("fixed", "moving")}
     size = tuple(meta["constructor"]["model"]["in_shape"])
     made = re.findall(r"(\w+) = ([\d.]+) \* blobs\(.*?\), (\d+)\)", " ".join(meta["notes"]))
-    return {name: _tensor(np.float32(scale) * _blobs(size, int(seed))[None, None], True) for name, scale, seed in made}
+    return {name: _leaf(np.float32(scale) * _blobs(size, int(seed))[None, None]) for name, scale, seed in made}
 
 
 def _blobs(shape: tuple[int, ...], seed: int, count: int = 12) -> np.ndarray:
