@@ -53,7 +53,8 @@ class LNCCLoss(nn.Module):
     ===============================================  ============  ========  =========  ======
 
     ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large, and
-    ``guard="max"`` divides by :math:`\max(ab, \epsilon)`, whose gradient is 0 where epsilon is larger. Local variances that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
+    ``guard="max"`` divides by :math:`\max(ab, \epsilon)`, whose gradient is 0 where epsilon is larger. Local variances
+    that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
     any scale (the published forms leave both, which in flat windows can make cc anything); elsewhere the values are
     theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance, so flat regions differ.
 
