@@ -135,9 +135,9 @@ def test_float32_is_float64_but_for_rounding(spatial: tuple[int, ...]) -> None:
         fields.append(ddf.detach().double())
         gradients.append(torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None]))
     assert fields[1].abs().max() > 1
-    torch.testing.assert_close(fields[0], fields[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(fields[0], fields[1], rtol=0, atol=1e-3)
     # Signs of a few activations differ, and with them their gradients.
-    assert (gradients[0] - gradients[1]).norm() < 2e-3 * gradients[1].norm()
+    assert (gradients[0] - gradients[1]).norm() < 2e-2 * gradients[1].norm()
 
 
 def test_autocast_keeps_fields_in_float32_and_changes_little() -> None:
