@@ -27,24 +27,35 @@ class GradientLoss(nn.Module):
 
     Args:
         penalty: ``"l1"`` or ``"l2"``.
+        spacing: voxel size along each axis: the differences are then slopes, of channel c along axis e those of the
+            voxels times ``spacing[c] / spacing[e]``, as in SITReg. None for cubes, whatever their size.
 
     Raises:
-        InputError: for another penalty.
+        InputError: for another penalty, or in :meth:`forward` a field that does not fit the spacing.
     """
 
-    def __init__(self, penalty: str = "l2") -> None:
+    def __init__(self, penalty: str = "l2", spacing: Sequence[float] | None = None) -> None:
         super().__init__()
         if penalty not in ("l1", "l2"):
             raise InputError(f"GradientLoss got penalty={penalty!r}; choose 'l1' or 'l2'.")
         self.penalty = penalty
+        self.spacing = None if spacing is None else tuple(spacing)
 
     def forward(self, pred: Tensor) -> Tensor:
         """Penalise a field (B, d, *spatial), 2D or 3D, any units (voxels in all bundles); returns a scalar >= 0."""
         dims = _spatial_dims(pred)
+        if self.spacing is not None and not len(self.spacing) == dims == pred.shape[1]:
+            raise InputError(f"GradientLoss got spacing={self.spacing} for a field of shape {tuple(pred.shape)}.")
         stencils: list[tuple[float, Stencil]] = []
         for axis in range(dims):
             stencils.append((1 / dims, {_offset(dims): -1.0, _offset(dims, axis): 1.0}))
-        return _mean_penalty(pred, stencils, self.penalty)
+        slopes = None
+        if self.spacing is not None:
+            slopes = [
+                [(along / across) ** (2 if self.penalty == "l2" else 1) for across in self.spacing]
+                for along in self.spacing
+            ]
+        return _mean_penalty(pred, stencils, self.penalty, slopes)
 
 
 class BendingLoss(nn.Module):
@@ -87,8 +98,16 @@ def _offset(dims: int, *axes: int) -> tuple[int, ...]:
     return tuple(axes.count(axis) for axis in range(dims))
 
 
-def _mean_penalty(field: Tensor, stencils: Sequence[tuple[float, Stencil]], penalty: str) -> Tensor:
-    """Sum over stencils of weight times the mean (over batch, channels, places) of the penalised stencil response."""
+def _mean_penalty(
+    field: Tensor,
+    stencils: Sequence[tuple[float, Stencil]],
+    penalty: str,
+    weights: Sequence[Sequence[float]] | None = None,
+) -> Tensor:
+    """Sum over stencils of weight times the mean (over batch, channels, places) of the penalised stencil response.
+
+    ``weights`` has a further factor for each channel and stencil.
+    """
     field = field.to(computing_dtype(field))
     gradient = torch.zeros(field.shape, dtype=field.dtype, device=field.device) if needs_gradient(field) else None
     value = field.new_zeros((), dtype=torch.float64)
@@ -97,8 +116,9 @@ def _mean_penalty(field: Tensor, stencils: Sequence[tuple[float, Stencil]], pena
         # One channel at a time: its differences stay in the cache while they are used.
         for b, c in itertools.product(range(field.shape[0]), range(field.shape[1])):
             slope = None if gradient is None else gradient[b, c]
-            for weight, stencil in stencils:
-                value += _add_response(field[b, c], stencil, penalty, weight / volumes, slope)
+            for i, (weight, stencil) in enumerate(stencils):
+                factor = weight / volumes * (1 if weights is None else weights[c][i])
+                value += _add_response(field[b, c], stencil, penalty, factor, slope)
     return with_gradient(value.to(field.dtype), [field], [gradient])
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from common.networks.eoir import EOIR
+from common.networks.sitreg import SITReg
 from common.networks.vfa import VFA
 
-__all__ = ["EOIR", "VFA"]
+__all__ = ["EOIR", "SITReg", "VFA"]

@@ -7,7 +7,9 @@ and ``warped(x) = moving(x + ddf(x))``.
 
 from __future__ import annotations
 
+from common.spatial.bspline import bspline_bound, bspline_field
 from common.spatial.coordinates import identity_grid
+from common.spatial.fixed_point import invert_contraction
 from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import determinant, jacobian_determinant
@@ -27,6 +29,8 @@ from common.spatial.world import (
 
 __all__ = [
     "Grid",
+    "bspline_bound",
+    "bspline_field",
     "compose",
     "determinant",
     "displacement_to_moving",
@@ -34,6 +38,7 @@ __all__ = [
     "identity_grid",
     "integrate",
     "invert",
+    "invert_contraction",
     "jacobian_determinant",
     "resample",
     "resample_ddf",

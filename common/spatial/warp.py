@@ -17,6 +17,8 @@ MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}
 # On the CPU, from this many channels on, summing rows of channels beats `grid_sample`.
 MANY_CHANNELS = 8
+# Its gradients, which sort the corners, from more on.
+MANY_CHANNELS_BACKWARD = 24
 _GRADIENT_BYTES = 1 << 28
 """Memory for the gradients of an image that threads sum up side by side."""
 
@@ -97,8 +99,8 @@ def _unbatch(result: Tensor) -> Tensor:
     return result.transpose(0, 1).reshape(1, channels, slabs * depth, *result.shape[3:])
 
 
-def _gathers(image: Tensor, mode: int) -> bool:
-    return image.device.type == "cpu" and mode == MODES["bilinear"] and image.shape[1] >= MANY_CHANNELS
+def _gathers(image: Tensor, mode: int, least: int = MANY_CHANNELS) -> bool:
+    return image.device.type == "cpu" and mode == MODES["bilinear"] and image.shape[1] >= least
 
 
 class _Warp(torch.autograd.Function):
@@ -121,24 +123,39 @@ class _Warp(torch.autograd.Function):
     @first_order("A warp", "common.spatial.sample_at")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, ddf = ctx.saved_tensors
-        need_image, need_ddf = ctx.needs_input_grad[:2]
-        if ctx.mode == MODES["nearest"] and not need_image:
-            return None, torch.zeros_like(ddf) if need_ddf else None, None, None
-        if _gathers(image, ctx.mode):
-            zeros = ctx.padding == PADDINGS["zeros"]
-            return *sample_channels_backward(grad, image, ddf, zeros, need_image, need_ddf), None, None
-        grid = sampling_grid(ddf, image.shape[2:])
-        aten = torch.ops.aten
-        backward = aten.grid_sampler_2d_backward if ddf.shape[1] == 2 else aten.grid_sampler_3d_backward
-        slabs = _slabs(image, ddf, scatters=need_image)
-        if slabs > 1:
-            depth = grad.shape[2] // slabs
-            grad = grad.view(grad.shape[1], slabs, depth, *grad.shape[3:]).transpose(0, 1)
-            image, grid = image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs)
-        grad_image, grad_grid = backward(grad, image, grid, ctx.mode, ctx.padding, True, [need_image, need_ddf])
-        if slabs > 1 and need_image:
-            grad_image = grad_image.sum(0, keepdim=True)
-        return grad_image if need_image else None, _grad_ddf(grad_grid, image, ddf) if need_ddf else None, None, None
+        return *warp_backward(grad, image, ddf, ctx.mode, ctx.padding, *ctx.needs_input_grad[:2]), None, None
+
+
+def warp_backward(
+    grad: Tensor, image: Tensor, ddf: Tensor, mode: int, padding: int, need_image: bool, need_ddf: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a warp with respect to image and displacement, where wanted; without autograd.
+
+    Args:
+        grad: (B, C, *spatial), gradient of the warped image.
+        image: (B, C, *spatial').
+        ddf: (B, d, *spatial), in voxels of ``image``.
+        mode: one of the values of :data:`MODES`.
+        padding: one of the values of :data:`PADDINGS`.
+        need_image: whether the first one is wanted.
+        need_ddf: whether the second one is wanted.
+    """
+    if mode == MODES["nearest"] and not need_image:
+        return None, torch.zeros_like(ddf) if need_ddf else None
+    if _gathers(image, mode, MANY_CHANNELS_BACKWARD):
+        return sample_channels_backward(grad, image, ddf, padding == PADDINGS["zeros"], need_image, need_ddf)
+    grid = sampling_grid(ddf, image.shape[2:])
+    aten = torch.ops.aten
+    backward = aten.grid_sampler_2d_backward if ddf.shape[1] == 2 else aten.grid_sampler_3d_backward
+    slabs = _slabs(image, ddf, scatters=need_image)
+    if slabs > 1:
+        depth = grad.shape[2] // slabs
+        grad = grad.view(grad.shape[1], slabs, depth, *grad.shape[3:]).transpose(0, 1)
+        image, grid = image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs)
+    grad_image, grad_grid = backward(grad, image, grid, mode, padding, True, [need_image, need_ddf])
+    if slabs > 1 and need_image:
+        grad_image = grad_image.sum(0, keepdim=True)
+    return grad_image if need_image else None, _grad_ddf(grad_grid, image, ddf) if need_ddf else None
 
 
 def _grad_ddf(grad_grid: Tensor, image: Tensor, ddf: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Family:
             none; raises InputError for a size that the published network cannot take.
         kinds: arguments that a bundle's network and a checkpoint must share; all others are options.
         untold: arguments that leave no trace in the weights.
+        fitting: values of untold arguments with which a network of any size can be made.
         variants: what ``--variant`` may be.
         container: entry of an official file that holds the state dict.
     """
@@ -58,13 +59,14 @@ class Family:
     constants: Callable[[Arguments, Sequence[int]], dict[str, Tensor]] | None = None
     kinds: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()
+    fitting: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
     container: str = "model_state_dict"
 
     def shapes(self, arguments: Arguments) -> dict[str, tuple[int, ...]]:
         """Our name to shape, in our order."""
         with torch.device("meta"):
-            network = self.network(**arguments)
+            network = self.network(**{**self.fitting, **arguments})
         return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
     def title(self, arguments: Arguments) -> str:

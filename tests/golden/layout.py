@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ def _rule(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     else:
         normal = 0.05 * normal
     return np.asarray(normal, np.float32)
+
+
+def blobs(shape: Sequence[int], seed: int, count: int = 12) -> np.ndarray:
+    """An image of Gaussian spots in [0, 1], rounded to half precision, that a file names instead of storing it."""
+    random = np.random.RandomState(seed)  # noqa: NPY002
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    image = np.zeros(tuple(shape))
+    for _ in range(count):
+        centre = random.uniform(-0.7, 0.7, len(shape))
+        width, height = random.uniform(0.15, 0.45), random.uniform(0.3, 1)
+        distance = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
+        image += height * np.exp(-distance / (2 * width**2))
+    return (image / image.max()).astype(np.float16).astype(np.float32)
 
 
 def tolerance(meta: Mapping[str, Any], name: str) -> tuple[str, float]:
