@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.autograd import first_order
-from common.blocks.normalisation import PIECE
+from common.blocks.pieces import PIECE
 
 EPS = 1e-5
 
@@ -53,7 +53,7 @@ def _rows(sample: Tensor) -> Tensor:
 def _pieces(*matrices: Tensor) -> Iterator[list[Tensor]]:
     """Rows that stay in the cache, of each matrix."""
     count, channels = matrices[0].shape
-    step = max(PIECE // channels, 1) if matrices[0].device.type == "cpu" else count
+    step = max(PIECE * torch.get_num_threads() // channels, 1) if matrices[0].device.type == "cpu" else count
     for start in range(0, count, step):
         yield [matrix[start : start + step] for matrix in matrices]
 

@@ -80,10 +80,11 @@ def _evaluate(field: Tensor, axis: int, size: int, factor: int) -> Tensor:
 @functools.lru_cache(maxsize=128)
 def _matrix(coarse: int, fine: int, factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(fine, coarse): the weight of each control point in each voxel."""
-    position = (torch.arange(fine, dtype=torch.float64) + 0.5) / factor - 0.5
-    points = torch.arange(-_REACH, coarse + _REACH, dtype=torch.float64)
+    # Explicitly on the CPU, also where another device is the default.
+    position = (torch.arange(fine, dtype=torch.float64, device="cpu") + 0.5) / factor - 0.5
+    points = torch.arange(-_REACH, coarse + _REACH, dtype=torch.float64, device="cpu")
     weights = cubic_bspline(position[:, None] - points)
-    matrix = torch.zeros(fine, coarse, dtype=torch.float64)
+    matrix = torch.zeros(fine, coarse, dtype=torch.float64, device="cpu")
     matrix.index_add_(1, points.long().clamp(0, coarse - 1), weights)
     return matrix.to(device, dtype)
 
@@ -103,7 +104,8 @@ def _evaluate_traceably(field: Tensor, axis: int, size: int, factor: int) -> Ten
 
 def spline_kernel(factor: int, dtype: torch.dtype) -> Tensor:
     """The B-spline at the fine voxels that a control point reaches, (4 factor,), or one less for an odd factor."""
-    steps = torch.arange(4 * factor - factor % 2, dtype=torch.float64) + (1.0 if factor % 2 else 0.5)
+    first = 1.0 if factor % 2 else 0.5
+    steps = torch.arange(4 * factor - factor % 2, dtype=torch.float64, device="cpu") + first
     return cubic_bspline(steps / factor - _REACH).to(dtype)
 
 
@@ -135,7 +137,7 @@ def bspline_bound(factors: tuple[int, ...]) -> float:
     phases = [_phases(f) for f in _factors(factors, len(factors))]
     total: Tensor | None = None
     for sloping in range(len(factors)):
-        product = torch.ones((1, 1), dtype=torch.float64)
+        product = torch.ones((1, 1), dtype=torch.float64, device="cpu")
         for axis, (weight, slope) in enumerate(phases):
             # The phases of all axes so far come first, then the control points of all.
             factor = slope if axis == sloping else weight
@@ -152,7 +154,8 @@ def _phases(factor: int) -> tuple[Tensor, Tensor]:
     By symmetry half of the phases say all.
     """
     half = 2 * factor if factor % 2 == 0 else 2 * factor - 1
-    steps = torch.arange(-half, half + factor % 2, dtype=torch.float64) + (0.0 if factor % 2 else 0.5)
+    first = 0.0 if factor % 2 else 0.5
+    steps = torch.arange(-half, half + factor % 2, dtype=torch.float64, device="cpu") + first
     samples = F.pad(cubic_bspline(steps / factor), (1, 1))
     weight, slope = samples[:-1], factor * samples.diff()
     phases = math.ceil((factor + 1) / 2)

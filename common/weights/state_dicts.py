@@ -39,7 +39,7 @@ def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Te
         content: a state dict, or a training checkpoint that holds one among other things; names with or without the
             leading "module." of a data-parallel wrapper.
         source: name of the file, for the message.
-        container: entry of a training checkpoint that holds the network's state dict.
+        container: entry of a training checkpoint that holds the network's state dict; "state_dict" is looked at, too.
 
     Returns:
         Official name to tensor, in the order of the file.
@@ -47,7 +47,9 @@ def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Te
     Raises:
         InputError: when there is no state dict in it.
     """
-    state = content.get(container, content) if isinstance(content, Mapping) else content
+    state = content
+    if isinstance(content, Mapping):
+        state = next((content[entry] for entry in (container, "state_dict") if entry in content), content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         held = (
             f"the entries {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content).__name__

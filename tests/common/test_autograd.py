@@ -17,13 +17,17 @@ import common.losses
 import common.spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.group_normalisation import group_norm_relu
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
 from common.checks import InputError
 from common.losses import (
     BendingLoss,
+    CycleConsistencyLoss,
+    FoldingLoss,
     GradientLoss,
     LNCCLoss,
+    MaskedLNCCLoss,
     MutualInformationLoss,
     RegistrationLoss,
     SoftDiceLoss,
@@ -31,13 +35,16 @@ from common.losses import (
     WarpedDiceLoss,
     image_pyramid,
 )
-from common.networks import EOIR, VFA
+from common.networks import EOIR, VFA, SITReg
+from common.networks.sitreg import CONFIGURATIONS
 from common.spatial import (
     Grid,
+    bspline_field,
     compose,
     determinant,
     field_map,
     integrate,
+    invert_contraction,
     jacobian_determinant,
     resample,
     resample_ddf,
@@ -71,6 +78,8 @@ LABEL = (IMAGE > 0).long()
 GRID = Grid((3, 4, 5), torch.eye(4))
 SOFT = normal(1, 3, 4, 5).softmax(1)
 KERNEL, BIAS = normal(2, 9, 3, 3), normal(2)
+MASK, CYCLE = torch.ones(1, 1, 4, 5), normal(3, 2, 4, 5)
+SITREG = SITReg(2, **CONFIGURATIONS["tiny"]).double()
 NETWORK = EOIR(2, start_channel=2, int_steps=1).double()
 ATTENTION = VFA(2, downsamples=1, start_channels=2, matching_channels=2).double()
 
@@ -85,6 +94,9 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "resample": (lambda image: resample(image, GRID, GRID), (VOLUME,)),
     "resample_ddf": (lambda ddf: resample_ddf(ddf, GRID, GRID), (VECTORS,)),
     "LNCCLoss": (LNCCLoss(2, 3), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "MaskedLNCCLoss": (lambda x, y: MaskedLNCCLoss(2, 3)(x, y, MASK, MASK), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "CycleConsistencyLoss": (lambda x: CycleConsistencyLoss()(x, x, *[MASK.expand(3, 1, 4, 5)] * 2), (CYCLE,)),
+    "FoldingLoss": (FoldingLoss(), (10 * FIELD,)),
     "GradientLoss": (GradientLoss(), (FIELD,)),
     "BendingLoss": (BendingLoss(), (FIELD,)),
     "MutualInformationLoss": (MutualInformationLoss(4), (IMAGE, normal(1, 1, 4, 5) + 1)),
@@ -95,14 +107,18 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "rectify_and_convolve": (lambda x, *rest: rectify_and_convolve(x.clone(), *rest), (MANY, KERNEL, BIAS)),
     "normalise_and_convolve": (normalise_and_convolve, (MANY, slope(), KERNEL, BIAS)),
     "instance_norm_prelu": (lambda x, y: instance_norm_prelu([x], y), (MANY, slope())),
+    "group_norm_relu": (lambda x: group_norm_relu(x, 3, torch.ones(9).double(), torch.zeros(9).double()), (MANY,)),
+    "invert_contraction": (invert_contraction, (0.1 * FIELD,)),
     "EOIR": (NETWORK, (normal(1, 2, 32, 32),)),
     "expected_offset": (expected_offset, (normal(1, 2, 4, 5), normal(1, 2, 6, 7))),
     "AffineNorm": (lambda x: AffineNorm(9, 0.2).double()(x).value, (MANY,)),
     "VFA": (ATTENTION, (normal(1, 2, 8, 8),)),
+    "SITReg": (SITREG, (normal(1, 2, 12, 9),)),
 }
 RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),
     "field_map": (lambda ddf, points: field_map(ddf)(points), (FIELD, normal(1, 6, 2))),
+    "bspline_field": (lambda control: bspline_field(control, (7, 10), 2), (FIELD,)),
     "resize_image": (lambda image: resize_image(image, (3, 3)), (IMAGE,)),
     "resize_ddf": (lambda ddf: resize_ddf(ddf, (3, 3)), (FIELD,)),
     "jacobian_determinant": (jacobian_determinant, (FIELD,)),
@@ -117,6 +133,7 @@ WITHOUT_GRADIENT = {
     "Term": "hands on what its loss makes",
     "Grid": "no tensor goes through it",
     "identity_grid": "made of a shape alone",
+    "bspline_bound": "a number, made of factors",
     "displacement_to_moving": "made of headers; a field is added as it is",
     "working_grid": "made of headers alone",
     "invert": "its result has no history, so that torch itself refuses",

@@ -22,11 +22,12 @@ from torch.utils._pytree import tree_leaves
 from common import losses, metrics, networks, spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.group_normalisation import group_norm_relu
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
 from common.engine.inferer import RegistrationInferer
 from common.losses import ImagePyramid, RegistrationLoss, Term
-from common.spatial import Grid
+from common.spatial import Grid, fixed_point
 
 META = torch.device("meta")
 BATCH, CLASSES, LABELS = 2, 4, [1, 2]
@@ -41,6 +42,7 @@ SURFACES = ("hd95_l2r", "hausdorff_per_label", "average_surface_distance", "labe
 # What cannot run: it asks for values. Everything else must run, in both numbers of dimensions that it is for.
 NEED_VALUES = {
     "invert": "chooses by value the voxels that need Newton steps",
+    "invert_contraction": "stops by value",
     "resample": "its smallest value fills what lies outside, unless another one is given",
     "MaskedLoss": "refuses images that nothing is left of",
     "WarpedDiceLoss": "refuses labels out of range, and interpolates in chosen voxels alone",
@@ -56,7 +58,7 @@ NEED_VALUES = {
 # Exported, but no function of a tensor.
 OTHERS = {
     "losses": {"RegistrationLoss", "Term", "ImagePyramid"},
-    "spatial": {"Grid", "working_grid"},
+    "spatial": {"Grid", "bspline_bound", "working_grid"},
     "metrics": {"InverseConsistency", "JacobianStatistics", "NonDiffeomorphicVolume", "SurfaceDistances"}
     | {"neighbour_kernel", "surface_element_areas"},
 }
@@ -107,12 +109,14 @@ def spatial_cases(dims: int) -> dict[str, Case]:
         "resample_ddf": lambda: spatial.resample_ddf(scan, GRID, GRID),
     }
     return {
+        "bspline_field": lambda: spatial.bspline_field(field, [2 * n - 1 for n in size], 2),
         "compose": lambda: spatial.compose(field, field),
         "determinant": lambda: spatial.determinant([[image] * dims] * dims),
         "field_map": lambda: spatial.field_map(field)(points),
         "identity_grid": lambda: spatial.identity_grid(size, META),
         "integrate": lambda: spatial.integrate(field),
         "invert": lambda: spatial.invert(field),
+        "invert_contraction": lambda: spatial.invert_contraction(field),
         "jacobian_determinant": lambda: spatial.jacobian_determinant(field),
         "resize_ddf": lambda: spatial.resize_ddf(field, [n + 3 for n in size]),
         "resize_image": lambda: spatial.resize_image(image, [n + 3 for n in size]),
@@ -130,14 +134,17 @@ def spatial_cases(dims: int) -> dict[str, Case]:
 def loss_cases(dims: int) -> dict[str, Case]:
     size = SIZES[dims]
     image, field, maps = (values(BATCH, channels, *size) for channels in (1, dims, CLASSES))
-    label = labels(BATCH, 1, *size)
+    label, cycle = labels(BATCH, 1, *size), values(3, dims, *size)
     return {
         "BendingLoss": lambda: losses.BendingLoss()(field),
+        "CycleConsistencyLoss": lambda: losses.CycleConsistencyLoss()(cycle, cycle, cycle[:, :1], cycle[:, :1]),
+        "FoldingLoss": lambda: losses.FoldingLoss()(field),
         "GradientLoss": lambda: [losses.GradientLoss(penalty)(field) for penalty in ("l1", "l2")],
         "LNCCLoss": lambda: [losses.LNCCLoss(dims, guard=guard)(image, image) for guard in ("add", "max")],
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
         "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
         "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
+        "MaskedLNCCLoss": lambda: losses.MaskedLNCCLoss(dims)(image, image, image, image),
         "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
         "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
         "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),
@@ -184,6 +191,7 @@ def block_cases(dims: int) -> dict[str, Case]:
         "AffineNorm": lambda: AffineNorm(2, 0.2).to(META)(x).value,
         "expected_offset": lambda: expected_offset(x, values(BATCH, 2, *(n + 2 for n in SIZES[dims]))),
         "instance_norm_prelu": lambda: instance_norm_prelu([x, x * 1], slope, x * 1),
+        "group_norm_relu": lambda: group_norm_relu(x, 2, values(2), values(2)),
     }
 
 
@@ -238,7 +246,9 @@ def test_everything_that_is_exported_is_run(package: Any) -> None:
 
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("network", [getattr(networks, name) for name in networks.__all__])
-def test_networks_infer_and_train(network: Any, amp: bool) -> None:
+def test_networks_infer_and_train(network: Any, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a solver stops by is the only value that a network may ask for.
+    monkeypatch.setattr(fixed_point, "_is_below", lambda size, tolerance: True)
     net = network(**sys.modules[network.__module__].CONFIGURATIONS["tiny"]).to(META)
     pair = torch.empty(BATCH, 2, *SIZES[net.spatial_dims], device=META)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.checks import InputError
 from common.losses import BendingLoss, GradientLoss
 
 
@@ -94,3 +95,27 @@ def test_bad_input_is_refused() -> None:
         GradientLoss("l3")
     with pytest.raises(ValueError, match=r"field of shape \(1, 1, 4\)"):
         BendingLoss()(torch.zeros(1, 1, 4))
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("size", [(5, 6), (4, 5, 6)])
+def test_spacing_makes_slopes_of_differences(size: tuple[int, ...], penalty: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(2, len(size), *size, dtype=torch.float64, generator=generator).requires_grad_()
+    spacing = (1.0, 2.0, 1.5)[: len(size)]
+    expected = torch.zeros((), dtype=torch.float64)
+    for axis, across in enumerate(spacing):
+        for c, along in enumerate(spacing):
+            slope = field[:, c].diff(dim=axis + 1) * along / across
+            expected = expected + (slope.abs() if penalty == "l1" else slope.square()).mean() / len(size) ** 2
+    value = GradientLoss(penalty, spacing)(field)
+    torch.testing.assert_close(value, expected)
+    gradients = [torch.autograd.grad(x, field)[0] for x in (value, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_spacing_of_cubes_changes_nothing_and_must_fit() -> None:
+    field = torch.rand(1, 3, 4, 5, 6)
+    assert GradientLoss(spacing=(2.0, 2.0, 2.0))(field) == GradientLoss()(field)
+    with pytest.raises(InputError, match=r"got spacing=\(1.0, 1.0\) for a field of shape"):
+        GradientLoss(spacing=(1.0, 1.0))(field)
