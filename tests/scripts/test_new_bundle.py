@@ -125,7 +125,7 @@ def test_folder_is_whole_and_says_what_is_left(repository: Path, capsys: pytest.
     ("method", "dataset", "message"),
     [
         ("eoir", "oasis", "eoir_oasis exists; remove it first"),
-        ("nothing", "oasis", "no method 'nothing'; these exist: eoir. First write common/networks/nothing.py"),
+        ("nothing", "oasis", "no method 'nothing'; these exist: eoir.*First write common/networks/nothing.py"),
         ("EOIR", "oasis", "'EOIR' is no name"),
         ("eoir", "../oasis", "'../oasis' is no name"),
         ("eoir", "two_words", "'two_words' is no name"),
