@@ -62,7 +62,13 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "multi_gpu_train.json": {},
     "metadata.json": {
-        DATA: ("data_source", "intended_use", "training_spatial_shape", f"{_INPUT}::modality"),
+        DATA: (
+            "data_source",
+            "intended_use",
+            "training_spatial_shape",
+            f"{_INPUT}::modality",
+            f"{_INPUT}::value_range",
+        ),
         TEXT: ("version", "changelog", "name", "description", "eval_metrics", "references"),
     },
 }

@@ -12,6 +12,8 @@ from torch import Tensor
 from common.checks import InputError
 
 _WRAPPED = "module."
+# What others call it who train the same networks.
+_OTHERS_CONTAINER = "state_dict"
 
 
 class Converted(NamedTuple):
@@ -39,7 +41,7 @@ def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Te
         content: a state dict, or a training checkpoint that holds one among other things; names with or without the
             leading "module." of a data-parallel wrapper.
         source: name of the file, for the message.
-        container: entry of a training checkpoint that holds the network's state dict; "state_dict" is looked at, too.
+        container: entry of a training checkpoint that holds the network's state dict; "state_dict" is taken as well.
 
     Returns:
         Official name to tensor, in the order of the file.
@@ -47,14 +49,13 @@ def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Te
     Raises:
         InputError: when there is no state dict in it.
     """
-    state = content
-    if isinstance(content, Mapping):
-        state = next((content[entry] for entry in (container, "state_dict") if entry in content), content)
+    held = [name for name in (container, _OTHERS_CONTAINER) if isinstance(content, Mapping) and name in content]
+    state = content[held[0]] if held else content
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        held = (
+        holds = (
             f"the entries {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content).__name__
         )
-        raise InputError(f"{source} holds {held}; expected a state dict, or one under {container!r}.")
+        raise InputError(f"{source} holds {holds}; expected a state dict, or one under {container!r}.")
     if all(key.startswith(_WRAPPED) for key in state):
         return {key.removeprefix(_WRAPPED): value for key, value in state.items()}
     return dict(state)

@@ -66,6 +66,7 @@ STATE = {"b.weight": torch.ones(2), "a.bias": torch.zeros(3)}
     [
         STATE,
         {"model_state_dict": STATE, "optimizer_state_dict": {"state": {}}},
+        {"state_dict": STATE, "epoch": 3},
         {f"module.{name}": value for name, value in STATE.items()},
         {"model_state_dict": {f"module.{name}": value for name, value in STATE.items()}},
     ],
