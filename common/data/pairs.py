@@ -7,6 +7,7 @@ on one process, on many, or resumed in the middle sees the same pairs in the sam
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.utils.data import DistributedSampler
 
 from common.checks import InputError
 
+_logger = logging.getLogger(__name__)
 Pair = tuple[int, int]
 _FLIPS = 1
 """Third word of the seed of the flips: their random numbers are not those of the pairs."""
@@ -91,6 +93,11 @@ def either_way(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
     return [pairs[i][::-1] if turn else pairs[i] for i, turn in zip(order.tolist(), turned, strict=True)]
 
 
+def shuffled_pairs(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
+    """The pairs as they are listed, each once, in an order drawn from seed and epoch."""
+    return [pairs[i] for i in np.random.default_rng([seed, epoch]).permutation(len(pairs)).tolist()]
+
+
 def draw_flips(count: int, axes: Sequence[int], seed: int = 0, epoch: int = 0) -> list[tuple[int, ...]]:
     """Which spatial axes to flip in each of the ``count`` items of an epoch: each of ``axes`` with probability 1/2."""
     drawn = np.random.default_rng([seed, epoch, _FLIPS]).random((count, len(axes))) < 0.5
@@ -110,13 +117,16 @@ def draw_pairs(
 ) -> list[Pair]:
     """The pairs (moving, fixed) of one epoch.
 
+    Pairs that a data set lists come before any scheme of drawing: where ``pairs`` are given, "random_partner", "all",
+    "atlas" and "consecutive" give these, each once, as they are listed, in an order drawn from seed and epoch.
+
     Args:
         strategy: "random_partner", "all", "atlas", "consecutive", "listed" (``pairs`` as they are, in their order), or
             "either_way" (``pairs`` in random order and direction).
         n: number of subjects.
         seed: seed of the run.
         epoch: number of the epoch.
-        pairs: list for the strategies "listed" and "either_way"; None for all ordered pairs.
+        pairs: (moving, fixed) indices; None for those of the strategy, all ordered ones for "listed" and "either_way".
         atlas: index of the moving image for the strategy "atlas".
 
     Returns:
@@ -130,9 +140,11 @@ def draw_pairs(
         raise InputError(f"Pair strategy '{strategy}' is unknown; use one of {', '.join(known)}.")
     if n < 2:
         raise InputError(f"Pairs of {n} subject(s) were asked for, but a pair needs two; add subjects.")
-    if strategy in ("listed", "either_way"):
+    if strategy in ("listed", "either_way") or pairs is not None:
         listed = _listed_pairs(strategy, pairs, n)
-        return listed if strategy == "listed" else either_way(listed, seed, epoch)
+        if strategy == "listed":
+            return listed
+        return (either_way if strategy == "either_way" else shuffled_pairs)(listed, seed, epoch)
     if strategy == "atlas":
         if not 0 <= atlas < n:
             raise InputError(f"The atlas index {atlas} is outside the {n} subjects; give an index from 0 to {n - 1}.")
@@ -166,7 +178,8 @@ class PairSampler(DistributedSampler):
     Args:
         dataset: the data set whose length is the number of subjects.
         strategy: see :func:`draw_pairs`.
-        pairs: (moving, fixed) indices for the strategies "listed" and "either_way"; None for all ordered pairs.
+        pairs: (moving, fixed) indices that the data set lists, used whatever the strategy, see :func:`draw_pairs`;
+            None where it lists none, or to draw among all subjects none the less.
         atlas: index of the moving subject for the strategy "atlas".
         seed: seed of the run; epoch and seed determine the pairs.
         num_samples: largest number of pairs per epoch over all ranks; None for all. The first ones of the epoch's order
@@ -216,6 +229,9 @@ class PairSampler(DistributedSampler):
         self.total_size = self.num_samples * num_replicas if drop_last else total
         if self.num_samples < 1:
             raise InputError(f"{total} pair(s) leave rank {rank} of {num_replicas} without work; use fewer processes.")
+        if pairs is not None and strategy != "listed" and rank == 0:
+            order = "either way round" if strategy == "either_way" else "as listed"
+            _logger.info("Training uses the %d pairs that the data set lists, %s, in random order.", len(pairs), order)
 
     def epoch_pairs(self) -> list[Pair]:
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from common.checks import InputError
 from common.data.readers import READERS, SECTIONS, Listing
+
+_logger = logging.getLogger(__name__)
 
 
 def read_section(
     dataset_dir: str | Path, reader: str = "datalist", section: str = "training", dataset_json: str | None = None
 ) -> Listing:
     """The subjects of one section of a data set, and the pairs that it lists.
+
+    Where pairs are listed, subjects in none of them are left out.
 
     Args:
         dataset_dir: folder of the data set.
@@ -28,7 +33,11 @@ def read_section(
         InputError: folder missing or empty, list missing or damaged, listed files missing, no such section, or fewer
             than two subjects.
     """
-    listing = _read_listing(Path(dataset_dir), reader, section, dataset_json)
+    listed = _read_listing(Path(dataset_dir), reader, section, dataset_json)
+    listing = listed.without_unpaired()
+    unpaired = len(listed.subjects) - len(listing.subjects)
+    if unpaired:
+        _logger.info("%s: %d %s subjects are in no listed pair and are left out.", dataset_dir, unpaired, section)
     files = [subject[key] for subject in listing.subjects for key in ("image", "label") if key in subject]
     missing = sorted({file for file in files if not Path(file).is_file()})
     if missing:

@@ -10,19 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from common.checks import InputError
-from common.data.readers.listing import SECTIONS, Listing, Subject, distinguish_ids, make_subject
+from common.data.readers.listing import (
+    SECTIONS,
+    Listing,
+    Subject,
+    distinguish_ids,
+    keep_pairs_out_of_training,
+    make_subject,
+)
 
 _logger = logging.getLogger(__name__)
-_PAIR_KEYS = {"validation": "registration_val", "test": "registration_test"}
+PAIR_KEYS = {"training": "training_paired_images", "validation": "registration_val", "test": "registration_test"}
+"""Learn2Reg's lists of pairs."""
 
 
 def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, Listing]:
     """Sections of a folder with a data list.
 
-    Accepted entries: {"image", "label" or "seg"}, a bare path, or a pair {"fixed", "moving"}; pairs may also stand in
-    "registration_val" and "registration_test" of Learn2Reg. Where an image is known by a pair only, its label is looked
-    for under the path with "images" replaced by "labels", the rule of the Learn2Reg evaluation. Where validation or
-    test are given by pairs only, their images are left out of training.
+    Accepted entries: {"image", "label" or "seg"}, a bare path, or a pair {"fixed", "moving"}, with "fixed_label" and
+    "moving_label" where they are known; pairs may also stand in "training_paired_images", "registration_val" and
+    "registration_test" of Learn2Reg. Where an image is known by a pair only, its label is looked for under the path
+    with "images" replaced by "labels", the rule of the Learn2Reg evaluation. Where validation or test are given by
+    pairs only, their images are left out of training; training pairs that these list, too, are left out in any case.
 
     Args:
         dataset_dir: folder that all paths of the list are relative to.
@@ -32,13 +41,16 @@ def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[st
         Listing per section; sections without subjects are absent.
 
     Raises:
-        InputError: no list, or one that is damaged or points out of the folder.
+        InputError: no list, or one that is damaged or points out of the folder, or whose "training_paired_images" name
+            what is not under "training".
     """
     path = find_datalist(dataset_dir, dataset_json)
     content = load_json(path)
     labels = _known_labels(dataset_dir, path, content)
     listings = {section: _read_section(dataset_dir, path, content, section, labels) for section in SECTIONS}
+    _compare_with_stated_pairs(path, content, listings["training"])
     _keep_out_of_training(path, content, listings)
+    keep_pairs_out_of_training(path, listings["training"], [listings["validation"], listings["test"]])
     return {section: listing for section, listing in listings.items() if listing.subjects}
 
 
@@ -123,11 +135,15 @@ def _known_labels(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dic
     known = {}
     for section in SECTIONS:
         for entry in _entries(path, content, section):
-            if not _is_pair(entry):
-                image, label = _parts(path, entry)
+            for image, label in _sides(entry).values() if _is_pair(entry) else [_parts(path, entry)]:
                 if label is not None:
                     known[inside(dataset_dir, image, path)] = inside(dataset_dir, label, path)
     return known
+
+
+def _sides(pair: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(image, label or None) of the two images of a pair, the fixed one first, the order in which lists count."""
+    return {side: (pair[side], pair.get(f"{side}_label")) for side in ("fixed", "moving")}
 
 
 def _guess_label(dataset_dir: Path, image: Path) -> Path | None:
@@ -136,34 +152,68 @@ def _guess_label(dataset_dir: Path, image: Path) -> Path | None:
     return guess if guess != image and guess.is_file() else None
 
 
+class _Collected:
+    """The subjects of a section, each once, as its entries name them."""
+
+    def __init__(self, dataset_dir: Path, path: Path, labels: dict[Path, Path]) -> None:
+        self.dataset_dir, self.path, self.labels = dataset_dir, path, labels
+        self.subjects: list[Subject] = []
+        self.index: dict[Path, int] = {}
+
+    def add(self, entry: Any, label: Any = None) -> int:
+        """Place of an image among the subjects, of which it is one from now on."""
+        image = self.below(entry)
+        file = None if label is None else self.below(label)
+        if image not in self.index:
+            self.index[image] = len(self.subjects)
+            file = file or self.labels.get(image) or _guess_label(self.dataset_dir, image)
+            self.subjects.append(make_subject(image, file))
+        return self.index[image]
+
+    def add_pair(self, entry: dict[str, Any]) -> tuple[int, int]:
+        """Places (moving, fixed) of the images of a pair."""
+        fixed, moving = (self.add(*side) for side in _sides(entry).values())
+        return moving, fixed
+
+    def below(self, entry: Any) -> Path:
+        return inside(self.dataset_dir, entry, self.path)
+
+
 def _read_section(
     dataset_dir: Path, path: Path, content: dict[str, Any], section: str, labels: dict[Path, Path]
 ) -> Listing:
-    subjects: list[Subject] = []
-    index: dict[Path, int] = {}
-
-    def add(entry: Any, label: Path | None) -> int:
-        image = inside(dataset_dir, entry, path)
-        if image not in index:
-            index[image] = len(subjects)
-            subjects.append(make_subject(image, label or labels.get(image) or _guess_label(dataset_dir, image)))
-        return index[image]
-
+    found = _Collected(dataset_dir, path, labels)
     pairs = []
     for entry in _entries(path, content, section):
         if _is_pair(entry):
-            fixed = add(entry["fixed"], None)
-            pairs.append((add(entry["moving"], None), fixed))
+            pairs.append(found.add_pair(entry))
         else:
-            image, label = _parts(path, entry)
-            add(image, None if label is None else inside(dataset_dir, label, path))
-    key = _PAIR_KEYS.get(section, "")
+            found.add(*_parts(path, entry))
+    key = PAIR_KEYS[section]
+    training = set(found.index) if section == "training" else set()
     for entry in _entries(path, content, key):
         if not _is_pair(entry):
             raise InputError(f"'{key}' in the data list {path} has {entry!r}; expected {{'fixed', 'moving'}}.")
-        fixed = add(entry["fixed"], None)
-        pairs.append((add(entry["moving"], None), fixed))
-    return Listing(distinguish_ids(subjects), pairs or None)
+        for image, _ in _sides(entry).values():
+            if training and found.below(image) not in training:
+                raise InputError(
+                    f"'{key}' in the data list {path} names {image}, which is not under 'training': list it there, or "
+                    "take the pair out."
+                )
+        pairs.append(found.add_pair(entry))
+    return Listing(distinguish_ids(found.subjects), pairs or None)
+
+
+def _compare_with_stated_pairs(path: Path, content: dict[str, Any], training: Listing) -> None:
+    """Say where a list speaks of training pairs that it does not name."""
+    stated, listed = content.get("numPairedTraining"), len(training.pairs or ())
+    if not listed and (stated or content.get("pairings") == "paired"):
+        _logger.warning(
+            "%s calls its scans paired, but lists no pairs for training (%s): partners are drawn among all scans.",
+            *(path, PAIR_KEYS["training"]),
+        )
+    elif isinstance(stated, int) and stated != listed:
+        _logger.warning("%s states %d training pairs, but lists %d, which are used.", path, stated, listed)
 
 
 def _keep_out_of_training(path: Path, content: dict[str, Any], listings: dict[str, Listing]) -> None:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.data.pairs import ordered_pairs
 
+_logger = logging.getLogger(__name__)
 SECTIONS = ("training", "validation", "test")
 
 Subject = dict[str, str]
@@ -30,6 +33,42 @@ class Listing:
     def every_pair(self) -> list[tuple[int, int]]:
         """The listed pairs, or all ordered ones where none are listed."""
         return ordered_pairs(len(self.subjects)) if self.pairs is None else self.pairs
+
+    def without_unpaired(self) -> Listing:
+        """The subjects that the listed pairs name, in their order; all of them where no pairs are listed."""
+        if self.pairs is None:
+            return self
+        named = sorted({index for pair in self.pairs for index in pair})
+        place = {index: i for i, index in enumerate(named)}
+        return Listing(
+            [self.subjects[i] for i in named], [(place[moving], place[fixed]) for moving, fixed in self.pairs]
+        )
+
+
+def keep_pairs_out_of_training(source: Path, training: Listing, held_out: Sequence[Listing]) -> None:
+    """Drop listed training pairs, in either direction, that validation or test list too, as some releases have it.
+
+    One image of them may serve on both sides, such as an atlas. Where nothing would be left, all pairs stay.
+
+    Args:
+        source: data list, for the log.
+        training: changed in place.
+        held_out: validation and test.
+    """
+    reserved = {_images(section, pair) for section in held_out for pair in section.pairs or ()}
+    kept = [pair for pair in training.pairs or () if _images(training, pair) not in reserved]
+    both = len(training.pairs or ()) - len(kept)
+    if kept and both:
+        _logger.info(
+            "%s: %d training pairs also serve in validation or test and are left out of training.", source, both
+        )
+        training.pairs = kept
+    elif both:
+        _logger.warning("%s: all %d training pairs also serve in validation or test.", source, both)
+
+
+def _images(listing: Listing, pair: tuple[int, int]) -> frozenset[str]:
+    return frozenset(listing.subjects[index]["image"] for index in pair)
 
 
 def subject_id(path: str | Path) -> str:

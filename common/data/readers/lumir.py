@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common.checks import InputError
-from common.data.readers.datalist import find_datalist, inside, load_json
-from common.data.readers.listing import SECTIONS, Listing, make_subject
+from common.data.readers.datalist import PAIR_KEYS, find_datalist, inside, load_json
+from common.data.readers.listing import SECTIONS, Listing, keep_pairs_out_of_training, make_subject
 from common.data.splits import load_split
 
 _logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def read_lumir(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, 
     else:
         path = find_datalist(dataset_dir, dataset_json)
         content = load_json(path)
+    content = _with_training_pairs(content)
     lists = {section: _SectionList(dataset_dir, path, section, content.get(section) or []) for section in SECTIONS}
     validation, test = lists["validation"].listing(), lists["test"].listing()
     training = lists["training"].listing()
@@ -55,9 +56,17 @@ def read_lumir(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, 
             test = validation
         validation = _with_sanity_labels(dataset_dir, training) or validation
     held_out = {subject["image"] for subject in (*validation.subjects, *test.subjects)}
-    training.subjects = [subject for subject in training.subjects if subject["image"] not in held_out]
+    if training.pairs is None:
+        training.subjects = [subject for subject in training.subjects if subject["image"] not in held_out]
+    keep_pairs_out_of_training(path, training, [validation, test])
     listings = {"training": training, "validation": validation, "test": test}
     return {section: listing for section, listing in listings.items() if listing.subjects}
+
+
+def _with_training_pairs(content: dict[str, Any]) -> dict[str, Any]:
+    """With Learn2Reg's list of training pairs among the entries of "training", where these are a list."""
+    training, pairs = content.get("training") or [], content.get(PAIR_KEYS["training"]) or []
+    return {**content, "training": [*training, *pairs]} if isinstance(training, list) and pairs else content
 
 
 class _SectionList:

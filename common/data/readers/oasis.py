@@ -66,8 +66,12 @@ def _number(subject: Subject) -> int:
 
 
 def _read_learn2reg(dataset_dir: Path, dataset_json: str) -> dict[str, Listing]:
-    """The sections follow the people's numbers: the official list has the validation people under training, too."""
-    people = {_number(s): s for listing in read_datalist(dataset_dir, dataset_json).values() for s in listing.subjects}
+    """The sections follow the people's numbers: the official list has the validation people under training, too.
+
+    Pairs are the listed ones; without any, validation and test have those of the evaluation configuration.
+    """
+    listed = read_datalist(dataset_dir, dataset_json)
+    people = {_number(s): s for listing in listed.values() for s in listing.subjects}
     bounds = {
         "training": range(1, _LAST_TRAINING + 1),
         "validation": range(_LAST_TRAINING + 1, _LAST_VALIDATION + 1),
@@ -77,8 +81,22 @@ def _read_learn2reg(dataset_dir: Path, dataset_json: str) -> dict[str, Listing]:
     for section, numbers in bounds.items():
         present = [number for number in numbers if number in people]
         chain = [(i + 1, i) for i in range(len(present) - 1) if present[i + 1] == present[i] + 1]
-        listings[section] = Listing([people[n] for n in present], chain if section != "training" and chain else None)
+        pairs = _pairs_among(present, section, listed.get(section, Listing()))
+        listings[section] = Listing([people[n] for n in present], pairs or (section != "training" and chain) or None)
     return listings
+
+
+def _pairs_among(present: list[int], section: str, listing: Listing) -> list[tuple[int, int]]:
+    """The pairs that a list has for a section, as places in ``present``."""
+    place = {number: i for i, number in enumerate(present)}
+    numbers = [(_number(listing.subjects[m]), _number(listing.subjects[f])) for m, f in listing.pairs or ()]
+    for number in (number for pair in numbers for number in pair):
+        if number not in place:
+            raise InputError(
+                f"The data list has OASIS_{number:04d} in a {section} pair, but by its number this person is not of "
+                "that section; to go by the list use --reader datalist."
+            )
+    return [(place[moving], place[fixed]) for moving, fixed in numbers]
 
 
 def _read_neurite(dataset_dir: Path) -> dict[str, Listing]:

@@ -149,3 +149,10 @@ def test_folder_of_something_else_is_explained(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     with pytest.raises(InputError, match="no known form of LUMIR; expected LUMIR_dataset.json"):
         read_section(tmp_path, "lumir")
+
+
+def test_training_pairs_are_used_as_listed_and_validation_stays_out(folder: Path) -> None:
+    listed = [{"fixed": IMAGES(2), "moving": IMAGES(0)}, {"fixed": VALIDATION(3455), "moving": VALIDATION(3454)}]
+    write_list(folder, {**OFFICIAL, "training_paired_images": listed})
+    assert named(folder, "training") == [("LUMIRMRI_0002", "LUMIRMRI_0000")]
+    assert len(named(folder, "validation")) == 6 and len(named(folder, "test")) == 3

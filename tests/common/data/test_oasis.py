@@ -65,6 +65,26 @@ def test_learn2reg_training_uses_all_pairs(tmp_path: Path) -> None:
     assert len(read_section(tmp_path, "oasis", "training").every_pair()) == 6
 
 
+def test_learn2reg_pairs_are_those_of_the_list(tmp_path: Path) -> None:
+    def pair(fixed: int, moving: int) -> dict[str, str]:
+        fixed_name, moving_name = (f"imagesTr/OASIS_{number:04d}_0000.nii.gz" for number in (fixed, moving))
+        return {"fixed": fixed_name, "moving": moving_name}
+
+    def write(**lists: list[dict[str, str]]) -> None:
+        content = json.loads((tmp_path / "OASIS_dataset.json").read_text())
+        (tmp_path / "OASIS_dataset.json").write_text(json.dumps({**content, **lists}))
+
+    write_learn2reg(tmp_path, [3, 5, 8, 395, 396, 398])
+    write(training_paired_images=[pair(8, 3)], registration_val=[pair(395, 398)])
+    listings = {section: read_section(tmp_path, "oasis", section) for section in ("training", "validation")}
+    ids = {section: [subject["id"] for subject in listing.subjects] for section, listing in listings.items()}
+    assert ids == {"training": ["OASIS_0003", "OASIS_0008"], "validation": ["OASIS_0395", "OASIS_0398"]}
+    assert (listings["training"].pairs, listings["validation"].pairs) == ([(0, 1)], [(1, 0)])
+    write(training_paired_images=[pair(8, 396)])
+    with pytest.raises(InputError, match="OASIS_0396 in a training pair, but by its number .*--reader datalist"):
+        read_section(tmp_path, "oasis")
+
+
 def test_learn2reg_folder_with_other_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "OASIS_dataset.json").write_text('{"training": ["imagesTr/brain.nii.gz"]}')
     with pytest.raises(InputError, match="not named OASIS_NNNN_0000.nii.gz"):

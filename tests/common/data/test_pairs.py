@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_consecutive_pairs_chain_the_list() -> None:
 def test_listed_pairs_keep_their_order_in_every_epoch() -> None:
     listed = [[2, 0], [0, 1], [2, 0]]
     assert draw_pairs("listed", 3, epoch=5, pairs=listed) == [(2, 0), (0, 1), (2, 0)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_listed_pairs_come_before_any_scheme_of_drawing(strategy: str) -> None:
+    listed = [(0, 1), (3, 2), (4, 5), (3, 2)]
+    epochs = [draw_pairs(strategy, 8, seed=2, epoch=epoch, pairs=listed) for epoch in range(40)]
+    assert all(sorted(pairs) == sorted(listed) for pairs in epochs)
+    # 12 orders of these four.
+    assert len({tuple(pairs) for pairs in epochs}) > 8
+    assert epochs[7] == draw_pairs(strategy, 8, seed=2, epoch=7, pairs=listed)
+    with pytest.raises(InputError, match=r"pair \(0, 8\) is outside the 8 subjects"):
+        draw_pairs(strategy, 8, pairs=[(0, 8)])
 
 
 def test_where_no_pairs_are_listed_all_ordered_pairs_count() -> None:
@@ -197,6 +210,26 @@ def test_flipped_items_are_the_same_on_any_number_of_ranks_and_after_a_resume() 
     assert [item[:2] for item in whole] == draw_pairs("either_way", 24, 1, 3, listed)
     assert [item[2] for item in whole] == draw_flips(12, (0, 1), 1, 3)
     assert [list(sampler(num_replicas=3, rank=rank)) for rank in range(3)] == [whole[rank::3] for rank in range(3)]
+    resumed = sampler()
+    resumed.start = 5
+    assert list(resumed) == whole[5:]
+
+
+def test_listed_pairs_are_dealt_out_to_processes_and_the_same_after_a_resume(caplog: pytest.LogCaptureFixture) -> None:
+    listed = [(2 * i + 1, 2 * i) for i in range(7)]
+
+    def sampler(**options: Any) -> PairSampler:
+        made = PairSampler(Echo(20), "random_partner", listed, seed=1, **options)
+        made.set_epoch(4)
+        return made
+
+    with caplog.at_level(logging.INFO):
+        whole = list(sampler())
+    assert "Training uses the 7 pairs that the data set lists, as listed, in random order." in caplog.text
+    assert sorted(item[:2] for item in whole) == sorted(listed) != [item[:2] for item in whole]
+    ranks = [list(sampler(num_replicas=2, rank=rank)) for rank in range(2)]
+    assert ranks == [whole[0:6:2], whole[1:6:2]]
+    assert list(sampler(num_samples=3)) == whole[:3]
     resumed = sampler()
     resumed.start = 5
     assert list(resumed) == whole[5:]

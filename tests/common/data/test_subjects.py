@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,86 @@ def test_images_of_validation_pairs_are_left_out_of_training(
     assert training == {"P_0000", "P_0001", "P_0002"}
     assert all("label" in s for s in validation) and not training & {s["id"] for s in validation}
     assert "3 training images" in caplog.text
+
+
+IMAGE = "imagesTr/P_{:04d}_0000.nii.gz".format
+
+
+def pair(fixed: int, moving: int) -> dict[str, str]:
+    return {"fixed": IMAGE(fixed), "moving": "./" + IMAGE(moving)}
+
+
+def training(folder: Path) -> list[tuple[str, str]]:
+    """(moving, fixed) ids of the pairs that training uses."""
+    listing = read_section(folder)
+    assert listing.pairs is not None
+    return [(listing.subjects[moving]["id"], listing.subjects[fixed]["id"]) for moving, fixed in listing.pairs]
+
+
+@pytest.mark.parametrize("form", ["learn2reg", "pairs under training", "mixed"])
+def test_training_pairs_are_read_and_unpaired_scans_left_out(
+    edit_datalist: Callable[..., Path], form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    subjects, pairs = [IMAGE(number) for number in (0, 1, 2, 4)], [pair(0, 2), pair(4, 0)]
+    lists: dict[str, dict[str, Any]] = {
+        "learn2reg": {"training": subjects, "training_paired_images": pairs, "numPairedTraining": 2},
+        "pairs under training": {"training": pairs},
+        "mixed": {"training": [*subjects, *pairs]},
+    }
+    with caplog.at_level(logging.INFO):
+        folder = edit_datalist(validation=[IMAGE(3), IMAGE(5)], registration_val=[], **lists[form])
+        assert training(folder) == [("P_0002", "P_0000"), ("P_0000", "P_0004")]
+    assert [subject["id"] for subject in read_section(folder).subjects] == (["P_0000", "P_0002", "P_0004"])
+    assert ("1 training subjects are in no listed pair" in caplog.text) == (form != "pairs under training")
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_training_pairs_that_validation_has_too_are_left_out(
+    edit_datalist: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    # As in the lists of NLST, where the validation pairs also stand among those for training.
+    folder = edit_datalist(
+        training=[IMAGE(number) for number in range(6)],
+        validation=[],
+        training_paired_images=[pair(0, 1), pair(4, 3), pair(2, 3)],
+        registration_val=[pair(3, 4)],
+    )
+    with caplog.at_level(logging.INFO):
+        # The image that both share stays, as an atlas would.
+        assert training(folder) == [("P_0001", "P_0000"), ("P_0003", "P_0002")]
+    assert "1 training pairs also serve in validation or test" in caplog.text
+    edit_datalist(training=[pair(3, 4)], validation=[pair(3, 4)], registration_val=[], training_paired_images=[])
+    assert training(folder) == [("P_0004", "P_0003")] and "all 1 training pairs also serve" in caplog.text
+
+
+def test_a_training_pair_of_what_is_not_in_training_is_refused(edit_datalist: Callable[..., Path]) -> None:
+    folder = edit_datalist(training_paired_images=[pair(0, 1), pair(0, 3)])
+    with pytest.raises(
+        InputError, match="'training_paired_images' .*P_0003_0000.nii.gz, which is not under 'training'"
+    ):
+        read_section(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairings": "paired"}, "calls its scans paired, but lists no pairs for training"),
+        ({"numPairedTraining": 3}, "calls its scans paired, but lists no pairs for training"),
+        ({"numPairedTraining": 3, "training_paired_images": [pair(0, 1)]}, "states 3 training pairs, but lists 1"),
+        ({"pairings": "unpaired", "numPairedTraining": 0}, ""),
+    ],
+)
+def test_training_pairs_that_are_stated_but_not_listed_are_said(
+    edit_datalist: Callable[..., Path], changes: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_section(edit_datalist(**changes))
+    assert message in caplog.text and bool(caplog.text) == bool(message)
+
+
+def test_a_pair_may_name_its_labels(edit_datalist: Callable[..., Path]) -> None:
+    named = {**pair(0, 1), "fixed_label": "labelsTr/P_0005_0000.nii.gz", "moving_label": "labelsTr/P_0004_0000.nii.gz"}
+    subjects = read_section(edit_datalist(training=[named])).subjects
+    assert [Path(subject["label"]).name for subject in subjects] == ["P_0005_0000.nii.gz", "P_0004_0000.nii.gz"]
 
 
 def test_images_without_labels_and_bare_paths_are_read(edit_datalist: Callable[..., Path]) -> None:
