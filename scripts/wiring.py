@@ -34,7 +34,7 @@ METHOD, DATA, TEXT = "method", "data", "text"
 _NETWORK = ("network_def", "supervised")
 _SCHEDULE = ("max_epochs", "pairs_per_epoch", "batch_size", "learning_rate", "val_interval", "lr_scheduler")
 _SUBJECTS = ("reader", "preprocessing")
-_LABELS = ("label_groups", "grouping", "labels", "num_classes")
+_LABELS = ("label_groups", "grouping", "counted")
 _GRID = ("spacing", "spatial_size", "zoom")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
@@ -42,7 +42,7 @@ _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
         METHOD: (*_NETWORK, *_SCHEDULE, "loss", "optimizer"),
-        DATA: (*_SUBJECTS, *_LABELS, *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
+        DATA: (*_SUBJECTS, *_LABELS, "classes", *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
         TEXT: ("_desc_",),
     },
     "evaluate.json": {

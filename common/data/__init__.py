@@ -2,6 +2,7 @@
 """Subjects, pairs, readers of data sets, transforms of one subject, published splits and synthetic phantoms."""
 
 from common.data.abdomen import PrepareAbdomend, prepare_abdomen
+from common.data.counted_labels import ClassesOfLabelsd, labels_that_count
 from common.data.dataset import PairDataset
 from common.data.label_groups import LabelGroups, MapLabelsd, read_group_names, read_label_groups
 from common.data.listed_spacing import ListedSpacingd
@@ -18,6 +19,7 @@ __all__ = [
     "READERS",
     "SECTIONS",
     "CheckSubjectd",
+    "ClassesOfLabelsd",
     "LabelGroups",
     "ListedSpacingd",
     "LoadSubjectd",
@@ -27,6 +29,7 @@ __all__ = [
     "PrepareAbdomend",
     "ScanPairDataset",
     "draw_pairs",
+    "labels_that_count",
     "load_arrays",
     "load_split",
     "prepare_abdomen",

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.data.utils import to_affine_nd
+from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from common.checks import InputError
+from common.data.counted_labels import PRESENT, check_presence
 from common.data.pairs import DrawnPair
 
 _logger = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class PairDataset(Dataset):
         labels_of_all: whether a pair has labels only where all subjects have them.
 
     Raises:
-        InputError: no subject, a subject that cannot be read or used, and (on access) two subjects on different grids.
+        InputError: no subject, a subject that cannot be read or used, label maps of which none has a label that counts,
+            and (on access) two subjects on different grids.
     """
 
     labels_of_all = True
@@ -64,9 +67,20 @@ class PairDataset(Dataset):
             with_label = sum("label" in subject for subject in self.data)
             _logger.warning("Only %d of %d subjects have labels; labels are left out.", with_label, len(self.data))
         with _sentence_for_the_user():
+            # What MONAI finds nested it takes for random, and would not keep.
+            steps = Compose(transform).flatten()
             self.subjects = CacheDataset(
-                self.data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=progress
+                self.data, steps, cache_rate=cache_rate, num_workers=num_workers, progress=progress
             )
+        if self.subjects.cache_num == len(self.data):
+            self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Before anything is computed: whether the labels that count are there at all."""
+        present = [subject[PRESENT] for subject in map(self._subject, range(len(self))) if PRESENT in subject]
+        sentence = check_presence(present) if present else None
+        if sentence is not None:
+            _logger.warning(sentence)
 
     def __len__(self) -> int:
         return len(self.data)

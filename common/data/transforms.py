@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dictionary transforms for one subject: load, check, group labels."""
+"""Dictionary transforms for one subject: load, check."""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +15,11 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from common.checks import InputError
+from common.data.counted_labels import PRESENT, listed, presence
 from common.data.pickles import load_arrays
 from common.io.nifti import labels_of, read_image, read_labels
 
+_logger = logging.getLogger(__name__)
 _AFFINE_TOLERANCE = 1e-3
 
 
@@ -94,11 +98,15 @@ def _single(array: np.ndarray, path: str) -> np.ndarray:
 
 
 class CheckSubjectd(MapTransform):
-    """Refuse subjects that a network would silently fail on.
+    """Refuse subjects that a network would silently fail on, and warn of label maps that say nothing.
+
+    Such a label map has one value everywhere, or none of the labels that count. With ``counted`` the subject gets the
+    entry :data:`common.data.counted_labels.PRESENT`, by which a data set sees whether any of its maps has them.
 
     Args:
         keys: image entries (1, *spatial) and, last, optional label entries, as in :class:`LoadSubjectd`.
         labels: all values that a label map may have; None for any. Background 0 is always allowed.
+        counted: the labels that count, None where that is not known.
         spatial_dims: allowed numbers of spatial dimensions.
         allow_missing_keys: whether a subject may lack some of the keys.
 
@@ -113,20 +121,22 @@ class CheckSubjectd(MapTransform):
         labels: Sequence[int] | None = None,
         spatial_dims: int | Sequence[int] = (2, 3),
         allow_missing_keys: bool = True,
+        counted: Sequence[int] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.labels = None if labels is None else {0, *labels}
+        self.counted = counted
         self.spatial_dims = (spatial_dims,) if isinstance(spatial_dims, int) else tuple(spatial_dims)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """Return the subject unchanged if it passes."""
+        """Return the subject, its tensors unchanged, if it passes."""
         subject = dict(data)
         reference: torch.Tensor | None = None
         for key in self.key_iterator(subject):
             image = subject[key]
             self._check_dimensions(image)
             if _is_label(key):
-                self._check_labels(image)
+                subject |= self._check_labels(str(key), image)
                 if reference is not None:
                     _check_label_grid(reference, image)
             else:
@@ -139,15 +149,38 @@ class CheckSubjectd(MapTransform):
             allowed = " or ".join(str(d) for d in self.spatial_dims)
             raise InputError(f"{_file(image)} has {image.ndim - 1} spatial dimensions, but {allowed} are expected.")
 
-    def _check_labels(self, image: torch.Tensor) -> None:
-        if self.labels is None:
-            return
-        unknown = sorted(set(torch.unique(torch.as_tensor(image)).tolist()) - self.labels)
-        if unknown:
+    def _check_labels(self, key: str, image: torch.Tensor) -> dict[str, Any]:
+        """What is known of the labels of a label map from now on."""
+        label = torch.as_tensor(image)
+        low, high = (int(bound) for bound in torch.aminmax(label))
+        if low == high and not key.startswith("mask"):
+            what = "background (0) everywhere" if low == 0 else f"the label {low} in every voxel, without background"
+            _warn_once(f"The label map {_file(image)} is {what}.")
+        if self.labels is None and self.counted is None:
+            return {}
+        values = torch.unique(label).tolist()
+        if self.labels is not None and not self.labels.issuperset(values):
             raise InputError(
-                f"The label map {_file(image)} has the value {unknown[0]}, which is not among the {len(self.labels)} "
-                "known labels; check that it belongs to this data set."
+                f"The label map {_file(image)} has the value {min(set(values) - self.labels)}, which is not among the "
+                f"{len(self.labels)} known labels; check that it belongs to this data set, or name with --labels the "
+                "labels that count."
             )
+        if self.counted is None:
+            return {}
+        present = presence(values, self.counted)
+        there = [value for value in values if value != 0]
+        if there and not any(present[value] for value in there if value in present):
+            _warn_once(
+                f"The label map {_file(image)} has none of the labels that count ({listed(list(self.counted))}), but "
+                f"{listed(there)}."
+            )
+        return {PRESENT: present}
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    """A scan that is not kept in memory is checked each time that it is read."""
+    _logger.warning(sentence)
 
 
 def _check_intensities(image: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, verify_net_in_out
 
 import common
+from common.checks import InputError
 from common.cli import sentence_of
 from common.engine import save_atomically
 
@@ -126,11 +127,35 @@ def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_labels_may_have_gaps(bundle: Path, name: str) -> None:
-    parser = ConfigParser(json.loads((bundle / "configs" / f"{name}.json").read_text()))
-    if "label_groups" not in parser:
-        parser["labels"] = [1, 2, 5]
-        assert parser.get_parsed_content("num_classes") == 6
+def test_labels_that_are_named_are_those_of_loss_and_measures(bundle: Path, name: str) -> None:
+    config = json.loads((bundle / "configs" / f"{name}.json").read_text())
+    label = torch.tensor([[[-7, 0, 2], [41, 614454277, 5]]])
+
+    def parse(labels: Any) -> tuple[Any, ...]:
+        parser = ConfigParser({**config, "labels": labels})
+        checked = parser.get_parsed_content("preprocessing").transforms
+        (check,) = (step for step in checked if type(step).__name__ == "CheckSubjectd")
+        metric = "validate::key_metric::dice" if name == "train" else "metrics"
+        return parser, check, parser.get_parsed_content(metric).labels
+
+    parser, check, measured = parse([614454277, 41, -7])
+    assert check.labels is None and check.counted == measured == [614454277, 41, -7]
+    if name == "train":
+        classes = parser.get_parsed_content("train::preprocessing").flatten().transforms[-1]
+        assert classes({"label": label})["label"].tolist() == [[[1, 0, 0], [2, 3, 0]]]
+        assert parser.get_parsed_content("num_classes") == 4
+    # Without names those of the data set, and nothing else passes for a label of it.
+    parser, check, measured = parse(None)
+    assert check.counted == measured and set(measured) <= check.labels
+    if bundle.name == "eoir_oasis" and name == "train":
+        # The published loss has 36 classes with their own numbers.
+        classes = parser.get_parsed_content("train::preprocessing").flatten().transforms[-1]
+        every = torch.arange(36)[None, None]
+        assert parser.get_parsed_content("num_classes") == 36
+        assert torch.equal(classes({"label": every})["label"].long(), every)
+    with pytest.raises((InputError, RuntimeError)) as error:
+        parse(4)
+    assert "--labels is 4: give a list" in str(sentence_of(error.value))
 
 
 def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
