@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from monai.data import CacheDataset, MetaTensor
+from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from common.checks import InputError
+from common.data.cache import SubjectCache
 from common.data.counted_labels import PRESENT, check_presence
 from common.data.pairs import DrawnPair
 
@@ -69,7 +70,7 @@ class PairDataset(Dataset):
         with _sentence_for_the_user():
             # What MONAI finds nested it takes for random, and would not keep.
             steps = Compose(transform).flatten()
-            self.subjects = CacheDataset(
+            self.subjects = SubjectCache(
                 self.data, steps, cache_rate=cache_rate, num_workers=num_workers, progress=progress
             )
         if self.subjects.cache_num == len(self.data):

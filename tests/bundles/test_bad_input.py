@@ -75,12 +75,16 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "labelsTr",
     ),
     "unknown label": (lambda f: rewrite(f / "labelsTr" / "SHAPES_0001_0000.nii.gz", lambda v: v + 90), "value 9"),
+    "labels that all are unknown": (
+        lambda f: [rewrite(label, lambda v: v + 90) for label in (f / "labelsTr").iterdir()],
+        "SHAPES_0001",
+    ),
     "corrupt NIfTI": (lambda f: image(f).write_bytes(image(f).read_bytes()[:500]), "SHAPES_0001_0000.nii.gz"),
 }
 
 
 def expect_one_line(result: subprocess.CompletedProcess[str], message: str) -> None:
-    assert result.returncode != 0
+    assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
     assert len(errors) == 1, result.stderr[-2000:]
     assert message in errors[0], errors[0]
