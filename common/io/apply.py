@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.files import write_bytes
+from common.io.header_forms import code_of, set_world
 from common.io.nifti import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
 from common.io.tables import read_table
 from common.io.transforms import read_transform
@@ -97,7 +98,7 @@ def warp_file(
     else:
         image = torch.from_numpy(voxels_of(file, source)).view(1, 1, *moving.shape)
         warped = warp_within(image, place, outside=_lowest(image, source) if outside is None else outside)[0, 0].numpy()
-    save_nifti(target, _like(pattern, warped))
+    save_nifti(target, _like(pattern, warped, fixed))
 
 
 def move_landmarks(
@@ -165,8 +166,8 @@ def _lowest(image: Tensor, path: str | Path) -> float:
     return float(finite.min())
 
 
-def _like(pattern: Any, values: np.ndarray) -> Any:
-    """A file of new values with the place in the world of another."""
+def _like(pattern: Any, values: np.ndarray, grid: Grid) -> Any:
+    """A file of new values with the header of another, and its place in the world in both of its forms."""
     header = pattern.header.copy()
     header.extensions.clear()
     header.set_data_dtype(values.dtype)
@@ -174,7 +175,9 @@ def _like(pattern: Any, values: np.ndarray) -> Any:
     header.set_intent("none")
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = b""
-    return type(pattern)(values, pattern.affine, header)
+    file = type(pattern)(values, None, header)
+    set_world(file, grid.affine.numpy(), code_of(pattern))
+    return file
 
 
 def _column(names: Sequence[str], axis: str, path: str | Path) -> str:

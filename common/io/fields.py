@@ -13,9 +13,10 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import channel_axis, check_displacements, check_finite, check_shape, half_of
+from common.io.header_forms import set_world
 from common.io.itk_transforms import ITK_SUFFIXES, read_itk
 from common.io.learn2reg import from_half_resolution
-from common.io.nifti import NIFTI, check_is_file, first_line, open_nifti, save_nifti, set_world, spatial_grid, voxels_of
+from common.io.nifti import NIFTI, check_is_file, first_line, open_nifti, save_nifti, spatial_grid, voxels_of
 from common.spatial.transform import Field, Transform
 from common.spatial.world import Grid
 

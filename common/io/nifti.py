@@ -9,12 +9,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
-from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from common.checks import InputError
 from common.io.files import write_bytes
+from common.io.header_forms import affine_of, set_world
 from common.spatial.world import Grid
 
 NIFTI = (".nii", ".nii.gz")
@@ -23,9 +22,6 @@ _LARGEST_LABEL = np.iinfo(np.int16).max
 _INT32 = np.iinfo(np.int32)
 _DICOM_PREFIX = 132
 """Bytes before the end of the mark "DICM" of a DICOM file."""
-_UNIT_BITS = 7
-_OTHER_UNITS = {1: "metres", 3: "microns"}
-"""Codes of NIfTI's lengths that are no millimetres: ITK converts them, nibabel does not."""
 
 
 def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -36,10 +32,10 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
 
     Returns:
         Its values (*spatial) as float32, scaled as the header says; and its affine (4, 4) float64, voxels to
-        millimetres RAS+: the sform where the header has one, as for every other file here.
+        millimetres RAS+, see :func:`common.io.header_forms.affine_of`.
 
     Raises:
-        InputError: when the file is missing, a folder, DICOM, damaged, a series, in colours, or in another unit.
+        InputError: when the file is missing, a folder, DICOM, damaged, a series, or in colours.
     """
     values, affine = _read_single(path)
     return torch.from_numpy(np.array(values, dtype=np.float32, order="C")), affine
@@ -90,21 +86,20 @@ def _read_single(path: str | Path) -> tuple[np.ndarray, Tensor]:
             f"{path} has shape {shape}, but one image of two or three dimensions is expected: extract the volume that "
             "is meant."
         )
-    check_unit(file.header, path)
     values = voxels_of(file, path, dtype=None).reshape(shape[:3])
-    return values, torch.from_numpy(np.array(file.affine, dtype=np.float64))
+    return values, torch.from_numpy(affine_of(file, path))
 
 
 def read_grid(path: str | Path) -> Grid:
     """Shape and affine of a NIfTI image; only the header is read.
 
-    Where a header has both, the sform counts, as in nibabel. Trailing axes of one element are ignored.
+    Trailing axes of one element are ignored.
 
     Args:
         path: ends in .nii.gz or .nii.
 
     Returns:
-        The grid of the image, RAS+ millimetres.
+        The grid of the image, RAS+ millimetres, see :func:`common.io.header_forms.affine_of`.
 
     Raises:
         InputError: when the file is missing, a folder, DICOM, damaged, not three-dimensional, or of a singular affine.
@@ -150,7 +145,7 @@ def grid_of(file: Any, path: str | Path) -> Grid:
     """Grid of an opened three-dimensional file.
 
     Raises:
-        InputError: when it has another number of axes, another unit than millimetres, or a singular affine.
+        InputError: when it has another number of axes, or a singular affine.
     """
     shape = tuple(int(n) for n in file.shape)
     if len(shape) > 3 and max(shape[3:]) > 1:
@@ -162,27 +157,15 @@ def spatial_grid(file: Any, path: str | Path) -> Grid:
     """Grid of the first three axes of an opened file, whatever its other axes hold.
 
     Raises:
-        InputError: when there are fewer axes, or the header's unit or affine cannot be used.
+        InputError: when there are fewer axes, or the header's affine cannot be used.
     """
     shape = tuple(int(n) for n in file.shape[:3])
     if len(shape) != 3:
         raise InputError(f"{path} has shape {shape}, but a 3D image is expected.")
-    check_unit(file.header, path)
     try:
-        return Grid((shape[0], shape[1], shape[2]), torch.as_tensor(np.asarray(file.affine, dtype=np.float64)))
+        return Grid((shape[0], shape[1], shape[2]), torch.from_numpy(affine_of(file, path)))
     except InputError as error:
         raise InputError(f"{path} has a header whose affine cannot be inverted: repair its sform or qform.") from error
-
-
-def check_unit(header: Any, path: str | Path) -> None:
-    """Refuse a header of NIfTI (anything with ``get``) that states another unit of length than millimetres.
-
-    Raises:
-        InputError: naming the unit.
-    """
-    unit = _OTHER_UNITS.get(int(header.get("xyzt_units", 0)) & _UNIT_BITS)
-    if unit is not None:
-        raise InputError(f"{path} states its grid in {unit}: rewrite its header in millimetres.")
 
 
 def write_image(path: str | Path, image: Tensor, affine: Tensor) -> None:
@@ -224,8 +207,8 @@ def _write(path: str | Path, array: Tensor, affine: Tensor) -> None:
         values = values.astype(np.int32)
     elif not np.issubdtype(values.dtype, np.integer):
         values = values.astype(np.float32)
-    file = nibabel.Nifti1Image(values, affine.detach().cpu().numpy())
-    file.header.set_xyzt_units("mm")
+    file = nibabel.Nifti1Image(values, None)
+    set_world(file, affine.detach().cpu().numpy())
     save_nifti(path, file)
 
 
@@ -247,20 +230,6 @@ def save_nifti(path: str | Path, file: Any) -> None:
         # No time stamp in the header.
         content = gzip.compress(content, compresslevel=4, mtime=0)
     write_bytes(path, content)
-
-
-def set_world(file: Any, affine: np.ndarray) -> None:
-    """State an affine as sform, and as qform where it has no shear, so that every reader finds the same.
-
-    The sizes of the voxels are stated in any case.
-    """
-    file.header.set_xyzt_units("mm")
-    file.set_sform(affine, code="scanner")
-    try:
-        file.set_qform(affine, code="scanner", strip_shears=False)
-    except HeaderDataError:
-        file.set_qform(None, code="unknown")
-        file.header["pixdim"][1:4] = voxel_sizes(affine)
 
 
 def check_nifti_name(path: str | Path) -> None:

@@ -106,14 +106,6 @@ def test_files_that_are_no_single_image_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "absent.nii.gz")
 
 
-def test_another_unit_of_length_is_refused(tmp_path: Path) -> None:
-    nifti = nib.Nifti1Image(ARRAY, np.eye(4))
-    nifti.header.set_xyzt_units("micron")
-    nib.save(nifti, tmp_path / "a.nii")
-    with pytest.raises(InputError, match="a.nii states its grid in microns"):
-        load(tmp_path / "a.nii")
-
-
 @pytest.mark.parametrize("keep", [0, 100, 3000])
 def test_truncated_nifti_is_named(tmp_path: Path, keep: int) -> None:
     path = Path(save(tmp_path / "cut.nii.gz", np.random.default_rng(0).random((20, 20, 20))))

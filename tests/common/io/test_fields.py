@@ -18,7 +18,7 @@ from common.checks import InputError
 from common.io.fields import CONVENTIONS, read_field, write_displacement
 from common.io.learn2reg import to_half_resolution
 from common.io.nifti import read_grid, write_ddf
-from common.io.transforms import read_transform
+from common.io.transforms import Field, read_transform
 from common.spatial import Grid, identity_grid, resize_image
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -335,14 +335,14 @@ def test_sizes_of_sheared_voxels_are_stated(tmp_path: Path) -> None:
     np.testing.assert_allclose(file.header.get_zooms()[:3], grid.spacing, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("unit", "name"), [("micron", "microns"), ("meter", "metres")])
-def test_grids_in_other_units_are_refused(tmp_path: Path, unit: str, name: str) -> None:
-    for shape, read in (((4, 5, 6), read_grid), ((4, 5, 6, 3), read_transform)):
-        file = nibabel.Nifti1Image(np.zeros(shape, np.float32), OBLIQUE.numpy())
-        file.header.set_xyzt_units(unit, "sec")
-        nibabel.save(file, tmp_path / "a.nii")
-        with pytest.raises(InputError, match=f"a.nii states its grid in {name}: rewrite its header in millimetres"):
-            read(tmp_path / "a.nii")
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3)])
+def test_a_field_is_found_where_its_unit_of_length_puts_it(tmp_path: Path, unit: str, factor: float) -> None:
+    file = nibabel.Nifti1Image(np.zeros((4, 5, 6, 3), np.float32), OBLIQUE.numpy())
+    file.header.set_xyzt_units(unit, "sec")
+    nibabel.save(file, tmp_path / "a.nii")
+    (stage,) = read_transform(tmp_path / "a.nii").stages
+    assert isinstance(stage, Field)
+    torch.testing.assert_close(stage.grid.affine[:3], factor * OBLIQUE[:3], rtol=1e-6, atol=0)
 
 
 def test_images_that_have_no_grid(tmp_path: Path) -> None:

@@ -101,21 +101,10 @@ def test_what_is_no_label_is_refused(tmp_path: Path, value: float) -> None:
         read_labels(tmp_path / "a.nii")
 
 
-def test_of_two_affines_in_a_header_the_same_one_counts_for_grids_and_images(tmp_path: Path) -> None:
-    file = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), None)
-    file.set_sform(np.diag([2.0, 2, 2, 1]), code=1)
-    file.set_qform(np.eye(4), code=1)
-    nibabel.save(file, tmp_path / "a.nii.gz")
-    torch.testing.assert_close(read_image(tmp_path / "a.nii.gz")[1], read_grid(tmp_path / "a.nii.gz").affine)
-    assert read_grid(tmp_path / "a.nii.gz").spacing == (2, 2, 2)
-
-
 def unusable(folder: Path, fault: str) -> Path:
     path = folder / ("a.mha" if fault == "kind" else "a.nii.gz")
     values = np.zeros((4, 5, 6, 2) if fault == "series" else (4, 5, 6), np.float32)
     file = nibabel.Nifti1Image(values, np.eye(4))
-    if fault == "unit":
-        file.header.set_xyzt_units("micron")
     if fault == "folder":
         path.mkdir()
     elif fault in ("kind", "header", "dicom"):
@@ -129,7 +118,7 @@ def unusable(folder: Path, fault: str) -> Path:
     ("fault", "message"),
     [
         ("absent", "does not exist"), ("folder", "is a folder.*dcm2niix"), ("kind", "neither .nii nor .nii.gz"),
-        ("header", "cannot be read as NIfTI"), ("dicom", "is a DICOM file"), ("unit", "in microns"),
+        ("header", "cannot be read as NIfTI"), ("dicom", "is a DICOM file"),
         ("series", r"has shape \(4, 5, 6, 2\)"),
     ],
 )  # fmt: skip
