@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler
 from torch import nn
 
@@ -25,6 +26,10 @@ class TrainingHandlers:
     The order counts: a row of the history holds the validation of its epoch, and what is saved at the end of an epoch
     is what all the others have made of it. A bundle's own handlers stand before this item in the list: what they do is
     saved, too.
+
+    MONAI's own handlers (``StatsHandler``, ``MLFlowHandler``, ``MetricLogger`` ...) look for the loss in a list of
+    dictionaries, as decollation makes it. They find one for the whole batch: what a network returns may be a function,
+    which cannot be decollated.
 
     Args:
         output_dir: folder of ``history.csv`` with its page, ``tensorboard`` and ``checkpoint.pt``.
@@ -76,6 +81,13 @@ class TrainingHandlers:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, last of its handlers; loads the checkpoint at once when resuming."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
         self.best_model.attach(self.evaluator)
         for handler in self.handlers:
             handler.attach(engine)
+
+
+def _list_output(engine: Engine) -> None:
+    output = engine.state.output
+    if isinstance(output, dict):
+        engine.state.output = [{**output, "loss": output["loss"].item()}]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import MetricLogger, StatsHandler, from_engine
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -54,7 +55,9 @@ class Own:
             self.network.shift.mul_(0.5)
 
 
-def train(output_dir: Path, falling: bool, epochs: int = 2) -> tuple[Shift, torch.optim.Optimizer]:
+def train(
+    output_dir: Path, falling: bool, epochs: int = 2, decollate: bool = True, *watchers: Any
+) -> tuple[Shift, torch.optim.Optimizer]:
     network, data, device = Shift(), Pairs(), torch.device("cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5) if falling else None
@@ -83,8 +86,8 @@ def train(output_dir: Path, falling: bool, epochs: int = 2) -> tuple[Shift, torc
         optimizer=optimizer,
         loss_function=loss,
         inferer=RegistrationInferer(details=True),
-        decollate=False,
-        train_handlers=[Own(network), handlers],
+        decollate=decollate,
+        train_handlers=[Own(network), handlers, *watchers],
         **parts,
     ).run()
     return network, optimizer
@@ -106,6 +109,20 @@ def test_what_a_bundle_adds_is_saved_and_all_that_a_training_leaves_is_there(tmp
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["shift"], network.shift)
     assert [row["epoch"] for row in csv.DictReader((tmp_path / "history.csv").open())] == ["1", "2"]
     assert (tmp_path / "report.html").is_file() and list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("decollate", [True, False])
+def test_handlers_of_monai_find_the_loss(tmp_path: Path, decollate: bool) -> None:
+    logger = MetricLogger()
+    seen: list[float] = []
+    stats = StatsHandler(
+        iteration_print_logger=lambda engine: seen.append(from_engine(["loss"], first=True)(engine.state.output))
+    )
+    train(tmp_path, False, 2, decollate, logger, stats)
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    losses = [loss for _, loss in logger.loss]
+    assert losses == seen
+    assert [sum(losses[:3]) / 3, sum(losses[3:]) / 3] == pytest.approx([float(row["mse"]) for row in rows], rel=1e-6)
 
 
 def test_schedule_and_network_go_on_after_a_resume(tmp_path: Path) -> None:
