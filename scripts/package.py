@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,13 +97,17 @@ def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: b
         The zip.
 
     Raises:
-        InputError: when the bundle is not complete, or the zip exists and ``overwrite`` is not set.
+        InputError: when the bundle is not complete, its weights are damaged or not finite, or the zip exists and
+            ``overwrite`` is not set.
     """
     version, common_version = check_bundle(bundle)
     target = output_dir / f"{bundle.name}_v{version}.zip"
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists: raise the version in metadata.json, or replace it with --overwrite true.")
-    files = [(name, path.read_bytes()) for name, path in bundle_files(bundle, with_weights)]
+    found = list(bundle_files(bundle, with_weights))
+    for path in (path for _, path in found if path.suffix == ".pt"):
+        _check_weights(path)
+    files = [(name, path.read_bytes()) for name, path in found]
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, data in rename_common(files, common_version):
@@ -114,6 +118,15 @@ def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: b
             archive.writestr(entry, data)
     write_bytes(target, content.getvalue())
     return target
+
+
+def _check_weights(path: Path) -> None:
+    from common.io.checkpoints import check_finite_weights, load_checkpoint
+
+    content = load_checkpoint(path)
+    if isinstance(content, Mapping):
+        held = content.get("network")
+        check_finite_weights(held if isinstance(held, Mapping) else content, str(path))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from common.checks import InputError
-from common.io.checkpoints import load_checkpoint, save_atomically
+from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class ResumeHandler:
     def _save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()}
+            check_finite_weights(content["network"], "The network")
             content |= engine.state_dict()
             content["settings"] = self.settings
             if self.evaluator is not None:
@@ -112,6 +113,7 @@ class ResumeHandler:
     def _load(self, engine: Trainer) -> None:
         content = load_checkpoint(self.path)
         self._check(engine, content)
+        check_finite_weights(content["network"], str(self.path))
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
@@ -201,4 +203,6 @@ class BestModelHandler:
         """Save when the epoch just evaluated is the best so far, or none can be called so."""
         state = engine.state
         if idist.get_rank() == 0 and (state.best_metric_epoch == state.epoch or math.isnan(state.best_metric)):
-            save_atomically(self.network.state_dict(), self.path)
+            weights = self.network.state_dict()
+            check_finite_weights(weights, "The network")
+            save_atomically(weights, self.path)

@@ -13,7 +13,6 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
-from monai.engines.utils import IterationEvents
 from tqdm.auto import tqdm
 
 from common.io.provenance import provenance
@@ -95,7 +94,7 @@ class History:
         engine.state_dict_user_keys.append("term_sums")
         engine.state.term_sums = {}
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_row)
         engine.add_event_handler(Events.COMPLETED, self._write_page)
 

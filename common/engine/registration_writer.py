@@ -33,6 +33,7 @@ from common.spatial import (
     warp_labels,
     warp_within,
 )
+from common.spatial.finite import check_network_field
 from common.spatial.invert import invert
 
 logger = logging.getLogger(__name__)
@@ -108,9 +109,12 @@ class _Registration:
         self.to_moving = displacement_to_moving(self.moving, self.fixed, self.ddf, self.alignment)
         # The alignment in voxels of the fixed grid: where tools that know no affine find their value.
         self.total = displacement_to_moving(self.fixed, self.fixed, self.ddf, self.alignment)
+        check_network_field(self.total, self.pair["moving_id"], self.pair["fixed_id"])
         self.determinant = jacobian_determinant(self.total)
         maps = {name: value for name, value in self.pair.items() if name.endswith("_map") and isinstance(value, Tensor)}
         self.maps = {name: resample(value[None].float(), working, self.fixed)[0] for name, value in maps.items()}
+        for values in self.maps.values():
+            check_network_field(values, self.pair["moving_id"], self.pair["fixed_id"])
 
     def write(self, prefix: str) -> list[Path]:
         """Write all files; returns their paths."""

@@ -20,6 +20,7 @@ from common.io.challenge_fields import FORMATS, field_name
 from common.io.files import replacing
 from common.io.provenance import peak_memory_gb
 from common.io.run_record import RunRecord
+from common.spatial.finite import check_network_field
 
 logger = logging.getLogger(__name__)
 _NAMED = 5
@@ -115,8 +116,7 @@ class SubmissionFolder:
         moving, fixed = ({"id": pair[f"{side}_id"], "image": pair[f"path_{side}"]} for side in ("moving", "fixed"))
         name = field_name(self.challenge, moving, fixed, self.naming)
         ddf = pair["ddf"].cpu().float()
-        if not bool(ddf.sum().isfinite()):
-            raise InputError(f"The network gives NaN for {name}: the weights are damaged, or not for these images.")
+        check_network_field(ddf, pair["moving_id"], pair["fixed_id"])
         FORMATS[self.challenge].write(self.fields_dir / name, ddf)
         images = {"moving": pair["path_moving"], "fixed": pair["path_fixed"]}
         self.made[name] = {**images, "shape": list(ddf.shape[1:]), **figures}

@@ -9,7 +9,6 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
-from monai.engines.utils import IterationEvents
 
 from common.engine.batch import registered
 from common.losses import RegistrationLoss
@@ -41,7 +40,7 @@ class TensorBoardHandler:
         if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._write_terms)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_terms)
         engine.add_event_handler(Events.COMPLETED, self._close)
         self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._write_panel)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._write_metrics)

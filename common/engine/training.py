@@ -15,17 +15,18 @@ from torch import nn
 
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.progress import History, ProgressBar
+from common.engine.soundness import StopWhenNotFinite
 from common.engine.tensorboard import TensorBoardHandler
 from common.engine.validation import ValidationHandler
 from common.losses import RegistrationLoss
 
 
 class TrainingHandlers:
-    """Learning rate, validation with the best weights, history, TensorBoard, progress bar, and last the checkpoint.
+    """A guard, learning rate, validation with the best weights, history, TensorBoard, progress, last the checkpoint.
 
-    The order counts: a row of the history holds the validation of its epoch, and what is saved at the end of an epoch
-    is what all the others have made of it. A bundle's own handlers stand before this item in the list: what they do is
-    saved, too.
+    The order counts: a step that fails leaves nothing behind, a row of the history holds the validation of its epoch,
+    and what is saved at the end of an epoch is what all the others have made of it. A bundle's own handlers stand
+    before this item in the list: what they do is saved, too.
 
     MONAI's own handlers (``StatsHandler``, ``MLFlowHandler``, ``MetricLogger`` ...) look for the loss in a list of
     dictionaries, as decollation makes it. They find one for the whole batch: what a network returns may be a function,
@@ -69,6 +70,7 @@ class TrainingHandlers:
         self.evaluator = evaluator
         self.best_model = BestModelHandler(ckpt_path, network, overwrite, checkpoint if resume else None)
         self.handlers: list[Any] = [
+            StopWhenNotFinite(loss),
             *schedule,
             ValidationHandler(evaluator, val_interval),
             History(folder / "history.csv", loss, evaluator),

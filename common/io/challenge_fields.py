@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.field_checks import half_of
+from common.io.field_checks import check_to_write, half_of
 from common.io.files import write_bytes
 from common.io.learn2reg import to_half_resolution
 from common.io.nifti import write_ddf
@@ -34,7 +34,7 @@ class FieldFormat(ABC):
 
     @abstractmethod
     def write(self, path: str | Path, ddf: Tensor) -> None:
-        """Write ``ddf`` (3, D, H, W), voxels of the fixed grid, whole or not at all."""
+        """Write ``ddf`` (3, D, H, W), voxels of the fixed grid, whole or not at all; InputError if it is not finite."""
 
     @abstractmethod
     def problem(self, path: Path, shape: Sequence[int]) -> str | None:
@@ -48,6 +48,7 @@ class FullResolution(FieldFormat):
 
     def write(self, path: str | Path, ddf: Tensor) -> None:
         """Write the field as it is."""
+        check_to_write(path, ddf)
         write_ddf(path, ddf, torch.eye(4))
 
     def problem(self, path: Path, shape: Sequence[int]) -> str | None:
@@ -70,7 +71,10 @@ class HalfResolution(FieldFormat):
     def write(self, path: str | Path, ddf: Tensor) -> None:
         """Write the field resampled to half the size, its values as they are."""
         content = io.BytesIO()
-        np.savez(content, to_half_resolution(ddf.numpy(), mode="nearest"))
+        with np.errstate(over="ignore"):
+            half = to_half_resolution(ddf.numpy(), mode="nearest")
+        check_to_write(path, torch.from_numpy(half))
+        np.savez(content, half)
         write_bytes(path, content.getvalue())
 
     def problem(self, path: Path, shape: Sequence[int]) -> str | None:

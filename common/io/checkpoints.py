@@ -16,6 +16,27 @@ from common.checks import InputError
 from common.io.files import write_bytes
 
 
+def check_finite_weights(state: Mapping[str, Any], what: str) -> None:
+    """Refuse a state dict with values that are NaN or infinite.
+
+    Args:
+        state: name to tensor; what is no tensor of floating point values does not count.
+        what: is refused, for the message, such as the name of a file.
+
+    Raises:
+        InputError: naming the first entry and how many there are.
+    """
+    values = {
+        name: value for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    broken = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise InputError(
+            f"{what} has NaN or infinite values in {len(broken)} of {len(state)} entries, the first is {broken[0]}: "
+            "the training failed or the file is damaged; go back to earlier weights."
+        )
+
+
 def save_atomically(content: Any, path: str | Path) -> None:
     """``torch.save`` through a temporary file that is moved when it is complete: never half a file.
 
@@ -48,7 +69,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         The network itself.
 
     Raises:
-        InputError: when there is no such file (with what to do), or when names or shapes differ (with which).
+        InputError: when there is no such file (with what to do), or when names or shapes differ (with which) or
+            values are NaN or infinite.
     """
     if not Path(path).is_file():
         raise InputError(
@@ -71,5 +93,6 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     if problems:
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise InputError(f"{path} does not fit the network: {listed}.")
+    check_finite_weights(state, str(path))
     network.load_state_dict(state)
     return network

@@ -95,6 +95,17 @@ def check_finite(path: str | Path, values: Tensor) -> None:
         raise InputError(f"{path} holds {count} values that are NaN or infinite: the method that wrote it has failed.")
 
 
+def check_to_write(path: str | Path, values: Tensor) -> None:
+    """Refuse to write NaN and infinite values.
+
+    Raises:
+        InputError: with their number.
+    """
+    count = int((~torch.isfinite(values)).sum())
+    if count:
+        raise InputError(f"{path} is not written: of the field {count} values are NaN, infinite or beyond its type.")
+
+
 def check_displacements(path: str | Path, ddf: Tensor, convention: str, has_world: bool) -> None:
     """Refuse values that cannot be displacements in voxels, and warn of those that are hardly such.
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.field_checks import channel_axis, check_displacements, check_finite, check_shape, half_of
+from common.io.field_checks import (
+    channel_axis,
+    check_displacements,
+    check_finite,
+    check_shape,
+    check_to_write,
+    half_of,
+)
 from common.io.header_forms import set_world
 from common.io.itk_transforms import ITK_SUFFIXES, read_itk
 from common.io.learn2reg import from_half_resolution
@@ -83,10 +90,11 @@ def write_displacement(path: str | Path, ddf: Tensor, grid: Grid) -> None:
         grid: of the fixed image. ITK reads no NIfTI whose axes are not at right angles; :func:`write_transform` can.
 
     Raises:
-        InputError: when the file cannot be written.
+        InputError: when values are not finite or the file cannot be written.
     """
     signs = torch.tensor(LPS, dtype=torch.float64)
     vectors = torch.einsum("rc,cijk->ijkr", (signs[:, None] * grid.affine[:3, :3]).float(), ddf[0].cpu().float())
+    check_to_write(path, vectors)
     file = nibabel.Nifti1Image(vectors[..., None, :].numpy(), None)
     set_world(file, grid.affine.numpy())
     file.header.set_intent(_VECTOR)

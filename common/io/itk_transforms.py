@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.field_checks import check_to_write
 from common.io.files import replacing
 from common.io.nifti import check_is_file, first_line
 from common.spatial.transform import Affine, Field, Transform
@@ -71,13 +72,15 @@ def write_transform(path: str | Path, transform: Transform) -> None:
         transform: fixed world to moving world.
 
     Raises:
-        InputError: when the name ends otherwise or the file cannot be written.
+        InputError: when the name ends otherwise, values are not finite or the file cannot be written.
     """
     import itk
 
     path = Path(path)
     if path.suffix != ".h5":
         raise InputError(f"{path}: transforms are written as .h5.")
+    for stage in transform.stages:
+        check_to_write(path, stage.matrix if isinstance(stage, Affine) else stage.ddf)
     composition = itk.CompositeTransform[itk.F, 3].New()
     for stage in reversed(transform.stages or (Affine(torch.eye(4)),)):
         composition.AddTransform(_itk_affine(stage) if isinstance(stage, Affine) else _itk_field(stage))

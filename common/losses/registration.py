@@ -114,6 +114,8 @@ class RegistrationLoss(nn.Module):
         fields = (MAPS[name] for name in looked_at if name in MAPS)
         self._needed = tuple(dict.fromkeys((*(name for name in looked_at if name not in WARPS), *made_of, *fields)))
         self._last: dict[str, Tensor] = {}
+        self._total: Tensor | None = None
+        self._fetched: dict[str, float] | None = {}
 
     @property
     def details(self) -> tuple[str, ...]:
@@ -146,13 +148,31 @@ class RegistrationLoss(nn.Module):
                     totals[name] = totals[name] + value if name in totals else value
             self._last = {name: value.detach() for name, value in totals.items()}
             weighted = [term.weight * totals[name] for name, term in self.terms.items()]  # type: ignore[operator]
-            return torch.stack(weighted).sum()
+            total = torch.stack(weighted).sum()
+            self._total, self._fetched = total.detach(), None
+            return total
 
     def terms_of_last_call(self) -> dict[str, float]:
         """Value of each term in the last call, summed over levels with their weights, before the term's own weight."""
-        # All in one transfer: on a GPU each is waited for.
-        values = torch.stack([*self._last.values()]).tolist() if self._last else []
-        return dict(zip(self._last, values, strict=True))
+        if self._fetched is None:
+            self.fetch()
+        return dict(self._fetched or {})
+
+    def fetch(self, *others: Tensor) -> list[float]:
+        """Total of the last call and the values of ``others``, scalars on its device.
+
+        On a GPU each transfer is waited for: the terms come in the same one, and :meth:`terms_of_last_call` has them.
+        """
+        assert self._total is not None, "the loss has not been called"
+        total, *values = torch.stack([self._total, *others, *self._last.values()]).tolist()
+        self._fetched = dict(zip(self._last, values[len(others) :], strict=True))
+        return [total, *values[: len(others)]]
+
+    @property
+    def total(self) -> Tensor:
+        """What the last call returned, without its graph."""
+        assert self._total is not None, "the loss has not been called"
+        return self._total
 
     def _levels(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Per level everything that its terms may look at."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.metrics.pair import HD95_UNITS, Landmarks, RegisteredPair, pair_figures
+from common.spatial.finite import check_network_field
 
 _IMAGES = ("", "_label", "_keypoints", "_landmarks", "_id")
 _KEYS = (
@@ -137,6 +138,7 @@ class RegistrationMetrics(Metric):
         if "ddf" not in pair:
             raise InputError(f"The engine's output has the keys {sorted(pair)}; the registration metrics need ddf.")
         ids = {name: _identity(pair.get(name)) for name in ("moving_id", "fixed_id")}
+        check_network_field(torch.as_tensor(pair["ddf"]), *ids.values())
         return ids | pair_figures(_registered(pair, self.mask), self.labels, self.hd95)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.checks import InputError
-from common.io.checkpoints import load_checkpoint, save_atomically
+from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 from common.weights.families import family_of
 from common.weights.family import Description, Family, to_official, to_ours
 from common.weights.state_dicts import unpack_state_dict
@@ -71,11 +71,12 @@ def export_weights(
         Sentences for the user.
 
     Raises:
-        InputError: no weights, weights of another network, or no size.
+        InputError: no weights, weights of another network or with NaN or infinite values, or no size.
     """
     output = _target(output, overwrite)
     path = path or bundle / "models" / "model.pt"
     state = unpack_state_dict(load_checkpoint(path), str(path), "network")
+    check_finite_weights(state, str(path))
     family, configured = _configured(bundle)
     weights = family.describe_ours(state, configured)
     size = size or training_size(bundle)

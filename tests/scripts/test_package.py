@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import common
 from common.checks import InputError
@@ -29,7 +30,6 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "configs/train.json": '{"_target_": "common.data.x"}',
         "docs/README.md": "# Bundle",
         "models/.gitkeep": "",
-        "models/model.pt": "weights",
         "outputs/train/checkpoint.pt": "left over",
         "data/scan.nii.gz": "private",
         "eval/schema.json": "{}",
@@ -42,6 +42,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+    torch.save({"weight": torch.zeros(2)}, folder / "models" / "model.pt")
     (folder / "common").symlink_to("../../common")
     monkeypatch.setattr(package, "BUNDLES", tmp_path / "bundles")
     return folder
@@ -53,7 +54,7 @@ def run(tmp_path: Path, *options: str) -> int:
 
 def contents(tmp_path: Path) -> dict[str, str]:
     with zipfile.ZipFile(tmp_path / "dist" / ARCHIVE) as archive:
-        return {name: archive.read(name).decode() for name in archive.namelist()}
+        return {name: archive.read(name).decode(errors="replace") for name in archive.namelist()}
 
 
 def package_name(bundle: Path) -> str:
@@ -91,6 +92,16 @@ def test_zip_does_not_depend_on_when_the_files_were_written(bundle: Path, tmp_pa
 def test_weights_are_announced(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     assert f"weights model.pt; common is {package_name(bundle)} inside." in capsys.readouterr().out
+
+
+def test_weights_with_nan_are_not_released(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {"first": torch.zeros(2), "second": torch.tensor([0, torch.nan])}
+    for content in (broken, {"network": broken, "iteration": 3}):
+        torch.save(content, bundle / "models" / "model.pt")
+        assert run(tmp_path) == 1
+        assert "model.pt has NaN or infinite values in 1 of 2 entries, the first is second" in capsys.readouterr().err
+    assert not (tmp_path / "dist").exists()
+    assert run(tmp_path, "--without_weights") == 0
 
 
 def test_weights_can_be_left_out(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

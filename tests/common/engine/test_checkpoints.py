@@ -32,6 +32,19 @@ def test_last_weights_count_where_no_metric_can_be_compared(tmp_path: Path) -> N
     assert load_checkpoint(tmp_path / "model.pt")["bias"].tolist() == [3, 3, 3]
 
 
+def test_weights_that_are_not_finite_do_not_replace_sound_ones(tmp_path: Path) -> None:
+    weights = network()
+    save_atomically(weights.state_dict(), tmp_path / "model.pt")
+    before = (tmp_path / "model.pt").read_bytes()
+    nn.init.constant_(weights.bias, math.nan)
+    engine = Engine(lambda engine, batch: None)
+    engine.state.best_metric, engine.state.best_metric_epoch = 0.5, 1
+    BestModelHandler(tmp_path / "model.pt", weights, overwrite=True).attach(engine)
+    with pytest.raises(InputError, match="The network has NaN or infinite values in 1 of 2 entries, the first is bias"):
+        engine.run([0])
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
 class Malicious:
     def __reduce__(self) -> Any:
         return os.system, ("touch executed",)

@@ -130,6 +130,29 @@ def result(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+class Broken(nn.Module):
+    """A wave, one of whose outputs has a voxel that is no number."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, image: Tensor, details: Any = False) -> dict[str, Tensor]:
+        outputs = Both()(image)
+        outputs[self.name] = outputs[self.name].clone()
+        outputs[self.name][0, 0, 4, 4, 4] = torch.nan if self.name == "ddf" else -torch.inf
+        return outputs
+
+
+@pytest.mark.parametrize("name", ["ddf", "weight_map"])
+def test_nothing_is_written_of_a_pair_whose_field_is_not_finite(
+    name: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="NaN or infinite for m_image to f_image"):
+        run(registration_request("", **files), RegistrationFolder(tmp_path / "out", {}), network=Broken(name))
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_file_of_a_pair_is_there(result: Path) -> None:
     names = sorted(path.name for path in result.iterdir())
     assert names == sorted(["pairs.csv", "provenance.json", *(f"m_image_to_f_image_{suffix}" for suffix in SUFFIXES)])

@@ -121,6 +121,21 @@ def test_checkpoint_of_another_run_is_refused(spoil: Any, message: str, tmp_path
         run(tmp_path / "a.pt", epochs=2, resume=True)
 
 
+def test_checkpoint_that_is_not_finite_is_not_resumed_and_not_written(tmp_path: Path) -> None:
+    network, _, _ = run(tmp_path / "a.pt", epochs=1)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["network"]["bias"][0] = torch.nan
+    torch.save(content, tmp_path / "broken.pt")
+    with pytest.raises(InputError, match="broken.pt has NaN or infinite values in 1 of 2 entries"):
+        run(tmp_path / "broken.pt", epochs=2, resume=True)
+    before = (tmp_path / "a.pt").read_bytes()
+    handler = ResumeHandler(tmp_path / "a.pt", network, torch.optim.SGD(network.parameters(), lr=1), overwrite=True)
+    nn.init.constant_(network.bias, torch.inf)
+    with pytest.raises(InputError, match="The network has NaN or infinite values"):
+        handler._save(SupervisedTrainer.__new__(SupervisedTrainer))
+    assert (tmp_path / "a.pt").read_bytes() == before
+
+
 def test_settings_of_the_first_run_are_those_of_the_resumed(tmp_path: Path) -> None:
     run(tmp_path / "a.pt", epochs=1)
     with pytest.raises(

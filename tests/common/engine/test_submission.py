@@ -138,7 +138,7 @@ def test_damaged_record_is_refused(tmp_path: Path) -> None:
 
 def test_field_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     submission = filled(tmp_path, count=0)
-    with pytest.raises(InputError, match="gives NaN for disp_3455_3454.nii.gz"):
+    with pytest.raises(InputError, match="NaN or infinite for LUMIRMRI_3454 to LUMIRMRI_3455"):
         submission.add(registered(0, 1, float("nan")))
     assert not (tmp_path / "fields").exists()
 

@@ -44,6 +44,15 @@ def test_oasis_field_is_half_the_size_with_values_of_the_full_grid(tmp_path: Pat
     assert FORMATS["oasis"].problem(tmp_path / "disp.npz", SHAPE) is None
 
 
+@pytest.mark.parametrize(("challenge", "value"), [("lumir", torch.inf), ("oasis", torch.nan), ("oasis", 7e4)])
+def test_field_that_its_type_cannot_hold_is_not_written(challenge: str, value: float, tmp_path: Path) -> None:
+    field = ddf()
+    field[0, 2:6, 2:6, 2:6] = value  # 65504 is the largest number of half precision
+    with pytest.raises(InputError, match="disp is not written"):
+        FORMATS[challenge].write(tmp_path / "disp", field)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("naming", "names"),
     [

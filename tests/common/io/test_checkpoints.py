@@ -85,6 +85,16 @@ def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
         load_weights(network(), tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(torch.nan, torch.float32), (-torch.inf, torch.bfloat16)])
+def test_weights_that_are_not_finite_are_refused(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in network().state_dict().items()}
+    state["bias"][1] = value
+    for name, content in (("model.pt", state), ("checkpoint.pt", {"network": state})):
+        save_atomically(content, tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} has NaN or infinite values in 1 of 2 entries, the first is bias"):
+            load_weights(network(), tmp_path / name)
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Malicious()))

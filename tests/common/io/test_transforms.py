@@ -335,11 +335,18 @@ def test_files_that_are_no_transforms(tmp_path: Path) -> None:
         read_transform(tmp_path / "good.h5", None, "voxels")
 
 
-def test_nan_in_a_transform_is_refused(tmp_path: Path) -> None:
+def test_nan_in_a_transform_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = FIXED["oblique"]
     ddf = smooth(grid.shape)
     ddf[0, 0, 3, 3, 3] = torch.nan
-    write_transform(tmp_path / "t.h5", Transform((Field(grid, ddf),)))
+    damaged = Transform((Affine(torch.eye(4)), Field(grid, ddf)))
+    with pytest.raises(InputError, match="t.h5 is not written: of the field 1 values are NaN"):
+        write_transform(tmp_path / "t.h5", damaged)
+    with pytest.raises(InputError, match="d.nii.gz is not written"):
+        write_displacement(tmp_path / "d.nii.gz", ddf, grid)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("common.io.itk_transforms.check_to_write", lambda *_: None)
+    write_transform(tmp_path / "t.h5", damaged)
     with pytest.raises(InputError, match="NaN or infinite"):
         read_transform(tmp_path / "t.h5")
 

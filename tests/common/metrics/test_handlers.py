@@ -220,3 +220,11 @@ def test_bad_input_is_refused_in_words() -> None:
         one = pair(1)
         del one["spacing"]
         RegistrationMetrics(labels=[1], hd95="millimetres").update(one)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_field_that_is_not_finite_is_not_measured(value: float) -> None:
+    broken = pair(3)
+    broken["ddf"][1, 2, 3, 4] = value
+    with pytest.raises(InputError, match="1 values that are NaN or infinite for 3 to f3"):
+        RegistrationMetrics([1, 2]).update([broken])
