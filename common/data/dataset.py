@@ -26,9 +26,11 @@ _AFFINE_TOLERANCE = 1e-3
 class PairDataset(Dataset):
     """N subjects, kept decoded in memory, seen as pairs; index with :class:`common.data.pairs.DrawnPair`.
 
-    Made for a data loader with :class:`common.data.PairSampler`. Labels, masks and the like are handed out only if
-    every subject has one, so that all items have the same keys and can be collated. The tensors of an item share memory
-    with the cache: collate or copy before writing into them.
+    Made for a data loader with :class:`common.data.PairSampler`. Masks, keypoints and the like are handed out only if
+    every subject has one, so that all items have the same keys and can be collated. Where some subjects have label maps
+    and some have none, all items have labels, of zeros where there are none, and "labelled" says whether both are real:
+    :class:`common.engine.PrepareRegistrationBatch` goes by it. The tensors of an item share memory with the cache:
+    collate or copy before writing into them.
 
     Args:
         data: subjects {"id", "image", "label" (optional), ...} as :func:`common.data.read_section` gives them; where
@@ -42,14 +44,12 @@ class PairDataset(Dataset):
     Attributes:
         data: the list of subjects.
         partial: keys that some subjects lack.
-        labels_of_all: whether a pair has labels only where all subjects have them.
+        labelled: for each subject whether it has a label map.
 
     Raises:
         InputError: no subject, a subject that cannot be read or used, label maps of which none has a label that counts,
             and (on access) two subjects on different grids.
     """
-
-    labels_of_all = True
 
     def __init__(
         self,
@@ -64,9 +64,7 @@ class PairDataset(Dataset):
         self.data = list(data)
         keys = dict.fromkeys(key for subject in self.data for key in subject)
         self.partial = {key for key in keys if not all(key in subject for subject in self.data)}
-        if self.labels_of_all and "label" in self.partial:
-            with_label = sum("label" in subject for subject in self.data)
-            _logger.warning("Only %d of %d subjects have labels; labels are left out.", with_label, len(self.data))
+        self.labelled = ["label" in subject for subject in self.data]
         with _sentence_for_the_user():
             # What MONAI finds nested it takes for random, and would not keep.
             steps = Compose(transform).flatten()
@@ -95,9 +93,10 @@ class PairDataset(Dataset):
         Returns:
             Dictionary of "moving" and "fixed" (C, *spatial) float32, if the subjects have images; "moving_label" and
             "fixed_label" (1, *spatial) int16, and so on for every further tensor of the subjects ("moving_mask",
-            "moving_keypoints", ...), if all subjects have it; "affine" (4, 4) float64, voxels of the fixed image to
-            world millimetres; "draw" (3,) int64, seed, epoch and index of the item; and the strings "moving_id",
-            "fixed_id", "path_moving", "path_fixed". Plain tensors, no MetaTensor. Flips mirror all of it.
+            "moving_keypoints", ...), if all subjects have it; "labelled" () bool, if only some subjects have labels;
+            "affine" (4, 4) float64, voxels of the fixed image to world millimetres; "draw" (3,) int64, seed, epoch and
+            index of the item; and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain tensors, no
+            MetaTensor. Flips mirror all of it.
         """
         drawn = DrawnPair(*index)
         places = {"moving": drawn.moving, "fixed": drawn.fixed}
@@ -107,12 +106,18 @@ class PairDataset(Dataset):
         moving, fixed = (subjects[side][shown] for side in places)
         _check_same_grid(moving, fixed, paths["moving"], paths["fixed"])
         size = fixed.shape[1:]
+        if "label" in self.partial:
+            labelled = all("label" in subject for subject in subjects.values())
+            none = torch.zeros((1, *size), dtype=torch.uint8)
+            subjects = {side: {"label": none, **subject} for side, subject in subjects.items()}
         item: dict[str, Any] = {}
         for key, value in subjects["fixed"].items():
-            if isinstance(value, torch.Tensor) and key not in self.partial:
+            if isinstance(value, torch.Tensor) and key not in self.partial - {"label"}:
                 for side, subject in subjects.items():
                     name = side if key == "image" else f"{side}_{key}"
                     item[name] = _mirrored(_collatable(key, subject[key]), key, drawn.flips, size)
+        if "label" in self.partial:
+            item["labelled"] = torch.tensor(labelled)
         item["affine"] = plain_affine(fixed) @ _mirror(drawn.flips, size)
         item["draw"] = torch.tensor(drawn.draw)
         for side, place in places.items():

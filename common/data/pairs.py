@@ -164,6 +164,14 @@ def _listed_pairs(strategy: str, pairs: Sequence[Sequence[int]] | None, n: int) 
     return listed
 
 
+def _labelled_pairs(labelled: Sequence[bool], pairs: Sequence[Sequence[int]] | None) -> tuple[int, int]:
+    """Number of pairs whose subjects both have labels, and of all pairs: the listed ones, or all ordered ones."""
+    if pairs is not None:
+        return sum(labelled[moving] and labelled[fixed] for moving, fixed in pairs), len(pairs)
+    some, n = sum(labelled), len(labelled)
+    return some * (some - 1), n * (n - 1)
+
+
 class PairSampler(DistributedSampler):
     """Yields pairs for :class:`common.data.PairDataset`; rank r of R takes the items r, r + R, ...
 
@@ -229,9 +237,23 @@ class PairSampler(DistributedSampler):
         self.total_size = self.num_samples * num_replicas if drop_last else total
         if self.num_samples < 1:
             raise InputError(f"{total} pair(s) leave rank {rank} of {num_replicas} without work; use fewer processes.")
-        if pairs is not None and strategy != "listed" and rank == 0:
-            order = "either way round" if strategy == "either_way" else "as listed"
-            _logger.info("Training uses the %d pairs that the data set lists, %s, in random order.", len(pairs), order)
+        if rank == 0:
+            self._say_what_is_drawn()
+
+    def _say_what_is_drawn(self) -> None:
+        if self.pairs is not None and self.strategy != "listed":
+            order = "either way round" if self.strategy == "either_way" else "as listed"
+            count = len(self.pairs)
+            _logger.info("Training uses the %d pairs that the data set lists, %s, in random order.", count, order)
+        labelled = getattr(self.dataset, "labelled", [])
+        if any(labelled) and not all(labelled):
+            with_labels, count = _labelled_pairs(labelled, self.pairs)
+            without = self.dataset.data[labelled.index(False)]["image"]  # type: ignore[attr-defined]
+            _logger.warning(
+                "Labels for %d of %d pairs: %d of %d scans have none, such as %s; the other pairs go without the terms "
+                "of the loss and the figures that need labels.",
+                *(with_labels, count, labelled.count(False), len(labelled), without),
+            )
 
     def epoch_pairs(self) -> list[Pair]:
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""

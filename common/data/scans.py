@@ -44,8 +44,6 @@ class ScanPairDataset(PairDataset):
             do not overlap in the scanner's world without ``affine``, and 2D images.
     """
 
-    labels_of_all = False
-
     def __init__(
         self,
         data: Sequence[dict[str, Any]],

@@ -15,7 +15,8 @@ class PrepareRegistrationBatch(PrepareBatch):
     """MONAI ``prepare_batch`` for pairs.
 
     The network's input is (B, 2, *spatial), channel 0 moving, channel 1 fixed. The targets are everything a loss, a
-    metric or a writer may ask for: all that the data set gives, its tensors on the device.
+    metric or a writer may ask for: all that the data set gives, its tensors on the device. Where some pairs of the data
+    set lack labels, "labelled" says so of the pairs of this batch, as a list, and labels that no pair has are left out.
 
     Args:
         synthesis: makes further entries of those of the batch, on the device: for instance images of label maps. A
@@ -38,6 +39,11 @@ class PrepareRegistrationBatch(PrepareBatch):
             key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for key, value in batchdata.items()
         }
+        if "labelled" in batchdata:
+            # From the batch, which is on the CPU: a GPU is not waited for.
+            targets["labelled"] = [bool(flag) for flag in batchdata["labelled"]]
+            if not any(targets["labelled"]):
+                targets = {key: value for key, value in targets.items() if not key.endswith("_label")}
         if self.synthesis is not None:
             targets |= self.synthesis(targets)
         return torch.cat([targets["moving"], targets["fixed"]], dim=1), targets
@@ -50,6 +56,12 @@ def registered(output: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         output: ``engine.state.output`` of an evaluator after decollation.
 
     Returns:
-        Per pair: ``ddf`` (d, *spatial) and the targets of :class:`PrepareRegistrationBatch` without batch axis.
+        Per pair: ``ddf`` (d, *spatial) and the targets of :class:`PrepareRegistrationBatch` without batch axis; without
+        labels where "labelled" says that they are none.
     """
-    return [{**item["label"], **item["pred"]} for item in output]
+    return [{**_without_made_up_labels(item["label"]), **item["pred"]} for item in output]
+
+
+def _without_made_up_labels(pair: Mapping[str, Any]) -> dict[str, Any]:
+    labelled = pair.get("labelled", True)
+    return {k: v for k, v in pair.items() if k != "labelled" and (labelled or not k.endswith("_label"))}

@@ -90,7 +90,7 @@ class EvaluationWriter:
         for name, (score, pair) in self._pairs.worst_median_best().items():
             moving, fixed, ddf = (pair[key].float() for key in ("moving", "fixed", "ddf"))
             warped = warp(moving[None], ddf[None])[0]
-            text = f", Dice {score:.3f}" if "dice" in self.metrics.cases[-1] else ""
+            text = "" if math.isnan(score) else f", Dice {score:.3f}"
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
             affine = pair["affine"] if ddf.ndim == 4 else None
             spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()

@@ -6,11 +6,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from tqdm.auto import tqdm
@@ -108,7 +108,8 @@ class History:
     def _add(self, engine: Engine) -> None:
         sums = engine.state.term_sums
         for name, value in self.loss.terms_of_last_call().items():
-            sums[name] = sums.get(name, 0.0) + value
+            total, steps = sums.get(name, (0.0, 0))
+            sums[name] = (total + value, steps + 1)
 
     def _write_row(self, engine: Engine) -> None:
         state = engine.state
@@ -139,8 +140,10 @@ class History:
 
 
 def _means(engine: Engine) -> dict[str, float]:
-    """Mean of each term over the iterations of the epoch and over all processes."""
-    sums = engine.state.term_sums
-    totals = torch.tensor([*sums.values()], dtype=torch.float64, device=idist.device())
-    means = idist.all_reduce(totals) / (engine.state.epoch_length * idist.get_world_size())
-    return dict(zip(sums, means.tolist(), strict=True))
+    """Mean of each term over the iterations of the epoch that had it, and over all processes."""
+    sums: dict[str, tuple[float, int]] = engine.state.term_sums
+    # A term of labels may have been seen by some processes only.
+    gathered: Any = idist.all_gather([sums]) if idist.get_world_size() > 1 else [[sums]]
+    every = [process for (process,) in gathered]
+    totals = {name: [process[name] for process in every if name in process] for name in dict.fromkeys(chain(*every))}
+    return {name: sum(t for t, _ in parts) / sum(steps for _, steps in parts) for name, parts in totals.items()}

@@ -47,6 +47,11 @@ class Term(nn.Module):
         self.on = tuple(on)
         self.weight = weight
 
+    @property
+    def looks_at_labels(self) -> bool:
+        """Whether the term can be computed only of pairs with label maps."""
+        return any(name.endswith("_label") for name in self.on)
+
     def forward(self, available: Mapping[str, Any], level: int = 0) -> Tensor:
         """The unweighted loss of one level.
 
@@ -59,7 +64,11 @@ class Term(nn.Module):
         """
         missing = [name for name in self.on if name not in available]
         if missing:
-            raise InputError(f"The loss needs {', '.join(missing)}, which neither the network nor the data provide.")
+            advice = ""
+            if self.looks_at_labels:
+                advice = " Give the scans label maps, or train without (--supervised false, where a bundle has it)."
+            needed = ", ".join(missing)
+            raise InputError(f"The loss needs {needed}, which neither the network nor the data provide.{advice}")
         loss = self.losses[min(level, len(self.losses) - 1)]
         result: Tensor = loss(*[available[name] for name in self.on])
         return result
@@ -132,23 +141,31 @@ class RegistrationLoss(nn.Module):
         Args:
             outputs: of the network: ``ddf``, with a pyramid of images the list ``pyramid`` (finest first), and what
                 the terms look at.
-            targets: of the data: images (B, 1, *spatial), label maps, masks and whatever else the terms look at.
+            targets: of the data: images (B, 1, *spatial), label maps, masks and whatever else the terms look at. Where
+                some pairs lack label maps, "labelled" tells which have them, as a list: a term of labels is then the
+                mean over these, and counts by their share of the batch.
 
         Returns:
-            A scalar; :meth:`terms_of_last_call` tells what it is made of.
+            A scalar; :meth:`terms_of_last_call` tells what it is made of, without the terms that no pair has.
 
         Raises:
             InputError: when a term looks at something that is not there, or the network has too few levels.
         """
+        labelled = targets.get("labelled")
+        chosen = None if labelled is None else [pair for pair, has in enumerate(labelled) if has]
         with torch.autocast(outputs["ddf"].device.type, enabled=False):
             totals: dict[str, Tensor] = {}
+            terms: dict[str, Term] = {name: term for name, term in self.terms.items() if isinstance(term, Term)}
+            if chosen == []:
+                terms = {name: term for name, term in terms.items() if not term.looks_at_labels}
             for level, available in enumerate(self._levels(outputs, targets)):
-                for name, term in self.terms.items():
-                    value = self.level_weights[level] * term(available, level)
+                for name, term in terms.items():
+                    value = self.level_weights[level] * _of_pairs(term, available, level, chosen)
                     totals[name] = totals[name] + value if name in totals else value
             self._last = {name: value.detach() for name, value in totals.items()}
-            weighted = [term.weight * totals[name] for name, term in self.terms.items()]  # type: ignore[operator]
-            total = torch.stack(weighted).sum()
+            weighted = [_weight(term, labelled) * totals[name] for name, term in terms.items()]
+            # Of nothing but labels that no pair has, the gradient is 0.
+            total = torch.stack(weighted).sum() if weighted else 0 * outputs["ddf"].sum()
             self._total, self._fetched = total.detach(), None
             return total
 
@@ -218,6 +235,24 @@ class RegistrationLoss(nn.Module):
                     level[name] = warp(level[image], level[field], padding_mode=self.padding_mode)
                 else:
                     level[name] = warp_labels(level[image], level[field])
+
+
+def _of_pairs(term: Term, available: Mapping[str, Any], level: int, chosen: Sequence[int] | None) -> Tensor:
+    """A term of one level, over the pairs that have labels where it looks at these; None stands for all pairs."""
+    if chosen is None or not term.looks_at_labels:
+        value: Tensor = term(available, level)
+        return value
+    looked_at = {name: available[name] for name in term.on if name in available}
+    if not all(isinstance(part, Tensor) for part in looked_at.values()):
+        raise InputError("A term of labels and of a map of points needs labels of all pairs, or of none: list both so.")
+    value = term({name: part[[*chosen]] for name, part in looked_at.items()}, level)
+    return value
+
+
+def _weight(term: Term, labelled: Sequence[bool] | None) -> float:
+    """Of a term: each pair of the batch counts alike, and one without labels adds nothing to a term of these."""
+    share = 1.0 if labelled is None or not term.looks_at_labels else sum(labelled) / len(labelled)
+    return term.weight * share
 
 
 def _pad_to(image: Tensor, size: Sequence[int]) -> Tensor:

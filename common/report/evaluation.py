@@ -125,10 +125,12 @@ def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str
 
 def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over the pairs that have a value, and their mean before registration."""
-    names = [name for name, value in cases[0].items() if isinstance(value, float) and not name.endswith("_before")]
+    # Of pairs with and without labels, any may be the first.
+    longest = max(cases, key=len)
+    names = [name for name, value in longest.items() if isinstance(value, float) and not name.endswith("_before")]
     summary: dict[str, dict[str, float]] = {}
     for name in names:
-        counted = [case for case in cases if case[name] == case[name]]
+        counted = [case for case in cases if not math.isnan(case.get(name, math.nan))]
         values = [case[name] for case in counted]
         if values:
             summary[name] = {"mean": statistics.fmean(values)}

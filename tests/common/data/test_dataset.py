@@ -133,11 +133,39 @@ def test_a_data_loader_collates_the_listed_pairs(datalist: Path, workers: int) -
     assert batch["moving_id"] == ["P_0004", "P_0003"] and batch["fixed_id"] == ["P_0003", "P_0005"]
 
 
-def test_labels_are_left_out_unless_every_subject_has_one(datalist: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pair_says_whether_both_have_labels_where_some_have_none(datalist: Path) -> None:
+    subjects = read_section(datalist).subjects
+    labels = read(Path(subjects[0]["label"])), read(Path(subjects[2]["label"]))
+    del subjects[1]["label"]
+    pairs = PairDataset(subjects, LoadSubjectd(), progress=False)
+    whole, half = pairs[0, 2], pairs[0, 1]
+    assert pairs.labelled == [True, False, True] and set(whole) == set(half)
+    assert whole["labelled"].item() is True and half["labelled"].item() is False
+    np.testing.assert_array_equal(whole["moving_label"].numpy()[0], labels[0])
+    np.testing.assert_array_equal(whole["fixed_label"].numpy()[0], labels[1])
+    assert half["fixed_label"].shape == whole["fixed_label"].shape and half["fixed_label"].dtype == torch.int16
+    (batch,) = DataLoader(pairs, 2, sampler=PairSampler(pairs, "listed", [(0, 2), (1, 0)]))
+    assert batch["labelled"].tolist() == [True, False] and batch["moving_label"].shape[0] == 2
+    # Where all have labels, or none, nothing needs to be said.
+    assert "labelled" not in PairDataset(subjects[::2], LoadSubjectd(), progress=False)[0, 1]
+    without = [{"id": subject["id"], "image": subject["image"]} for subject in subjects]
+    assert not {"labelled", "moving_label"} & set(PairDataset(without, LoadSubjectd(), progress=False)[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "count"), [(None, "2 of 6 pairs"), ([(0, 1), (1, 2)], "0 of 2 pairs"), ([(0, 2)] * 3, "3 of 3 pairs")]
+)
+def test_the_log_says_how_many_pairs_have_labels(
+    datalist: Path, pairs: Any, count: str, caplog: pytest.LogCaptureFixture
+) -> None:
     subjects = read_section(datalist).subjects
     del subjects[1]["label"]
-    assert "moving_label" not in PairDataset(subjects, LoadSubjectd(), progress=False)[0, 2]
-    assert "Only 2 of 3 subjects have labels" in caplog.text
+    made = PairDataset(subjects, LoadSubjectd(), progress=False)
+    PairSampler(made, pairs=pairs)
+    assert f"Labels for {count}: 1 of 3 scans have none, such as {subjects[1]['image']}" in caplog.text
+    caplog.clear()
+    PairSampler(PairDataset(subjects[::2], LoadSubjectd(), progress=False))
+    assert not caplog.text
 
 
 def test_different_shapes_are_refused_with_both_files(datalist: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import decollate_batch
 from torch import Tensor, nn
 
 from common.engine import PrepareRegistrationBatch, RegistrationInferer, inferer, registered
@@ -42,6 +43,20 @@ def test_every_tensor_moves_whatever_its_name() -> None:
     batch = {**tensors, "moving_keypoints": torch.zeros(1, 5, 2), "draw": torch.tensor([[1, 2, 3]]), "fixed_id": ["a"]}
     _, targets = PrepareRegistrationBatch()(batch, device="meta")
     assert all(targets[name].is_meta for name in batch if name != "fixed_id") and targets["fixed_id"] == ["a"]
+
+
+@pytest.mark.parametrize(("flags", "kept"), [([True, False], True), ([False, False], False), ([True, True], True)])
+def test_labels_that_no_pair_of_the_batch_has_are_left_out(flags: list[bool], kept: bool) -> None:
+    batch = {name: torch.zeros(2, 1, 2, 2) for name in ("moving", "fixed", "moving_label", "fixed_label")}
+    _, targets = PrepareRegistrationBatch()({**batch, "labelled": torch.tensor(flags)}, device="cpu")
+    assert targets["labelled"] == flags and ("moving_label" in targets) == ("fixed_label" in targets) == kept
+
+
+def test_a_pair_without_labels_has_none_after_decollation() -> None:
+    batch = {name: torch.zeros(2, 1, 2, 2) for name in ("moving", "fixed", "moving_label", "fixed_label")}
+    _, targets = PrepareRegistrationBatch()({**batch, "labelled": torch.tensor([True, False])}, device="cpu")
+    pairs = registered([{"label": label, "pred": {}} for label in decollate_batch(targets)])
+    assert [set(pair) for pair in pairs] == [set(batch), {"moving", "fixed"}]
 
 
 def test_images_may_be_made_of_label_maps_on_the_device() -> None:

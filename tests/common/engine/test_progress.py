@@ -56,6 +56,20 @@ def test_history_has_a_row_per_epoch_with_means_and_validation(tmp_path: Path) -
     assert [row["iteration"] for row in history] == ["2", "4", "6"]
 
 
+def test_history_means_a_term_over_the_steps_that_had_it(tmp_path: Path) -> None:
+    class Partial(Loss):
+        def terms_of_last_call(self) -> dict[str, float]:
+            # The second step of four, and none of the second epoch, has labels.
+            return {**super().terms_of_last_call(), **({"dice": 0.25 * self.calls} if self.calls in (2, 4) else {})}
+
+    loss: Any = Partial()
+    evaluator: Any = Evaluator()
+    engine = trainer(loss, evaluator)
+    History(tmp_path / "history.csv", loss, evaluator).attach(engine)
+    engine.run(range(4), max_epochs=2)
+    assert [row["dice"] for row in rows(tmp_path / "history.csv")] == ["0.75", ""]
+
+
 def test_page_of_the_training_stands_beside_the_history(tmp_path: Path) -> None:
     loss: Any = Loss()
     evaluator: Any = Evaluator()

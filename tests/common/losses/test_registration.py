@@ -337,6 +337,53 @@ def test_missing_label_is_named() -> None:
         loss(outputs_of(), targets)
 
 
+def pair_of(batch: Any, place: int) -> Any:
+    """One pair of a batch of outputs or targets."""
+    if isinstance(batch, dict):
+        return {name: pair_of(value, place) for name, value in batch.items()}
+    return [pair_of(value, place) for value in batch] if isinstance(batch, list) else batch[place : place + 1]
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_batch_in_which_a_pair_lacks_labels_is_the_mean_of_its_pairs(levels: int) -> None:
+    pyramid = ImagePyramid("isotropic", num_classes=CLASSES)
+    terms = {"mse": similarity(2.0), "dice": overlap(0.5)}
+    loss = RegistrationLoss(terms, [0.5**level for level in range(levels)], pyramid)
+    outputs, names = outputs_of(), ("moving", "fixed", "moving_label", "fixed_label")
+    targets = {name: targets_of()[name] for name in names}
+    total = loss(outputs, {**targets, "labelled": [False, True]})
+    seen = loss.terms_of_last_call()
+    (gradient,) = torch.autograd.grad(total, outputs["ddf"])
+
+    without = {name: targets[name][:1] for name in ("moving", "fixed")}
+    first = loss(pair_of(outputs, 0), {**without, "labelled": [False]})
+    assert list(loss.terms_of_last_call()) == ["mse"]
+    second = loss(pair_of(outputs, 1), pair_of(targets, 1))
+    torch.testing.assert_close(total, (first + second) / 2)
+    torch.testing.assert_close(gradient, torch.autograd.grad((first + second) / 2, outputs["ddf"])[0])
+    # What is shown is the mean over the pairs that have labels.
+    assert seen["dice"] == pytest.approx(loss.terms_of_last_call()["dice"])
+
+
+def test_a_batch_of_labels_alone_that_no_pair_has_gives_no_gradient() -> None:
+    outputs, targets = outputs_of(), targets_of()
+    images = {name: targets[name] for name in ("moving", "fixed")}
+    loss = RegistrationLoss({"dice": overlap()})
+    (gradient,) = torch.autograd.grad(loss(outputs, {**images, "labelled": [False, False]}), outputs["ddf"])
+    assert not gradient.any() and loss.terms_of_last_call() == {}
+
+
+def test_a_map_of_points_cannot_be_taken_for_some_pairs_only() -> None:
+    class Labelled(nn.Module):
+        def forward(self, there: Any, label: Tensor) -> Tensor:
+            """Of nothing."""
+            return there(torch.ones(len(label), 1, 3)).mean()
+
+    loss = RegistrationLoss({"points": Term(Labelled(), ["map", "fixed_label"])})
+    with pytest.raises(InputError, match="of labels and of a map of points needs labels of all pairs"):
+        loss(outputs_of(), {**targets_of(), "labelled": [True, False]})
+
+
 def test_levels_without_a_pyramid_are_refused() -> None:
     with pytest.raises(InputError, match="2 level weights need a pyramid"):
         RegistrationLoss({"mse": similarity()}, (1.0, 0.5))
