@@ -126,9 +126,33 @@ def test_pairs_of_one_batch_share_its_time(loader: DataLoader, tmp_path: Path) -
     assert [pair["moving_id"] for _, pair in writer._pairs] == ["s1", "s2", "s2"]
 
 
-def test_pairs_without_labels_are_measured_without_dice(loader: DataLoader, tmp_path: Path) -> None:
+def without_labels(loader: DataLoader, places: set[int]) -> DataLoader:
+    """The same pairs, some subjects without their label maps."""
     assert isinstance(loader.dataset, PairDataset)
-    loader.dataset.partial.add("label")
+    subjects = [
+        {key: value for key, value in subject.items() if key != "label" or place not in places}
+        for place, subject in enumerate(loader.dataset.data)
+    ]
+    dataset = PairDataset(subjects, LoadSubjectd(("image", "label")), progress=False)
+    sampler = PairSampler(dataset, "listed", pairs=[(1, 0), (2, 1), (2, 0)], drop_last=False)
+    return DataLoader(dataset, batch_size=3, sampler=sampler)
+
+
+def test_pairs_of_which_one_has_no_labels_are_left_out_of_the_dice(loader: DataLoader, tmp_path: Path) -> None:
+    metrics = RegistrationMetrics(labels=[1], output_transform=registered, hd95="voxels")
+    engine = evaluator(without_labels(loader, {0}), [EvaluationWriter(tmp_path, metrics, "")], metrics)
+    engine.run()
+    cases = list(csv.DictReader((tmp_path / "cases.csv").open()))
+    # As in the whole set, for the one pair that is left.
+    assert [case["dice"] for case in cases] == ["", "1", ""] and cases[1]["dice_before"] == "0.666667"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["pairs"] == 3 and summary["metrics"]["dice"]["mean"] == engine.state.metrics["dice"] == 1
+    assert [row["moving_id"] for row in csv.DictReader((tmp_path / "labels.csv").open())] == ["s2"]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_pairs_without_labels_are_measured_without_dice(loader: DataLoader, tmp_path: Path) -> None:
+    loader = without_labels(loader, {0, 1, 2})
     metrics = RegistrationMetrics(labels=[1], output_transform=registered, hd95="voxels")
     engine = evaluator(loader, [EvaluationWriter(tmp_path, metrics, "")], metrics)
     engine.run()
