@@ -14,7 +14,7 @@ from torch import Tensor
 from common.engine.batch import registered
 from common.engine.clock import NetworkClock
 from common.engine.kept_pairs import KeptPairs
-from common.io.provenance import peak_memory_gb
+from common.io.provenance import peak_memory
 from common.io.tables import read_csv
 from common.metrics.handlers import RegistrationMetrics
 from common.report.evaluation import picture, refuse_existing, write_evaluation
@@ -79,7 +79,7 @@ class EvaluationWriter:
             self.title,
             cases,
             panels,
-            figures={"peak_memory_gb": {"mean": round(peak_memory_gb(engine.state.device), 3)}},
+            figures={name: {"mean": value} for name, value in peak_memory(engine.state.device).items()},
             history=read_csv(self.history) if self.history else [],
             viewer=viewer,
         )

@@ -19,7 +19,7 @@ from common.engine.clock import NetworkClock
 from common.engine.registration_folder import RegistrationFolder
 from common.io.files import write_bytes
 from common.io.nifti import write_ddf, write_image
-from common.io.provenance import peak_memory_gb
+from common.io.provenance import peak_memory
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.metrics import dice_l2r, mean_over_labels
 from common.report.panels import as_png, panel
@@ -89,7 +89,7 @@ class RegistrationWriter:
                 **result.figures(),
                 **result.dice(self.labels, self.group),
             }
-            entry["peak_memory_gb"] = round(peak_memory_gb(engine.state.device), 3)
+            entry |= peak_memory(engine.state.device)
             self.folder.record(name, entry)
             logger.info("%s: %s", name, _sentence(entry))
 

@@ -18,7 +18,7 @@ from common.engine.batch import registered
 from common.engine.clock import NetworkClock
 from common.io.challenge_fields import FORMATS, field_name
 from common.io.files import replacing
-from common.io.provenance import peak_memory_gb
+from common.io.provenance import peak_memory
 from common.io.run_record import RunRecord
 from common.spatial.finite import check_network_field
 
@@ -216,8 +216,7 @@ class SubmissionWriter:
         pairs = registered(engine.state.output)
         for pair in pairs:
             seconds = round(self._clock.seconds / len(pairs), 3)
-            memory = round(peak_memory_gb(engine.state.device), 3)
-            self.folder.add(pair, network_seconds=seconds, peak_memory_gb=memory)
+            self.folder.add(pair, network_seconds=seconds, **peak_memory(engine.state.device))
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,11 @@ from typing import Any
 import torch
 
 import common
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "nibabel")
 
@@ -52,12 +56,17 @@ def machine() -> dict[str, Any]:
     }
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Largest memory of this process so far, in GB: resident on the CPU, allocated on a GPU."""
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """``peak_memory_gb``: largest memory of this process so far, resident on the CPU, allocated on a GPU.
+
+    Empty where the system does not tell, which is Windows.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+        return {"peak_memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
+    if resource is None:
+        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+    return {"peak_memory_gb": round(peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9, 3)}
 
 
 def _processor() -> str:
