@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -15,7 +16,9 @@ def run_tool(main: Callable[[], None]) -> None:
 
     An ``InputError`` anywhere in the chain of causes, or an ``OSError`` that names a file, is reported as
     ``ERROR: sentence`` on standard error; an interruption by the keyboard exits with 130. All else keeps its traceback.
+    "~" means the home folder also where the shell leaves it, as in ``--output=~/out`` and ``NAME=~/fields``.
     """
+    sys.argv[1:] = [_at_home(word) for word in sys.argv[1:]]
     try:
         main()
     except KeyboardInterrupt:
@@ -42,6 +45,11 @@ def sentence_of(error: BaseException) -> str | None:
             return f"{cause.filename}: {cause.strerror}."
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _at_home(word: str) -> str:
+    name, equals, path = word.rpartition("=")
+    return f"{name}{equals}{os.path.expanduser(path)}" if path.startswith("~") else word
 
 
 def add_switch(options: argparse.ArgumentParser, name: str, meaning: str) -> None:

@@ -50,7 +50,7 @@ def read_label_groups(path: str | Path | None, numbering: str = "ids") -> LabelG
     if path is None:
         return LabelGroups(None, None)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         lookup = [int(group) for group in content["lookup_table"]]
         evaluated = [int(group) for group in content["evaluation_groups"]]
         if numbering == "original":
@@ -76,7 +76,7 @@ def read_group_names(path: str | Path | None) -> dict[int, str]:
     Returns:
         Name of each named group; empty where there are none.
     """
-    groups = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("groups", {})
+    groups = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8-sig")).get("groups", {})
     return {int(number): str(entry["name"]) for number, entry in groups.items()}
 
 

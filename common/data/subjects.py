@@ -33,7 +33,7 @@ def read_section(
         InputError: folder missing or empty, list missing or damaged, listed files missing, no such section, or fewer
             than two subjects.
     """
-    listed = _read_listing(Path(dataset_dir), reader, section, dataset_json)
+    listed = _read_listing(Path(dataset_dir).expanduser(), reader, section, dataset_json)
     listing = listed.without_unpaired()
     unpaired = len(listed.subjects) - len(listing.subjects)
     if unpaired:

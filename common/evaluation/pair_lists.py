@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def _read_file(path: Path, section: str | None) -> PairList:
     if path.suffix != ".json":
         raise InputError(f"The pair list {path} is neither .csv nor .json.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"The file {path} is not valid JSON ({error}); correct it or copy it anew.") from error
     if isinstance(content, list):
@@ -191,7 +192,11 @@ def _pair(entry: Any, source: str) -> ListedPair:
         entry = dict(zip(("fixed", "moving", "field"), entry, strict=False))
     if not isinstance(entry, Mapping) or not entry.get("moving") or not entry.get("fixed"):
         raise InputError(f"The pair list {source} has the entry {entry!r}; expected moving and fixed.")
-    given = {name: str(entry[name]) for name in ListedPair.__annotations__ if entry.get(name) not in (None, "")}
+    given = {
+        name: os.path.expanduser(str(entry[name]))
+        for name in ListedPair.__annotations__
+        if entry.get(name) not in (None, "")
+    }
     try:
         seconds = float(given["seconds"]) if "seconds" in given else None
     except ValueError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def _has_training(path: Path, must_be_valid: bool) -> bool:
 def load_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte-order mark.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"The file {path} is not valid JSON ({error}); correct it or copy it anew.") from error
     if not isinstance(content, dict):
@@ -97,11 +99,18 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def inside(dataset_dir: Path, entry: object, source: Path) -> Path:
-    """Path of a listed file, refused where it leaves the data folder (links inside the folder may lead elsewhere)."""
+    """Path of a listed file, refused where it leaves the data folder (links inside the folder may lead elsewhere).
+
+    An absolute path, or one with "~", counts where it names a file of that folder.
+    """
     if not isinstance(entry, str) or not entry:
         raise InputError(f"The data list {source} has the entry {entry!r} where a file path is expected; correct it.")
-    normal = os.path.normpath(entry.replace("\\", "/"))
-    if os.path.isabs(normal) or normal.split(os.sep)[0] == ".." or ":" in normal.split(os.sep)[0]:
+    normal = os.path.normpath(os.path.expanduser(entry.replace("\\", "/")))
+    for folder in (os.path.abspath(dataset_dir), os.path.realpath(dataset_dir)):
+        if Path(normal).is_relative_to(folder):
+            normal = os.path.relpath(normal, folder)
+    first = normal.split(os.sep)[0]
+    if os.path.isabs(normal) or first == ".." or re.match(r"[A-Za-z]:", first):
         raise InputError(
             f"The data list {source} names {entry}, which leaves the data folder; write paths relative to that folder."
         )
