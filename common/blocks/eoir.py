@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.blocks.convolution import convolve, convolved_again, normalise_and_convolve, rectify_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
+from common.checks import InputError
 
 
 def convolution(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d | nn.Conv3d:
@@ -103,10 +104,10 @@ def block(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: i
     """The published choice: a plain block for kernel 3, a large-kernel block above.
 
     Raises:
-        ValueError: when ``kernel_size`` is even or below 3.
+        InputError: when ``kernel_size`` is even or below 3.
     """
     if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}; expected an odd number from 3 on.")
+        raise InputError(f"kernel_size is {kernel_size}; expected an odd number from 3 on.")
     if kernel_size == 3:
         return PlainBlock(spatial_dims, in_channels, out_channels)
     return LargeKernelBlock(spatial_dims, in_channels, out_channels, kernel_size)

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from common.checks import InputError
+
 Details = bool | Collection[str]
 """True for all outputs, or the names of those wanted beside ``ddf``, of which a network returns what it has."""
 
@@ -44,6 +46,17 @@ def check_pair(image: Tensor, spatial_dims: int) -> None:
     if image.ndim != spatial_dims + 2 or image.shape[1] != 2:
         shape = tuple(image.shape)
         raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {spatial_dims} spatial axes.")
+
+
+def check_numbers(lowest: int, **arguments: object) -> None:
+    """Refuse arguments of a network that are no whole numbers from ``lowest`` on.
+
+    Raises:
+        InputError: naming the argument and its value.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise InputError(f"{name} is {value!r}; give a whole number from {lowest} on.")
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:

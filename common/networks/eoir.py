@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.eoir import Encoder, FlowEstimator, PlainBlock, block
-from common.networks.contract import Details, check_pair, crop, wants
+from common.checks import InputError
+from common.networks.contract import Details, check_numbers, check_pair, crop, wants
 from common.spatial import compose, integrate, resize_image, warp
 
 LEVELS = 5
@@ -52,7 +53,7 @@ class EOIR(nn.Module):
         search_radius: r; each estimator has (2 r + 1) ** 3 hidden channels.
 
     Raises:
-        ValueError: for an unknown variant or number of dimensions.
+        InputError: for an unknown variant or number of dimensions, or a size below 1.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class EOIR(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in ("plain", "acdc", "oasis"):
-            raise ValueError(f"variant is {variant!r}; expected 'plain', 'acdc' or 'oasis'.")
+            raise InputError(f"variant is {variant!r}; expected 'plain', 'acdc' or 'oasis'.")
         if spatial_dims not in (2, 3) or (variant == "acdc" and spatial_dims == 2):
-            raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3, and 3 for the 'acdc' variant.")
+            raise InputError(f"spatial_dims is {spatial_dims!r}; expected 2 or 3, and 3 for the 'acdc' variant.")
+        check_numbers(1, start_channel=start_channel, kernel_size=kernel_size)
+        check_numbers(0, int_steps=int_steps, search_radius=search_radius)
         self.arguments: dict[str, Any] = {
             "spatial_dims": spatial_dims,
             "variant": variant,

@@ -92,7 +92,7 @@ class SITReg(nn.Module):
         solver: of the inverses, "default" or "tight" (:data:`common.spatial.fixed_point.SOLVERS`).
 
     Raises:
-        ValueError: for another number of dimensions, an unknown solver, or lists that differ in length.
+        InputError: for another number of dimensions, an unknown solver, or lists that differ in length.
     """
 
     def __init__(
@@ -251,14 +251,14 @@ def _check(arguments: dict[str, Any]) -> None:
     dims, updates = arguments["spatial_dims"], arguments["update_channels"]
     lengths = {len(arguments[name]) for name in ("channels", "update_channels", "convolutions", "update_convolutions")}
     if dims not in (2, 3):
-        raise ValueError(f"spatial_dims is {dims}; expected 2 or 3.")
+        raise InputError(f"spatial_dims is {dims}; expected 2 or 3.")
     if len(lengths) > 1:
-        raise ValueError("channels, update_channels, convolutions and update_convolutions differ in length.")
+        raise InputError("channels, update_channels, convolutions and update_convolutions differ in length.")
     predicted = [n is not None for n in updates]
     if not predicted[0] or predicted != sorted(predicted, reverse=True):
-        raise ValueError(f"update_channels is {updates}; only the coarsest levels may be None.")
+        raise InputError(f"update_channels is {updates}; only the coarsest levels may be None.")
     if arguments["solver"] not in SOLVERS:
-        raise ValueError(f"solver is {arguments['solver']!r}; expected one of {sorted(SOLVERS)}.")
+        raise InputError(f"solver is {arguments['solver']!r}; expected one of {sorted(SOLVERS)}.")
     for name in ("affine_size", "spacing"):
         if arguments[name] is not None and len(arguments[name]) != dims:
-            raise ValueError(f"{name} is {arguments[name]}; expected {dims} numbers.")
+            raise InputError(f"{name} is {arguments[name]}; expected {dims} numbers.")

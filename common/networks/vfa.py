@@ -10,6 +10,7 @@ image size (padded inside); keys are not unfolded; activations are made again in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, overload
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from common.blocks.remade import Remade, not_stored
 from common.blocks.siamese_unet import UNet
 from common.blocks.vector_field_attention import VectorFieldAttention
-from common.networks.contract import Details, check_pair, crop, wants
+from common.checks import InputError
+from common.networks.contract import Details, check_numbers, check_pair, crop, wants
 from common.spatial import resize_ddf, warp
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -48,7 +50,7 @@ class VFA(nn.Module):
         initial_beta: what the learned factor of all displacements starts from.
 
     Raises:
-        ValueError: for another number of dimensions, or no level to go down to.
+        InputError: for another number of dimensions, no level to go down to, or a size below 1.
     """
 
     def __init__(
@@ -64,10 +66,13 @@ class VFA(nn.Module):
         initial_beta: float = 0.1,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3) or downsamples < 1:
-            raise ValueError(
-                f"spatial_dims is {spatial_dims} and downsamples {downsamples}; expected 2 or 3, and 1 on."
-            )
+        if spatial_dims not in (2, 3):
+            raise InputError(f"spatial_dims is {spatial_dims!r}; expected 2 or 3.")
+        channels = {"start_channels": start_channels, "matching_channels": matching_channels}
+        check_numbers(1, downsamples=downsamples, **channels, max_channels=max_channels)
+        check_numbers(0, int_steps=int_steps)
+        if not isinstance(initial_beta, (int, float)) or not math.isfinite(initial_beta):
+            raise InputError(f"initial_beta is {initial_beta!r}; give a number.")
         self.arguments: dict[str, Any] = {
             "spatial_dims": spatial_dims,
             "downsamples": downsamples,

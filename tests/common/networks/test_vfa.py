@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.checks import InputError
 from common.networks import VFA
 from common.networks.vfa import _follow
 from common.spatial import identity_grid, sample_at
@@ -158,7 +159,18 @@ def test_published_network_has_as_many_parameters_as_the_published_one() -> None
         assert sum(p.numel() for p in VFA().parameters()) == 2_014_827
 
 
-@pytest.mark.parametrize("arguments", [{"spatial_dims": 4}, {"spatial_dims": 1}, {"downsamples": 0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"spatial_dims": 4},
+        {"spatial_dims": 1},
+        {"downsamples": 0},
+        {"start_channels": 0},
+        {"matching_channels": "8"},
+        {"max_channels": True},
+        {"int_steps": -1},
+    ],
+)
 def test_dimensions_and_depth_that_there_are_not_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected 2 or 3"):
+    with pytest.raises(InputError, match="expected 2 or 3|give a whole number from"):
         VFA(**arguments)
