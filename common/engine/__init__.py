@@ -10,7 +10,7 @@ from common.engine.inferer import RegistrationInferer
 from common.engine.progress import History, ProgressBar
 from common.engine.registration_folder import RegistrationFolder
 from common.engine.registration_writer import RegistrationWriter
-from common.engine.start import restart_and_check
+from common.engine.start import prepare_workflow, restart_and_check
 from common.engine.submission import SubmissionFolder, SubmissionWriter
 from common.engine.tensorboard import TensorBoardHandler
 from common.engine.training import TrainingHandlers
@@ -35,6 +35,7 @@ __all__ = [
     "ValidationHandler",
     "load_checkpoint",
     "load_weights",
+    "prepare_workflow",
     "provenance",
     "registered",
     "restart_and_check",

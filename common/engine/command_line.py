@@ -1,145 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of ``python -m monai.bundle``, checked and written as MONAI reads them.
+"""The options of ``python -m monai.bundle``: which there are, and the values that their words mean.
 
-MONAI accepts a mistyped option in silence and takes ``--flag false`` for true.
+MONAI accepts a mistyped option in silence, takes ``--flag false`` for true, leaves out an option whose value is None,
+turns every "#" of a value into "::", and a folder called 2024 into a number.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
+import ast
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pydoc import locate
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from monai.bundle import ConfigComponent, ConfigParser
+from fire.parser import DefaultParseValue  # type: ignore[import-untyped]
+from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 
 from common.checks import InputError
-
-# Options of `monai.bundle run` itself, which no config has to define.
-RUN_OPTIONS = {
-    "run_id",
-    "init_id",
-    "final_id",
-    "meta_file",
-    "config_file",
-    "logging_file",
-    "tracking",
-    "args_file",
-    "experiment_name",
-    "run_name",
-    "tracking_uri",
-    "save_execute_config",
-}
-SEPARATORS = re.compile(r"::|#")
+from common.engine.option_names import RUN_OPTIONS, SEPARATORS, check_nested
+from common.engine.option_values import PATHS
 
 
-def check_options(arguments: Sequence[str]) -> None:
-    """Refuse options that no config of this run defines, and "true" or "false" for what is no switch.
+class Given(NamedTuple):
+    """What a command line says.
+
+    Attributes:
+        first: the first configuration file.
+        config: all of them, merged.
+        recorded: values by the names of options in ``--args_file``.
+        words: text by the name of each option of the command line; None for an option without a value.
+    """
+
+    first: Mapping[str, Any]
+    config: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    words: Mapping[str, str | None]
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the first file, by name, as the user gave it."""
+        later = {name: value for name, value in self.config.items() if self.first.get(name) != value}
+        options = {**later, **self.recorded, **self.words}
+        return {name: value for name, value in options.items() if name not in RUN_OPTIONS}
+
+
+def read_command_line(arguments: Sequence[str]) -> Given | None:
+    """The options of a command, with the files that they name.
 
     Args:
         arguments: of ``python -m monai.bundle``, e.g. ``["run", "--config_file", "configs/train.json", "--lr", "1"]``.
 
+    Returns:
+        None for a command without a configuration file.
+    """
+    words = dict(_options(arguments))
+    args_file = words.get("args_file")
+    recorded = dict(ConfigParser.load_config_file(args_file)) if args_file else {}
+    files = words["config_file"] if "config_file" in words else recorded.get("config_file")
+    if not files:
+        return None
+    # As fire and MONAI read them: a path, several with commas, a list or a tuple.
+    paths = DefaultParseValue(files) if "config_file" in words else files
+    if isinstance(paths, str) and not Path(paths).is_file() and "," in paths:
+        paths = paths.split(",")
+    first = ConfigParser.load_config_files(ensure_tuple(paths)[0])
+    return Given(first, ConfigParser.load_config_files(paths), recorded, words)
+
+
+def check_options(given: Given) -> None:
+    """Refuse nested options that lead nowhere, and "true" or "false" for what is no switch.
+
     Raises:
         InputError: naming the option, with the closest one that exists.
     """
-    config = _config(arguments)
-    if config is None:
-        return
-    known = set(config) | RUN_OPTIONS
-    for name, value in _options(arguments):
+    for name, value in {**given.recorded, **given.words}.items():
         top, *nested = SEPARATORS.split(name)
-        if top not in known:
-            raise InputError(f"There is no option --{name}.{_closest(name, known)}")
-        _check_nested(config.get(top), nested, name)
-        if _is_lower_switch(value) and not isinstance(config.get(name), bool):
+        if top in given.config:
+            check_nested(given.config[top], nested, name)
+        takes_word = isinstance(given.config.get(name), bool) or name in PATHS
+        if name in given.words and _is_lower_switch(value) and not takes_word:
             raise InputError(
                 f"--{name} {value} is a text to MONAI, and every text counts as true: write {value.title()}."
             )
 
 
-def as_monai_reads(arguments: Sequence[str]) -> list[str]:
-    """The command line with True and False for true and false of a switch, and with "$None" for None.
+def as_meant(given: Given) -> dict[str, Any]:
+    """Values, by name, where MONAI would read something else than was written.
 
-    MONAI takes the former for texts, and leaves out an option whose value is None.
-
-    Args:
-        arguments: as for :func:`check_options`.
+    True and False for true and false of a switch, None for None, paths to the letter (a quoted one without its quotes,
+    "~" as the home folder), and texts with "#" anywhere in the files.
     """
-    config = _config(arguments)
-    words = list(arguments)
-    for position, argument in enumerate(arguments if config is not None else []):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-"):
+    meant: dict[str, Any] = dict(_texts_with_hash(given.config)) | dict(_texts_with_hash(given.recorded))
+    for name, word in given.words.items():
+        meant.pop(name, None)
+        if word is None or name in RUN_OPTIONS:
             continue
-        is_switch = isinstance((config or {}).get(name.replace("-", "_")), bool)
-        if equals:
-            words[position] = f"--{name}={_monai_value(value, is_switch)}"
-        elif position + 1 < len(words):
-            words[position + 1] = _monai_value(words[position + 1], is_switch)
-    return words
+        if word == "None":
+            meant[name] = None
+        elif isinstance(given.config.get(name), bool) and _is_lower_switch(word):
+            meant[name] = word.lower() == "true"
+        elif name in PATHS:
+            meant[name] = word if _is_syntax(word, given.config) else as_text(os.path.expanduser(_unquoted(word)))
+        elif "#" in word and not word.startswith(("$", "@", "%")) and isinstance(DefaultParseValue(word), str):
+            meant[name] = as_text(_unquoted(word))
+    return meant
 
 
-def _monai_value(value: str, is_switch: bool) -> str:
-    if value == "None":
-        return "$None"
-    return value.title() if is_switch and _is_lower_switch(value) else value
+def as_text(text: str) -> str:
+    """A config value that MONAI reads as this very text: an expression where "#", "$", "@" or "%" mean something."""
+    if "#" not in text and not text.startswith(("$", "@", "%")):
+        return text
+    return "$" + re.sub(r"[#@%]", lambda found: f"\\x{ord(found[0]):02x}", repr(text))
 
 
-def _config(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The files of ``--config_file``, merged; None without the option."""
-    files = dict(_options(arguments)).get("config_file")
-    return None if files is None else ConfigParser.load_config_files(_as_list(files))
+def _is_syntax(word: str, config: Mapping[str, Any]) -> bool:
+    """Whether a value is MONAI's: an expression, or a reference or macro of something that exists."""
+    if word.startswith("%") and ConfigParser.split_path_id(word[1:])[0]:
+        return True
+    return word.startswith("$") or (word[:1] in ("@", "%") and SEPARATORS.split(word[1:])[0] in config)
 
 
-def _is_lower_switch(value: str) -> bool:
-    return value.lower() in ("true", "false") and value not in ("True", "False")
+def _unquoted(word: str) -> str:
+    """A text without the quotes that keep fire from reading it as something else."""
+    try:
+        value = ast.literal_eval(word)
+    except (SyntaxError, ValueError):
+        return word
+    # What follows "#" would be lost as a comment.
+    return value if isinstance(value, str) and "#" not in word.rpartition(word[0])[2] else word
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _texts_with_hash(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Id and exact form of every text with "#" that is neither expression nor reference nor macro."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if not key.startswith("_"):
+                yield from _texts_with_hash(value, f"{path}::{key}" if path else key)
+    elif isinstance(config, list):
+        for position, value in enumerate(config):
+            yield from _texts_with_hash(value, f"{path}::{position}")
+    elif isinstance(config, str) and "#" in config and not config.startswith(("$", "@", "%")):
+        yield path, as_text(config)
+
+
+def _is_lower_switch(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() in ("true", "false") and value not in ("True", "False")
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Name and text of each ``--name value``, ``--name=value`` or ``--name``, as fire reads them."""
     for position, argument in enumerate(arguments):
-        if not re.match(r"--?[A-Za-z_]", argument):
+        if not _is_flag(argument):
             continue
         name, equals, value = argument.lstrip("-").partition("=")
-        following = arguments[position + 1] if position + 1 < len(arguments) else ""
-        yield name.replace("-", "_"), value if equals else following
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        yield name.replace("-", "_"), value if equals else None if following.startswith("--") else following
 
 
-def _as_list(text: str) -> list[str]:
-    return re.findall(r"[^\[\]'\",\s]+", text) if text.startswith("[") else [text]
-
-
-def _check_nested(config: Any, keys: Sequence[str], name: str) -> None:
-    for key in keys:
-        existing = _children(config)
-        if key not in existing and not _takes_any(config):
-            raise InputError(f"There is no option --{name}: {key!r} does not exist there.{_closest(key, existing)}")
-        config = config[int(key)] if isinstance(config, list) else config.get(key)
-
-
-def _children(config: Any) -> set[str]:
-    """What can be set below an item: its own keys or positions, and for a component all arguments that it takes."""
-    if isinstance(config, list):
-        return {str(position) for position in range(len(config))}
-    if not isinstance(config, dict):
-        return set()
-    return set(config) | set(_parameters(config))
-
-
-def _takes_any(config: Any) -> bool:
-    """Whether an item is a component that hands further arguments on."""
-    kinds = [parameter.kind for parameter in _parameters(config).values()] if isinstance(config, dict) else []
-    return inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def _parameters(config: dict[str, Any]) -> Mapping[str, inspect.Parameter]:
-    """Parameters of a component, named by its module or, as MONAI allows for its own, by its class alone."""
-    target = locate(ConfigComponent(config).resolve_module_name()) if "_target_" in config else None
-    return inspect.signature(target).parameters if callable(target) else {}
-
-
-def _closest(name: str, known: set[str]) -> str:
-    matches = difflib.get_close_matches(name, [key for key in known if not key.startswith("_")], n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+def _is_flag(argument: str) -> bool:
+    return re.match(r"--?[A-Za-z_]", argument) is not None

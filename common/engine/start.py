@@ -1,36 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first item of each workflow's ``run`` list: the process becomes what the workflow needs, if need be by a restart.
+"""How a workflow begins: its options are read as they were meant, checked, and the process becomes what it needs.
 
-Two things can only be mended by starting ``python -m monai.bundle`` again: options that MONAI has read as something
-else than was meant, and threads, whose number and manner of waiting are fixed when torch is loaded.
+``prepare_workflow`` stands in ``initialize`` of each configuration, so that it comes before all else, also where a
+workflow is made in Python; ``restart_and_check`` is the first item of each ``run`` list. Threads, whose number and
+manner of waiting are fixed when torch is loaded, can only be mended by starting ``python -m monai.bundle`` again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from common.checks import InputError
 from common.cli import sentence_of
-from common.engine.bundle_folder import check_bundle, check_writable
-from common.engine.command_line import as_monai_reads, check_options
+from common.engine.bundle_folder import check_bundle, check_code, check_writable, find_metadata
+from common.engine.command_line import as_meant, as_text, check_options, read_command_line
 from common.engine.memory import keep_freed_memory
+from common.engine.option_names import check_names
+from common.engine.option_values import PATHS, as_path_text, check_values
+from common.engine.workflow import is_prepared, names_of_first_file, run_anew, running_workflow
 from common.threads import share_cores
 
 
-def restart_and_check(bundle_root: str | Path, output_dir: str | Path, distributed: bool = False) -> None:
-    """Start the process anew where its options or threads ask for it, then check the folders it was given.
+def prepare_workflow() -> None:
+    """Check all options of the workflow that is being initialised, wherever they were given; mend what MONAI misreads.
 
-    From the command line this **replaces the process** by the same command, at most once: with the options written as
-    MONAI reads them (:func:`common.engine.command_line.as_monai_reads`), and with the environment of
-    :func:`common.threads.share_cores` where the user has set none. Errors become one line, and freed memory is kept.
-    Called from Python, it leaves process, environment and excepthook alone and only checks.
+    From the command line, errors become one line, freed memory is kept, and the process is **replaced** by the same
+    command, at most once, with the environment of :func:`common.threads.share_cores` where the user has set none.
+    Called from Python, it leaves process, environment and excepthook alone. A further ``run()`` of the workflow makes
+    everything anew.
+
+    Raises:
+        InputError: for an unknown option, a value that cannot be used, a path that MONAI has changed, or code of
+            another bundle.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    given = None
+    if _is_command_line():
+        _report_errors_in_one_line()
+        keep_freed_memory()
+        given = read_command_line(sys.argv[1:])
+    parser = workflow.parser
+    if given is None:
+        _refuse_changed_paths(parser)
+    else:
+        check_options(given)
+        parser.update(as_meant(given))
+    _take_paths_to_the_letter(parser)
+    parser.parse()
+    _check_bundle_of(workflow)
+    run_ids = (workflow.init_id, workflow.run_id, workflow.final_id)
+    check_names(parser.get(), {*run_ids, *(given.first if given else names_of_first_file(workflow))})
+    check_values(parser, given.changes() if given else {})
+    # Nothing is kept that a property set later would have to change.
+    parser.parse()
+    run_anew(workflow)
+    if given is not None:
+        _restart_if_needed(sys.argv[1:])
+
+
+def restart_and_check(bundle_root: str | Path, output_dir: str | Path, distributed: bool = False) -> None:
+    """Check the folders that the workflow was given.
+
+    A configuration without ``initialize`` is prepared here, see :func:`prepare_workflow`.
 
     Args:
         bundle_root: folder of the bundle.
@@ -38,17 +81,50 @@ def restart_and_check(bundle_root: str | Path, output_dir: str | Path, distribut
         distributed: whether to join the other processes that ``torchrun`` started (NCCL on GPUs, else Gloo).
 
     Raises:
-        InputError: for an unknown option, a text "true" or "false" for what is no switch, a bundle_root that is no
-            bundle, a foreign ``common``, or an output folder that cannot be written to.
+        InputError: for a bundle_root that is no bundle, a foreign ``common``, or an output folder that cannot be
+            written to; and as :func:`prepare_workflow`.
     """
-    if _is_command_line():
-        _report_errors_in_one_line()
-        keep_freed_memory()
-        _restart_if_needed(sys.argv[1:])
+    workflow = running_workflow()
+    if workflow is not None and not is_prepared(workflow):
+        prepare_workflow()
+        given = {"bundle_root": bundle_root, "output_dir": output_dir}
+        bundle_root, output_dir = (
+            workflow.parser.get_parsed_content(name) if name in workflow.parser else value
+            for name, value in given.items()
+        )
     check_bundle(bundle_root)
     check_writable(output_dir)
     if distributed:
         _join_processes()
+
+
+def _check_bundle_of(workflow: ConfigWorkflow) -> None:
+    """Of a configuration that lies outside its bundle, read the metadata, too."""
+    parser = workflow.parser
+    bundle_root = parser.get_parsed_content("bundle_root", default=".")
+    metadata = find_metadata(Path(workflow.config_root_path), Path(str(bundle_root)))
+    if metadata is not None:
+        check_code(metadata)
+        if not parser.get(parser.meta_key):
+            parser.read_meta(metadata)
+
+
+def _refuse_changed_paths(parser: ConfigParser) -> None:
+    for name in PATHS:
+        path = parser.get(name)
+        if isinstance(path, str) and "::" in path and not path.startswith(("$", "@", "%")):
+            meant = as_text(path.replace("::", "#"))
+            raise InputError(
+                f"The {name} is {path!r}, but MONAI makes '::' of every '#': from Python give {meant!r}, whichever it "
+                "is."
+            )
+
+
+def _take_paths_to_the_letter(parser: ConfigParser) -> None:
+    for name in PATHS:
+        text = as_path_text(parser.get(name))
+        if text is not None:
+            parser[name] = as_text(text)
 
 
 def _is_command_line() -> bool:
@@ -79,15 +155,19 @@ def _not_announced(record: logging.LogRecord) -> bool:
     return "terminating due to exception" not in str(record.msg)
 
 
-def _restart_if_needed(arguments: list[str]) -> None:
-    check_options(arguments)
-    wanted = as_monai_reads(arguments)
+def _restart_if_needed(arguments: Sequence[str]) -> None:
     # A single thread waits for no other.
-    too_late = share_cores() and torch.get_num_threads() > 1
-    if wanted != arguments or too_late:
+    if share_cores() and torch.get_num_threads() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(arguments)], *wanted])
+        _become([*sys.orig_argv[: len(sys.orig_argv) - len(arguments)], *arguments])
+
+
+def _become(command: Sequence[str]) -> None:
+    """Replace this process; on Windows, where the caller would believe it ended, wait for the other one."""
+    if os.name == "nt":
+        sys.exit(subprocess.run([sys.executable, *command[1:]], check=False).returncode)
+    os.execv(sys.executable, list(command))
 
 
 def _join_processes() -> None:

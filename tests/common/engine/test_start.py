@@ -71,25 +71,23 @@ def test_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "threads", "set_now", "restarts"),
-    [
-        (["run"], 2, True, True),
-        (["run"], 2, False, False),
-        (["run"], 1, True, False),
-        (["run", "--flag", "false"], 1, False, True),
-    ],
+    ("threads", "set_now", "restarts"), [(2, True, True), (2, False, False), (1, True, False), (1, False, False)]
 )
 def test_the_process_starts_anew_where_it_helps(
-    arguments: list[str], threads: int, set_now: bool, restarts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    threads: int, set_now: bool, restarts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tmp_path / "train.json"
-    config.write_text('{"flag": true}')
-    command = [*arguments, "--config_file", str(config)]
+    command = ["run", "--config_file", "train.json", "--flag", "false"]
     calls: list[list[str]] = []
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "monai.bundle", *command])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "ignore", "-m", "monai.bundle", *command])
     monkeypatch.setattr(os, "execv", lambda program, words: calls.append(words))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(start, "share_cores", lambda: set_now)
     start._restart_if_needed(command)
-    wanted = ["python", "-m", "monai.bundle", *(word.replace("false", "False") for word in command)]
-    assert calls == ([wanted] if restarts else [])
+    assert calls == ([sys.orig_argv] if restarts else [])
+
+
+def test_on_windows_the_caller_waits_for_the_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(SystemExit) as end:
+        start._become(["python", "-c", "raise SystemExit(7)"])
+    assert end.value.code == 7
