@@ -102,6 +102,7 @@ class _Registration:
         self.fixed = _grid_of(self.pair["fixed_scan"], self.pair["fixed_affine"])
         self.moving = _grid_of(self.pair["moving_scan"], self.pair["moving_affine"])
         self.working = working = _grid_of(self.pair["ddf"], self.pair["affine"])
+        self.by_header = not self.fixed.same_as(self.moving)
         self.alignment: Tensor = self.pair["alignment"]
         # MONAI's decollation makes None of an empty dictionary.
         self.aligned: dict[str, Any] = dict(pair["aligned"] or {})
@@ -128,7 +129,7 @@ class _Registration:
         write_image(path["warped"], warped[0], affine)
         if "moving_scan_label" in self.pair:
             path["warped_label"] = Path(f"{prefix}_warped_label.nii.gz")
-            label = warp_labels(self.pair["moving_scan_label"][None], self.to_moving)
+            label = warp_labels(self.pair["moving_scan_label"][None], self.to_moving, self.by_header)
             write_image(path["warped_label"], label[0], affine)
         write_displacement(path["displacement"], self.total, self.fixed)
         write_ddf(path["ddf"], self.total[0], affine)
@@ -206,7 +207,7 @@ class _Registration:
             stages["affine"] = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
         stages["registered"] = self.to_moving
         scores = {
-            name: float(mean_over_labels(dice_l2r(warp_labels(moving, ddf), fixed, counted, moving)))
+            name: float(mean_over_labels(dice_l2r(warp_labels(moving, ddf, self.by_header), fixed, counted, moving)))
             for name, ddf in stages.items()
         }
         return {"dice": scores, "labels": len(common.intersection(counted))}

@@ -235,7 +235,7 @@ def _judge(side: Sides, points: Tensor, between: Tensor) -> Callable[[Tensor], f
     def score(vectors: Tensor) -> float:
         places = (between[:3, :3] @ (points + vectors) + between[:3, 3:]).T[None]
         if side.is_label:
-            return float((sample_labels_at(side.moving[None], places)[0, 0] == fixed).double().mean())
+            return float((sample_labels_at(side.moving[None], places, by_header=True)[0, 0] == fixed).double().mean())
         sampled = sample_at(side.moving[None].float(), places.float())[0, 0]
         return _correlation(fixed.double(), sampled.double())
 

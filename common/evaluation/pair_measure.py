@@ -24,7 +24,7 @@ from common.io.landmarks import read_landmarks
 from common.io.nifti import read_grid
 from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
 from common.spatial import displacement_to_moving, warp_labels, warp_within
-from common.spatial.world import Grid
+from common.spatial.world import Grid, between_grids
 
 FOREGROUNDS = ("fixed", "moving", "fixed_label", "moving_label", "none")
 
@@ -81,7 +81,7 @@ class LoadedPair:
         """(4, 4), voxels of the fixed grid to voxels of the moving grid."""
         if self.same_grid:
             return torch.eye(4, dtype=torch.float64)
-        return torch.linalg.inv(self.moving_grid.affine) @ self.fixed_grid.affine
+        return between_grids(self.moving_grid, self.fixed_grid)
 
     @cached_property
     def to_moving(self) -> Tensor:
@@ -99,7 +99,7 @@ class LoadedPair:
         """The moving image (1, *fixed grid) and its labels, if there are any, sampled where ``to_moving`` says."""
         image, label = self.images["moving"][None], self.images.get("moving_label")
         sampled = warp_within(image, to_moving, outside=float(image.min()))[0]
-        return sampled, None if label is None else warp_labels(label[None], to_moving)[0]
+        return sampled, None if label is None else warp_labels(label[None], to_moving, by_header=not self.same_grid)[0]
 
 
 def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
@@ -194,6 +194,7 @@ def _registered(pair: LoadedPair) -> RegisteredPair:
         landmarks={files.figure: _landmarks(pair, files) for files in pair.files.landmarks},
         to_moving=pair.to_moving,
         to_moving_before=None if pair.same_grid else pair.to_moving_before,
+        by_header=not pair.same_grid,
     )
 
 

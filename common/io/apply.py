@@ -94,7 +94,8 @@ def warp_file(
     place = displacement_to_moving(moving, fixed, chain.transform().ddf(fixed))
     if is_label:
         labels, kind = _labels(file, source)
-        warped = warp_labels(labels.view(1, 1, *moving.shape), place)[0, 0].numpy().astype(kind)
+        by_header = not moving.same_as(fixed)
+        warped = warp_labels(labels.view(1, 1, *moving.shape), place, by_header)[0, 0].numpy().astype(kind)
     else:
         image = torch.from_numpy(voxels_of(file, source)).view(1, 1, *moving.shape)
         warped = warp_within(image, place, outside=_lowest(image, source) if outside is None else outside)[0, 0].numpy()

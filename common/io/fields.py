@@ -24,8 +24,9 @@ from common.io.header_forms import set_world
 from common.io.itk_transforms import ITK_SUFFIXES, read_itk
 from common.io.learn2reg import from_half_resolution
 from common.io.nifti import NIFTI, check_is_file, first_line, open_nifti, save_nifti, spatial_grid, voxels_of
+from common.spatial.rounding import BORDER, turned_vectors
 from common.spatial.transform import Field, Transform
-from common.spatial.world import Grid
+from common.spatial.world import Grid, between_grids
 
 CONVENTIONS = ("auto", "voxels", "learn2reg_half", "lps_mm", "ras_mm", "itk")
 """How a file states displacements; see :func:`read_field`."""
@@ -118,7 +119,7 @@ def field_from_world(path: Path, file: Any, convention: str) -> Field:
     to_voxels = torch.linalg.inv(own.affine[:3, :3])
     if convention == "lps_mm":
         to_voxels = to_voxels * torch.tensor(LPS, dtype=torch.float64)
-    return Field(own, torch.einsum("rc,ijkc->rijk", to_voxels.float(), vectors)[None])
+    return Field(own, turned_vectors(to_voxels, vectors.flatten(0, 2).T).view(1, 3, *own.shape))
 
 
 def check_overlap(path: str | Path, own: Grid, grid: Grid) -> None:
@@ -128,10 +129,10 @@ def check_overlap(path: str | Path, own: Grid, grid: Grid) -> None:
         InputError: when the boxes of the two grids do not meet.
     """
     corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in grid.shape))
-    between = torch.linalg.inv(own.affine) @ grid.affine
+    between = between_grids(own, grid)
     inside = corners @ between[:3, :3].T + between[:3, 3]
     last = torch.tensor(own.shape, dtype=torch.float64) - 1
-    if bool((inside.amax(0) < 0).any() or (inside.amin(0) > last).any()):
+    if bool((inside.amax(0) < -BORDER).any() or (inside.amin(0) > last + BORDER).any()):
         raise InputError(
             f"{path} lies on a grid that does not meet the fixed image (origins {_origin(own)} and {_origin(grid)} "
             "mm): its header is that of another image or frame."

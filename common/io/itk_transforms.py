@@ -18,6 +18,7 @@ from common.checks import InputError
 from common.io.field_checks import check_to_write
 from common.io.files import replacing
 from common.io.nifti import check_is_file, first_line
+from common.spatial.rounding import turned_vectors
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 
@@ -163,8 +164,8 @@ def _field(image: Any, path: Path) -> Field:
         grid = Grid((i, j, k), _FLIP @ affine)
     except InputError as error:
         raise InputError(f"{path} holds a field whose directions cannot be inverted.") from error
-    to_voxels = torch.linalg.inv(affine[:3, :3]).float()
-    return Field(grid, torch.einsum("rc,kjic->rijk", to_voxels, vectors)[None])
+    columns = vectors.permute(2, 1, 0, 3).flatten(0, 2).T
+    return Field(grid, turned_vectors(torch.linalg.inv(affine[:3, :3]), columns).view(1, 3, *grid.shape))
 
 
 def _sampled(part: Any, reference: Grid, path: Path) -> Field:

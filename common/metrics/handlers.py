@@ -144,7 +144,8 @@ class RegistrationMetrics(Metric):
 
 def _registered(pair: Mapping[str, Any], mask: str | None) -> RegisteredPair:
     """One pair of the engine's output; without the image that is named as mask all voxels are foreground."""
-    known = {name: _batched(pair[name]) for name in ("moving_label", "fixed_label", "inverse_ddf") if name in pair}
+    names = ("moving_label", "fixed_label", "inverse_ddf")
+    known: dict[str, Any] = {name: _batched(pair[name]) for name in names if name in pair}
     ddf = _batched(pair["ddf"])
     spacing = _spacing(pair, ddf.ndim - 2)
     if mask is not None and mask in pair:

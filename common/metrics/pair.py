@@ -50,6 +50,8 @@ class RegisteredPair:
         landmarks: by the name of their figure, such as "tre".
         to_moving: (1, d, *spatial), where to sample what lies on the moving grid; None where that is ``ddf``.
         to_moving_before: the same without registration; None where voxels of both grids correspond.
+        by_header: whether the scans lie on two grids, see :func:`common.spatial.warp_labels`; on one, the challenges'
+            border holds to the last digit.
     """
 
     ddf: Tensor
@@ -61,6 +63,7 @@ class RegisteredPair:
     landmarks: Mapping[str, Landmarks] = field(default_factory=dict)
     to_moving: Tensor | None = None
     to_moving_before: Tensor | None = None
+    by_header: bool = False
 
 
 def pair_figures(pair: RegisteredPair, labels: Sequence[int] | None = None, hd95: str | None = None) -> dict[str, Any]:
@@ -88,9 +91,9 @@ def _label_figures(pair: RegisteredPair, labels: Sequence[int] | None, hd95: str
     if hd95 == "millimetres" and pair.spacing is None:
         raise InputError("HD95 in millimetres needs the spacing of each pair, but one has none.")
     moving, fixed = pair.moving_label, pair.fixed_label
-    candidates = {"": warp_labels(moving, _to_moving(pair))}
+    candidates = {"": warp_labels(moving, _to_moving(pair), pair.by_header)}
     if pair.to_moving_before is not None:
-        candidates["_before"] = warp_labels(moving, pair.to_moving_before)
+        candidates["_before"] = warp_labels(moving, pair.to_moving_before, pair.by_header)
     elif moving.shape == fixed.shape:
         candidates["_before"] = moving
     tables = {f"dice{when}": dice_l2r(warped, fixed, labels, moving) for when, warped in candidates.items()}

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.spatial.coordinates import check_ddf
+from common.spatial.rounding import BORDER, TIE
 
 _SLAB_VOXELS = 1 << 18
 """Voxels worked on at a time: double precision temporaries of this size stay in the processor's cache."""
 
 
-def warp_labels(label: Tensor, ddf: Tensor) -> Tensor:
+def warp_labels(label: Tensor, ddf: Tensor, by_header: bool = False) -> Tensor:
     """Label of the nearest voxel at ``x + ddf(x)``, exactly as the Learn2Reg and LUMIR evaluations take it.
 
     These are the semantics of ``scipy.ndimage.map_coordinates(label, identity + ddf, order=0)`` in double precision:
@@ -27,6 +28,9 @@ def warp_labels(label: Tensor, ddf: Tensor) -> Tensor:
     Args:
         label: (B, 1, *spatial'), integer dtype, background 0.
         ddf: (B, d, *spatial), floating point, in voxels of ``label``.
+        by_header: whether label map and field lie on two grids, so that rounding must not decide: what is beyond the
+            border by :data:`common.spatial.rounding.BORDER` or below the middle between two voxels by ``TIE``
+            counts as there.
 
     Returns:
         (B, 1, *spatial), dtype of ``label``.
@@ -39,17 +43,18 @@ def warp_labels(label: Tensor, ddf: Tensor) -> Tensor:
     source = _with_outside(label)
     warped = label.new_empty((ddf.shape[0], 1, *ddf.shape[2:]))
     for batch, start, stop in _slabs(ddf):
-        flat = _nearest(_coordinates(ddf[batch], start, stop), label.shape[2:])
+        flat = _nearest(_coordinates(ddf[batch], start, stop), label.shape[2:], by_header)
         torch.index_select(source[batch], 0, flat.flatten(), out=warped[batch, 0, start:stop].view(-1))
     return warped
 
 
-def sample_labels_at(label: Tensor, points: Tensor) -> Tensor:
+def sample_labels_at(label: Tensor, points: Tensor, by_header: bool = False) -> Tensor:
     """Label of the nearest voxel at points, by the rule of :func:`warp_labels`.
 
     Args:
         label: (B, 1, *spatial), integer dtype, background 0.
         points: (B, N, d), positions in voxels, component k along array axis k.
+        by_header: as there.
 
     Returns:
         (B, 1, N), dtype of ``label``.
@@ -64,7 +69,7 @@ def sample_labels_at(label: Tensor, points: Tensor) -> Tensor:
             "and (B, N, number of spatial axes)."
         )
     source, columns = _with_outside(label), points.detach().double().unbind(2)
-    return source.gather(1, _nearest([column.clone() for column in columns], label.shape[2:]))[:, None]
+    return source.gather(1, _nearest([column.clone() for column in columns], label.shape[2:], by_header))[:, None]
 
 
 def warp_labels_linear(label: Tensor, ddf: Tensor) -> Tensor:
@@ -106,13 +111,14 @@ def _with_outside(label: Tensor) -> Tensor:
     return torch.nn.functional.pad(label.flatten(1), (0, 1))
 
 
-def _nearest(coordinates: list[Tensor], shape: torch.Size) -> Tensor:
+def _nearest(coordinates: list[Tensor], shape: torch.Size, by_header: bool) -> Tensor:
     """Place of the nearest voxel in a flattened map, one behind its end for points outside; overwrites coordinates."""
+    border, tie = (BORDER, TIE) if by_header else (0.0, 0.0)
     index: Tensor | None = None
     inside: Tensor | None = None
     for coordinate, size in zip(coordinates, shape, strict=True):
-        within = (coordinate >= 0).logical_and_(coordinate <= size - 1)
-        nearest = coordinate.add_(0.5).floor_()
+        within = (coordinate >= -border).logical_and_(coordinate <= size - 1 + border)
+        nearest = coordinate.add_(0.5 + tie).floor_()
         index = nearest if index is None else index.mul_(size).add_(nearest)
         inside = within if inside is None else inside.logical_and_(within)
     assert index is not None and inside is not None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.spatial.invert import invert, solve
 from common.spatial.points import sample_at
+from common.spatial.rounding import TIE
 from common.spatial.world import Grid, displacement_to_moving, warp_within
 
 _LOGGER = logging.getLogger(__name__)
@@ -113,8 +114,8 @@ class Field:
         return Affine(self.grid.affine).points(voxels)
 
     def _inside(self, voxels: Tensor) -> Tensor:
-        last = torch.tensor(self.grid.shape, dtype=voxels.dtype) - 0.5
-        return ((voxels >= -0.5) & (voxels < last)).all(dim=1, keepdim=True)
+        last = torch.tensor(self.grid.shape, dtype=voxels.dtype) - 0.5 + TIE
+        return ((voxels >= -0.5 - TIE) & (voxels <= last)).all(dim=1, keepdim=True)
 
 
 def _warn_of_folds(residual: Tensor, what: str) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
+from common.spatial.rounding import TIE, between_affines
 from common.spatial.warp import warp
 
 _SMALLEST_SPACING = 1e-6
@@ -98,6 +99,25 @@ def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Gri
     return Grid((i, j, k), affine)
 
 
+def between_grids(moving: Grid, fixed: Grid, alignment: Tensor | None = None) -> Tensor:
+    """(4, 4) float64, voxels of the fixed grid to voxels of the moving grid: the identity, exactly, on one grid.
+
+    Args:
+        moving: grid where the voxels end.
+        fixed: grid where they start.
+        alignment: (4, 4), fixed world to moving world in millimetres RAS+; None for one world.
+
+    Returns:
+        See :func:`common.spatial.rounding.between_affines`.
+    """
+    if alignment is not None:
+        alignment = alignment.detach().to("cpu", torch.float64)
+    identity = torch.eye(4, dtype=torch.float64)
+    if (alignment is None or torch.equal(alignment, identity)) and fixed.same_as(moving):
+        return identity
+    return between_affines(moving.affine, fixed.affine, alignment)
+
+
 def displacement_to_moving(
     moving: Grid, fixed: Grid, ddf: Tensor | None = None, alignment: Tensor | None = None
 ) -> Tensor:
@@ -112,7 +132,7 @@ def displacement_to_moving(
     Returns:
         (1, 3, *fixed.shape), float32: position in voxels of the moving grid minus the index of the fixed voxel.
     """
-    between = torch.linalg.inv(moving.affine) @ (fixed.affine if alignment is None else alignment.cpu() @ fixed.affine)
+    between = between_grids(moving, fixed, alignment)
     device = torch.device("cpu") if ddf is None else ddf.device
     difference = between - torch.eye(4, dtype=torch.float64)
     result = torch.empty(1, 3, *fixed.shape, device=device)
@@ -144,7 +164,7 @@ def resample_ddf(ddf: Tensor, source: Grid, target: Grid, padding_mode: str = "b
     """
     to_source = displacement_to_moving(moving=source, fixed=target).to(ddf.device)
     sampled = warp(ddf.float(), to_source, padding_mode=padding_mode)
-    return _turned(sampled, torch.linalg.inv(target.affine[:3, :3]) @ source.affine[:3, :3])
+    return _turned(sampled, between_grids(moving=target, fixed=source)[:3, :3])
 
 
 def resample(
@@ -180,7 +200,8 @@ def resample(
 def warp_within(image: Tensor, ddf: Tensor, mode: str = "bilinear", outside: float = 0.0) -> Tensor:
     """:func:`common.spatial.warp` with a value for what lies outside the image, by the rule of ITK.
 
-    A point is inside up to half a voxel beyond the centres of the outermost voxels, whose value it then gets.
+    A point is inside up to half a voxel beyond the centres of the outermost voxels, whose value it then gets; rounding
+    does not decide, see :data:`common.spatial.rounding.TIE`.
 
     Args:
         image: (B, C, *spatial').
@@ -197,7 +218,8 @@ def warp_within(image: Tensor, ddf: Tensor, mode: str = "bilinear", outside: flo
     for axis, size in enumerate(image.shape[2:]):
         steps = torch.arange(ddf.shape[2 + axis], dtype=ddf.dtype, device=ddf.device)
         position = ddf[:, axis] + steps.view([-1 if k == axis else 1 for k in range(ddf.shape[1])])
-        warped.masked_fill_(((position < -0.5) | (position > size - 0.5))[:, None], outside)
+        beyond = (position < -0.5 - TIE) | (position > size - 0.5 + TIE)
+        warped.masked_fill_(beyond[:, None], outside)
     return warped
 
 
