@@ -18,9 +18,10 @@ share_cores()
 
 from common.checks import InputError
 from common.cli import add_switch, run_tool
-from common.io.apply import COORDINATES, Chain, move_landmarks, warp_file
+from common.io.apply import COORDINATES, Chain, move_landmarks, save_transform, warp_file
+from common.io.formats.conventions import CONVENTIONS, meanings
+from common.io.formats.writer import FORMS
 from common.io.nifti import check_nifti_name, read_grid
-from common.io.transforms import CONVENTIONS
 
 _DESCRIPTION = """\
 Apply one or more saved transforms to an image (linear), a label map (nearest) or a table of landmarks.
@@ -39,16 +40,19 @@ Several transforms are named in the order in which a point of the reference goes
 antsApplyTransforms: M comes to F over A by --transform A_to_F_transform.h5 M_to_A_transform.h5.
 """
 _EPILOG = """\
-Files: ITK transforms (.h5 .hdf5 .tfm .txt .mat: this project, ITK, ANTs, SimpleITK, 3D Slicer), NIfTI vector images in
-millimetres (ITK, ANTs, Greedy), fields in voxels (.nii.gz .npz .npy, Learn2Reg). B-splines are sampled on the grid of
-the reference and move nothing outside it, so of several transforms only the first one should have them.
+Files: ITK transforms (.h5 .hdf5 .tfm .txt .mat: this project, ITK, ANTs, SimpleITK, 3D Slicer), vector images of ITK,
+ANTs, Greedy and elastix, fields in voxels (.nii.gz .npz .npy, Learn2Reg), and what NiftyReg, SPM, FSL, FreeSurfer,
+SynthMorph, EasyReg and MRtrix write; docs/evaluation.md has the table. B-splines are sampled on the grid of the
+reference and move nothing outside it, so of several transforms only the first one should have them.
+
+What a file does not say itself, --convention states:
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of this script."""
     options = argparse.ArgumentParser(
-        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=_DESCRIPTION, epilog=_EPILOG + meanings(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument(
         "--transform",
@@ -57,10 +61,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="from the reference to the moving scan; inverse:FILE is backwards",
     )
-    what = options.add_mutually_exclusive_group(required=True)
+    what = options.add_mutually_exclusive_group()
     what.add_argument("--moving", type=Path, metavar="IMAGE", help="image to warp, linear interpolation")
     what.add_argument("--label", type=Path, metavar="IMAGE", help="label map to warp, nearest voxel, 0 outside")
     what.add_argument("--landmarks", type=Path, metavar="CSV", help="table with the columns x, y, z; others are kept")
+    options.add_argument(
+        "--save_as",
+        choices=tuple(FORMS),
+        help="instead of warping, write the transforms as one field for another tool: "
+        + "; ".join(f"{name} ({form.use})" for name, form in FORMS.items()),
+    )
     options.add_argument("--output", type=Path, required=True, help="file to write: .nii.gz or .nii, or .csv")
     options.add_argument(
         "--reference",
@@ -69,12 +79,20 @@ def parser() -> argparse.ArgumentParser:
         help="grid of the result, any; for landmarks the image whose voxels they are given in",
     )
     options.add_argument(
-        "--target", type=Path, metavar="IMAGE", help="for landmarks in voxels: the image whose voxels come out"
+        "--target",
+        type=Path,
+        metavar="IMAGE",
+        help="for landmarks: the moving scan, whose voxels come out, or which files of FSL need",
     )
     options.add_argument("--coordinates", choices=COORDINATES, help=f"of landmarks; default: {COORDINATES[0]}")
     options.add_argument("--outside", type=float, help="value outside of the image; default: its smallest value")
     options.add_argument(
-        "--convention", choices=CONVENTIONS, default="auto", help="of displacement fields; default: %(default)s"
+        "--convention",
+        nargs="+",
+        choices=CONVENTIONS,
+        default=["auto"],
+        metavar="NAME",
+        help="of the transforms, one or one for each, see below; default: auto",
     )
     add_switch(options, "overwrite", "replace the output")
     return options
@@ -86,7 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _check(arguments)
     reference = None if arguments.reference is None else read_grid(arguments.reference)
-    chain = Chain(arguments.transform, reference, arguments.convention)
+    scan = arguments.moving or arguments.label or arguments.target
+    chain = Chain(arguments.transform, reference, arguments.convention, None if scan is None else read_grid(scan))
+    if arguments.save_as is not None:
+        save_transform(arguments.output, arguments.save_as, chain, arguments.reference, arguments.moving)
+        print(f"{arguments.output}: the way from {arguments.reference} to the moving scan, for {arguments.save_as}.")
+        return
     if arguments.landmarks is not None:
         coordinates = arguments.coordinates or COORDINATES[0]
         count = move_landmarks(
@@ -104,8 +127,13 @@ def _check(arguments: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
     if arguments.output.exists() and not arguments.overwrite:
         raise InputError(f"{arguments.output} exists: choose another name, or replace it with --overwrite true.")
-    if arguments.target is not None and arguments.coordinates != "voxel":
-        raise InputError("--target is for landmarks with --coordinates voxel.")
+    if arguments.save_as is not None:
+        _check_saving(arguments)
+        return
+    if arguments.moving is None and arguments.label is None and arguments.landmarks is None:
+        raise InputError("Nothing to do: give --moving, --label or --landmarks, or --save_as.")
+    if arguments.target is not None and arguments.landmarks is None:
+        raise InputError("--target is for landmarks.")
     if arguments.landmarks is not None:
         if arguments.outside is not None:
             raise InputError("--outside is for images, not for landmarks.")
@@ -119,6 +147,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("An image needs --reference, the image on whose grid the result shall lie.")
     if arguments.label is not None and arguments.outside is not None:
         raise InputError("--outside is for images; outside of a label map is 0.")
+
+
+def _check_saving(arguments: argparse.Namespace) -> None:
+    given = [name for name in ("label", "landmarks", "target", "outside", "coordinates") if vars(arguments)[name]]
+    if given:
+        raise InputError(f"--save_as writes a transform: --{given[0]} has no part in it.")
+    check_nifti_name(arguments.output)
+    if arguments.reference is None:
+        raise InputError("--save_as needs --reference, the fixed scan on whose grid the field shall lie.")
 
 
 if __name__ == "__main__":

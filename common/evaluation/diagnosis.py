@@ -28,6 +28,8 @@ LENGTH_SHARE = 0.85
 """The same for readings that only change the lengths of displacements. Noise gets better when it is shortened, and an
 honest method may fall short: only a very good result, and the best of all lengths, is taken for a matter of units."""
 LENGTHS = (0.75, 1.3)
+GUESS_MARGIN = 0.02
+"""Share of that way by which millimetres must be better than voxels where the file says neither."""
 FAR = 5.0
 SAME = 0.05
 """Readings whose displacements differ by less than this factor are one."""
@@ -75,6 +77,7 @@ def diagnose(
     between: Tensor,
     convention: str,
     foreground: Tensor | None = None,
+    guessed: bool = False,
 ) -> str | None:
     """Say what a field looks like, if that is something else than what it was taken for.
 
@@ -86,8 +89,9 @@ def diagnose(
         sides: what to judge by; all of them must speak for another reading.
         fixed: grid of the fixed image.
         between: (4, 4), voxels of the fixed grid to voxels of the moving grid.
-        convention: how the file was read, one of ``common.io.fields.CONVENTIONS`` but "auto".
+        convention: how the file was read, as :func:`common.io.fields.read_field` says.
         foreground: (1, *fixed.shape), where to look; default: where the first fixed side is above 0.
+        guessed: whether the file may as well hold millimetres; then the better one of the two must have been read.
 
     Returns:
         A sentence for the user, None when there is nothing to say.
@@ -107,9 +111,9 @@ def diagnose(
         if kind != "none":
             found = reading.matrix @ raw
             value = score(found)
-            if _is_better(value, now, before, kind) and (
-                kind == "turn" or value >= max(score(factor * found) for factor in LENGTHS)
-            ):
+            is_rival = guessed and reading.convention in ("ras_mm", "lps_mm")
+            better = _is_better(value, now, before, kind) or (is_rival and value - now > GUESS_MARGIN * (1 - before))
+            if better and (kind == "turn" or value >= max(score(factor * found) for factor in LENGTHS)):
                 good.append((value, reading))
     if not good:
         return None
@@ -118,7 +122,8 @@ def diagnose(
     value, reading = min(good, key=lambda item: item[1].complexity)
     if any(judge(reading.matrix @ raw) <= judge(vectors) for judge in judges[1:]):
         return None
-    advice = f"state --convention {reading.convention}" if reading.convention else "write it in a known convention"
+    can_state = reading.convention is not None and convention in ("voxels", "lps_mm", "ras_mm")
+    advice = f"state --convention {reading.convention}" if can_state else "write it in a known convention"
     if torch.allclose(reading.matrix, -stated):
         advice = "exchange moving and fixed in the pair list"
     return (
@@ -193,9 +198,9 @@ def _name(unit: str, frame: str, opposite: bool, reverse: bool) -> tuple[str, in
 def _matrix_of(convention: str, grid: Grid) -> Tensor:
     """What made voxels of the file's vectors when it was read."""
     to_voxels = torch.linalg.inv(grid.affine[:3, :3])
-    if convention in ("lps_mm", "itk"):
-        return to_voxels @ _LPS
-    return to_voxels if convention == "ras_mm" else torch.eye(3, dtype=torch.float64)
+    if convention in ("voxels", "learn2reg_half"):
+        return torch.eye(3, dtype=torch.float64)
+    return to_voxels @ _LPS if convention in ("lps_mm", "itk") else to_voxels
 
 
 def _change(relative: Tensor) -> str:

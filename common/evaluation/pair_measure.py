@@ -19,7 +19,7 @@ from common.data.label_groups import MapLabelsd, read_label_groups
 from common.data.transforms import CheckSubjectd, LoadSubjectd
 from common.evaluation.diagnosis import Sides, diagnose
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
-from common.io.fields import read_field
+from common.io.fields import read_field, says_voxels
 from common.io.landmarks import read_landmarks
 from common.io.nifti import read_grid
 from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
@@ -148,7 +148,8 @@ def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> Loade
         pair.images.update(_load_side(files, measures, side))
     if files.fixed_mask is not None:
         pair.images["mask"] = _load({"mask_label": files.fixed_mask})["mask_label"]
-    pair.ddf, pair.convention = read_field(files.field, pair.fixed_grid, measures.convention)
+    grids = pair.fixed_grid, pair.moving_grid
+    pair.ddf, pair.convention = read_field(files.field, grids[0], measures.convention, grids[1])
     if judge and not measures.trust:
         _judge(pair)
     return pair
@@ -176,8 +177,16 @@ def _judge(pair: LoadedPair) -> None:
         for kind in ("", "_label")
         if "fixed" + kind in images
     ]
+    guessed = pair.measures.convention == "auto" and pair.convention == "voxels" and not says_voxels(pair.files.field)
     sentence = diagnose(
-        pair.files.field, pair.ddf, sides, pair.fixed_grid, pair.between, pair.convention, images.get("fixed_label")
+        pair.files.field,
+        pair.ddf,
+        sides,
+        pair.fixed_grid,
+        pair.between,
+        pair.convention,
+        images.get("fixed_label"),
+        guessed,
     )
     if sentence is not None:
         raise InputError(sentence)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.files import write_bytes
+from common.io.formats.writer import write_as
 from common.io.header_forms import code_of, set_world
 from common.io.nifti import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
 from common.io.tables import read_table
@@ -39,17 +40,32 @@ class Chain:
     Args:
         names: files, each with :data:`INVERSE` before it where it is meant backwards.
         reference: grid on which the chain starts, for files that state none.
-        convention: of those that are displacement fields, see :func:`common.io.fields.read_field`.
+        conventions: one for all files, or one for each, see :func:`common.io.fields.read_field`.
+        moving: grid on which the chain ends, for FSL's files.
 
     Raises:
-        InputError: when a file cannot be read.
+        InputError: when a file cannot be read, or there are more or fewer conventions than files.
     """
 
-    def __init__(self, names: Sequence[str], reference: Grid | None, convention: str = "auto") -> None:
-        self._links = [
-            (read_transform(name.removeprefix(INVERSE), reference, convention), name.startswith(INVERSE))
-            for name in names
-        ]
+    def __init__(
+        self,
+        names: Sequence[str],
+        reference: Grid | None,
+        conventions: Sequence[str] = ("auto",),
+        moving: Grid | None = None,
+    ) -> None:
+        stated = list(conventions) * len(names) if len(conventions) == 1 else list(conventions)
+        if len(stated) != len(names):
+            raise InputError(f"{len(names)} transforms have {len(stated)} conventions: state one, or one for each.")
+        self._links: list[tuple[Transform, bool]] = []
+        for name, convention in zip(names, stated, strict=True):
+            backwards = name.startswith(INVERSE)
+            # A file between two others belongs to scans that are not given. Backwards, they change their parts.
+            fixed, other = (reference, moving if len(names) == 1 else None)
+            if backwards and len(names) == 1:
+                fixed, other = (moving or reference, reference)
+            link = read_transform(name.removeprefix(INVERSE), fixed, convention, other)
+            self._links.append((link, backwards))
 
     def transform(self) -> Transform:
         """The chain as one transform, fields that are meant backwards inverted."""
@@ -63,6 +79,25 @@ class Chain:
         for link, backwards in self._links:
             points = link.inverse_points(points) if backwards else link.points(points)
         return points
+
+
+def save_transform(
+    target: str | Path, form: str, chain: Chain, reference: str | Path, moving: str | Path | None = None
+) -> None:
+    """Write a chain as one field on a reference grid, in the form of a tool.
+
+    Args:
+        target: .nii.gz or .nii.
+        form: a key of :data:`common.io.formats.writer.FORMS`.
+        chain: from the reference to the moving scan.
+        reference: NIfTI, of which only the header is used.
+        moving: the same of the moving scan, for FSL.
+
+    Raises:
+        InputError: when a file cannot be read or written, or the form needs the moving scan.
+    """
+    fixed = read_grid(reference)
+    write_as(target, form, chain.transform().ddf(fixed), fixed, None if moving is None else read_grid(moving))
 
 
 def warp_file(

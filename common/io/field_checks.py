@@ -14,6 +14,8 @@ from common.checks import InputError
 from common.spatial.world import Grid
 
 _LOGGER = logging.getLogger(__name__)
+VOXEL_MARK = b"voxels"
+"""Intent name of fields in voxels that are written here: shape and affine do not tell them from millimetres."""
 _SAMPLES_PER_AXIS = 24
 _POSITION_TOLERANCE = 0.2
 _TINY = 1.0

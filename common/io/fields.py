@@ -13,72 +13,64 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import (
+    VOXEL_MARK,
     channel_axis,
     check_displacements,
     check_finite,
     check_shape,
-    check_to_write,
     half_of,
 )
-from common.io.header_forms import set_world
-from common.io.itk_transforms import ITK_SUFFIXES, read_itk
+from common.io.formats.conventions import CONVENTIONS, VECTORS, check_stated
+from common.io.formats.reader import ARRAYS, read_world
+from common.io.formats.vectors import field_of
+from common.io.formats.writer import write_as
 from common.io.learn2reg import from_half_resolution
-from common.io.nifti import NIFTI, check_is_file, first_line, open_nifti, save_nifti, spatial_grid, voxels_of
-from common.spatial.rounding import BORDER, turned_vectors
-from common.spatial.transform import Field, Transform
+from common.io.nifti import NIFTI, first_line, open_nifti, voxels_of
+from common.spatial.rounding import BORDER
+from common.spatial.transform import Affine
 from common.spatial.world import Grid, between_grids
 
-CONVENTIONS = ("auto", "voxels", "learn2reg_half", "lps_mm", "ras_mm", "itk")
-"""How a file states displacements; see :func:`read_field`."""
-LPS = (-1.0, -1.0, 1.0)
-"""Signs between the world of NIfTI (right, anterior, superior) and that of ITK (left, posterior, superior)."""
-
-_ARRAYS = (".npz", ".npy")
-_DISPLACEMENT, _VECTOR = 1006, 1007
-_WORLD = {_DISPLACEMENT: "ras_mm", _VECTOR: "lps_mm"}
-"""What the intents of NIfTI mean to ITK 5: vectors of 1006 are RAS and change signs on reading, of 1007 they stay."""
+__all__ = ["CONVENTIONS", "read_array", "read_field", "says_voxels", "write_displacement"]
+_DISPLACEMENTS = ("voxels", "learn2reg_half", "lps_mm", "ras_mm", "itk")
+"""Conventions whose values could be in other units than they are read in."""
 
 
-def read_field(path: str | Path, grid: Grid, convention: str = "auto") -> tuple[Tensor, str]:
-    """Read a displacement field of any convention.
+def read_field(
+    path: str | Path, grid: Grid, convention: str = "auto", moving: Grid | None = None
+) -> tuple[Tensor, str]:
+    """Read a transform of any tool as a displacement field.
 
-    - "voxels": (D, H, W, 3) or (3, D, H, W), .nii.gz, .nii, .npz or .npy, voxels of the fixed grid, component k along
-      array axis k. The affine is not used, but one that says that the array is turned is refused.
-    - "learn2reg_half": (3, D/2, H/2, W/2) of Learn2Reg 2021, values in voxels of the full grid.
-    - "lps_mm": NIfTI vector image of intent 1007, millimetres along left, posterior, superior: ITK, ANTs, Greedy.
-    - "ras_mm": the same along right, anterior, superior: intent 1006, which ITK 5 turns to LPS when reading.
-    - "itk": .h5, .hdf5, .tfm, .txt or .mat, affine, displacement field or a composition.
-
-    Fields in millimetres may lie on another grid of the same world: they are resampled, zero outside their grid, as ITK
-    does.
+    Fields in voxels ("voxels", "learn2reg_half") belong to the grid whatever their affine says; one that says that the
+    array is turned is refused. Their components come first or last. All else has its place in the world and is
+    resampled, with no displacement outside its own grid, as ITK does; docs/evaluation.md lists what is read.
 
     Args:
-        path: of the field.
+        path: of the file.
         grid: of the fixed image.
-        convention: one of :data:`CONVENTIONS`; "auto" goes by suffix, shape and header.
+        convention: one of :data:`CONVENTIONS`; "auto" goes by suffix, shape, header and values.
+        moving: grid of the moving image, which FSL's files need.
 
     Returns:
         (1, 3, *grid.shape), float32, voxels of ``grid``; and the convention found.
 
     Raises:
-        InputError: when the file is missing or damaged, or its shape, header or values contradict the convention.
+        InputError: when the file is missing, damaged or not read, or its shape, header or values contradict the
+            convention.
     """
     path = Path(path)
-    has_world = True
-    found, array, file = _open(path, grid, convention)
-    if found == "itk":
-        ddf = read_itk(path, grid).ddf(grid)
-    elif array is not None and found in ("voxels", "learn2reg_half"):
-        has_world = file is not None and not is_made_up(file)
-        if has_world:
-            _check_orientation(path, file, grid)
-        ddf = _from_voxels(path, array, grid, found)
+    world = read_world(path, convention, grid, moving)
+    if world is None:
+        ddf, found, has_world = _from_array(path, grid, convention, moving)
     else:
-        field = field_from_world(path, file, found)
-        if not field.grid.same_as(grid):
-            check_overlap(path, field.grid, grid)
-        ddf = Transform((field,)).ddf(grid)
-    check_displacements(path, ddf, found, has_world)
+        transform, found = world
+        has_world, first = True, next(iter(transform.stages), None)
+        if first is not None and not isinstance(first, Affine) and not first.grid.same_as(grid):
+            check_overlap(path, first.grid, grid)
+        ddf = transform.ddf(grid)
+    if found in _DISPLACEMENTS:
+        check_displacements(path, ddf, found, has_world)
+    else:
+        check_finite(path, ddf)
     return ddf, found
 
 
@@ -93,33 +85,7 @@ def write_displacement(path: str | Path, ddf: Tensor, grid: Grid) -> None:
     Raises:
         InputError: when values are not finite or the file cannot be written.
     """
-    signs = torch.tensor(LPS, dtype=torch.float64)
-    vectors = torch.einsum("rc,cijk->ijkr", (signs[:, None] * grid.affine[:3, :3]).float(), ddf[0].cpu().float())
-    check_to_write(path, vectors)
-    file = nibabel.Nifti1Image(vectors[..., None, :].numpy(), None)
-    set_world(file, grid.affine.numpy())
-    file.header.set_intent(_VECTOR)
-    save_nifti(path, file)
-
-
-def field_from_world(path: Path, file: Any, convention: str) -> Field:
-    """A NIfTI vector image in millimetres as a field on its own grid.
-
-    Args:
-        path: of the file, for messages.
-        file: the opened NIfTI.
-        convention: "lps_mm" or "ras_mm".
-
-    Raises:
-        InputError: when values are not finite or the affine is singular.
-    """
-    own = spatial_grid(file, path)
-    vectors = torch.from_numpy(voxels_of(file, path).reshape(*own.shape, 3))
-    check_finite(path, vectors)
-    to_voxels = torch.linalg.inv(own.affine[:3, :3])
-    if convention == "lps_mm":
-        to_voxels = to_voxels * torch.tensor(LPS, dtype=torch.float64)
-    return Field(own, turned_vectors(to_voxels, vectors.flatten(0, 2).T).view(1, 3, *own.shape))
+    write_as(path, "itk", ddf, grid)
 
 
 def check_overlap(path: str | Path, own: Grid, grid: Grid) -> None:
@@ -143,29 +109,24 @@ def _origin(grid: Grid) -> tuple[float, ...]:
     return tuple(round(value, 1) for value in grid.affine[:3, 3].tolist())
 
 
-def _open(path: Path, grid: Grid, convention: str) -> tuple[str, np.ndarray | None, Any]:
-    """Convention found, the array of a field in voxels, and the NIfTI file where it is one."""
-    if convention not in CONVENTIONS:
-        raise InputError(f"The convention {convention!r} is unknown; use one of {', '.join(CONVENTIONS)}.")
-    check_is_file(path)
-    if path.name.endswith(ITK_SUFFIXES):
-        check_stated(path, "an ITK transform file", convention, "itk")
-        return "itk", None, None
-    if path.name.endswith(_ARRAYS):
-        if convention not in ("auto", "voxels", "learn2reg_half"):
-            raise InputError(f"{path} is a NumPy file, which has no world: state voxels or learn2reg_half.")
+def _from_array(path: Path, grid: Grid, convention: str, moving: Grid | None) -> tuple[Tensor, str, bool]:
+    """A field that lies on the fixed grid: the displacement, its convention, and whether its header knows the world."""
+    if path.name.lower().endswith(ARRAYS):
+        check_stated(path, "a NumPy file", convention, (*VECTORS, "learn2reg_half"))
         array, file = read_array(path), None
-    elif path.name.endswith(NIFTI):
-        file = open_nifti(path)
-        world = world_convention(path, file, convention)
-        if world is not None:
-            return world, None, file
-        array = voxels_of(file, path)
     else:
-        raise InputError(f"{path} is no field: expected one of {', '.join((*NIFTI, *_ARRAYS, *ITK_SUFFIXES))}.")
+        file = open_nifti(path)
+        array = voxels_of(file, path)
     if convention == "auto":
         convention = _guessed(path, array, grid)
-    return convention, array, file
+    if convention not in ("voxels", "learn2reg_half"):
+        axis = check_shape(path, array.shape, grid, convention)
+        vectors = torch.from_numpy(np.array(np.moveaxis(array, axis, -1), dtype=np.float32))
+        return field_of(path, vectors, grid, convention, moving).ddf, convention, True
+    has_world = file is not None and not is_made_up(file)
+    if has_world:
+        _check_orientation(path, file, grid)
+    return _from_voxels(path, array, grid, convention), convention, has_world
 
 
 def _guessed(path: Path, array: np.ndarray, grid: Grid) -> str:
@@ -177,49 +138,6 @@ def _guessed(path: Path, array: np.ndarray, grid: Grid) -> str:
             "half of a grid twice as large; state --convention voxels if it belongs to this grid."
         )
     return "learn2reg_half" if axis is None and channel_axis(array.shape, half_of(grid.shape)) == 0 else "voxels"
-
-
-def world_convention(path: Path, file: Any, convention: str) -> str | None:
-    """Which millimetres a NIfTI holds by its header, None for voxels, checked against the convention stated.
-
-    Raises:
-        InputError: when header and convention contradict each other, or the header says too little.
-    """
-    shape, intent = file.shape, int(file.header["intent_code"])
-    is_vector = len(shape) == 5 and shape[3:] == (1, 3)
-    if len(shape) == 5 and not is_vector:
-        raise InputError(f"{path} has shape {shape}: a vector image is (D, H, W, 1, 3), this is something else.")
-    if intent in _WORLD and (is_vector or (len(shape) == 4 and shape[3] == 3)):
-        check_stated(path, f"a vector image of intent {intent}, that is {_WORLD[intent]}", convention, _WORLD[intent])
-        return _WORLD[intent]
-    if is_vector:
-        if convention not in ("lps_mm", "ras_mm"):
-            raise InputError(f"{path} is a vector image without intent: state --convention lps_mm or ras_mm.")
-        return convention
-    if convention in ("lps_mm", "ras_mm"):
-        raise InputError(
-            f"{path} of shape {shape} has no vector intent in its header, so it holds voxels: millimetres are a "
-            "5D vector image (D, H, W, 1, 3) of intent 1007 (LPS) or 1006 (RAS); state --convention voxels."
-        )
-    if convention == "itk":
-        raise InputError(f"{path} is a NIfTI image, not an ITK transform file: state --convention lps_mm or voxels.")
-    return None
-
-
-def check_stated(path: Path, what: str, stated: str, found: str) -> None:
-    """Refuse a stated convention that a file contradicts.
-
-    Args:
-        path: of the file, for the message.
-        what: the file is.
-        stated: convention.
-        found: convention of the file.
-
-    Raises:
-        InputError: when "auto" is not stated and neither is what was found.
-    """
-    if stated not in ("auto", found):
-        raise InputError(f"{path} is {what}, but --convention {stated} was stated: state {found} or auto.")
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -253,6 +171,12 @@ def _from_voxels(path: Path, array: np.ndarray, grid: Grid, convention: str) -> 
         if channel_first.shape[1:] != grid.shape:
             raise InputError(f"{path} doubles to {channel_first.shape[1:]}, which is not the fixed grid {grid.shape}.")
     return torch.from_numpy(channel_first)[None]
+
+
+def says_voxels(path: str | Path) -> bool:
+    """Whether a file says itself that it holds voxels: a NumPy file has no world, a NIfTI has this project's mark."""
+    name = Path(path).name.lower()
+    return not name.endswith(NIFTI) or bytes(open_nifti(path).header["intent_name"].item()) == VOXEL_MARK
 
 
 def is_made_up(file: Any) -> bool:

@@ -23,6 +23,8 @@ from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 
 ITK_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+IMAGE_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+"""Images of ITK, of which displacement fields are read."""
 _FLIP = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
 """RAS to LPS and back."""
 
@@ -61,6 +63,32 @@ def read_itk(path: str | Path, reference: Grid | None = None) -> Transform:
     if any(part.GetInputSpaceDimension() != 3 or part.GetOutputSpaceDimension() != 3 for part in parts):
         raise InputError(f"{path} holds a transform that is not three-dimensional.")
     return Transform(_stages(parts, reference, path))
+
+
+def read_itk_field(path: str | Path) -> Field:
+    """Read a displacement field from an image of ITK, as elastix and 3D Slicer write them: vectors in LPS millimetres.
+
+    Args:
+        path: .mha, .mhd, .nrrd or .nhdr.
+
+    Raises:
+        InputError: when the file is damaged or holds no three-dimensional vectors.
+    """
+    import itk
+
+    path = Path(path)
+    reader = itk.ImageFileReader[itk.Image[itk.Vector[itk.F, 3], 3]].New(FileName=str(path))
+    try:
+        reader.UpdateOutputInformation()
+        header = reader.GetImageIO()
+        if header.GetNumberOfDimensions() != 3 or header.GetNumberOfComponents() != 3:
+            raise InputError(f"{path} holds no vectors of three components in three dimensions: it is no field.")
+        reader.Update()
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read as an image of ITK ({_reason(error)}).") from error
+    field = _field(reader.GetOutput(), path)
+    _check_finite(field, path)
+    return field
 
 
 def write_transform(path: str | Path, transform: Transform) -> None:

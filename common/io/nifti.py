@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.field_checks import VOXEL_MARK
 from common.io.files import write_bytes
 from common.io.header_forms import affine_of, set_world
 from common.spatial.world import Grid
@@ -194,10 +195,10 @@ def write_ddf(path: str | Path, ddf: Tensor, affine: Tensor) -> None:
     Raises:
         InputError: when the name ends otherwise or the file cannot be written.
     """
-    _write(path, ddf.movedim(0, -1), affine)
+    _write(path, ddf.movedim(0, -1), affine, VOXEL_MARK)
 
 
-def _write(path: str | Path, array: Tensor, affine: Tensor) -> None:
+def _write(path: str | Path, array: Tensor, affine: Tensor, mark: bytes = b"") -> None:
     check_nifti_name(path)
     values = array.detach().cpu().numpy()
     if values.dtype in (np.int64, np.uint64):
@@ -209,6 +210,7 @@ def _write(path: str | Path, array: Tensor, affine: Tensor) -> None:
         values = values.astype(np.float32)
     file = nibabel.Nifti1Image(values, None)
     set_world(file, affine.detach().cpu().numpy())
+    file.header["intent_name"] = mark
     save_nifti(path, file)
 
 

@@ -10,17 +10,10 @@ import torch
 
 from common.checks import InputError
 from common.io.field_checks import channel_axis, check_displacements
-from common.io.fields import (
-    CONVENTIONS,
-    check_stated,
-    field_from_world,
-    is_made_up,
-    read_field,
-    world_convention,
-    write_displacement,
-)
-from common.io.itk_transforms import ITK_SUFFIXES, read_itk, write_transform
-from common.io.nifti import NIFTI, check_is_file, open_nifti, read_grid, spatial_grid, voxels_of
+from common.io.fields import CONVENTIONS, is_made_up, read_field, says_voxels, write_displacement
+from common.io.formats.reader import ARRAYS, read_world
+from common.io.itk_transforms import write_transform
+from common.io.nifti import open_nifti, read_grid, spatial_grid, voxels_of
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 
@@ -38,40 +31,49 @@ __all__ = [
 ]
 
 
-def read_transform(path: str | Path, reference: Grid | None = None, convention: str = "auto") -> Transform:
+def read_transform(
+    path: str | Path, reference: Grid | None = None, convention: str = "auto", moving: Grid | None = None
+) -> Transform:
     """Read a transform or a displacement field as a chain of maps between worlds.
 
     A field in millimetres stays on its own grid, whatever the reference. A field in voxels lies on the grid that its
     header states, or on the reference where it has no header or a made-up one.
 
     Args:
-        path: of the file; see :func:`read_field` for the forms.
-        reference: grid of the fixed image; needed for NumPy files, Learn2Reg fields and B-splines.
+        path: of the file; docs/evaluation.md lists what is read.
+        reference: grid of the fixed image; needed for NumPy files, Learn2Reg fields, splines and FSL.
         convention: one of :data:`CONVENTIONS`.
+        moving: grid of the moving image; needed for FSL.
 
     Returns:
         Fixed world to moving world.
 
     Raises:
-        InputError: when the file is missing or damaged, contradicts the convention, or needs a reference.
+        InputError: when the file is missing, damaged or not read, contradicts the convention, does not say what its
+            numbers mean, or needs a grid.
     """
     path = Path(path)
-    check_is_file(path)
-    if path.name.endswith(ITK_SUFFIXES):
-        check_stated(path, "an ITK transform file", convention, "itk")
-        return read_itk(path, reference)
-    if path.name.endswith(NIFTI) and convention in CONVENTIONS and convention != "learn2reg_half":
+    world = read_world(path, convention, reference, moving)
+    if world is not None:
+        return world[0]
+    if not path.name.lower().endswith(ARRAYS) and convention != "learn2reg_half":
         file = open_nifti(path)
-        world = world_convention(path, file, convention)
-        if world is not None:
-            field = field_from_world(path, file, world)
-            check_displacements(path, field.ddf, world, has_world=True)
-            return Transform((field,))
         if not is_made_up(file) and channel_axis(file.shape, file.shape[:3]) == -1:
-            values = np.moveaxis(voxels_of(file, path), -1, 0)
-            field = Field(spatial_grid(file, path), torch.from_numpy(values)[None])
+            field = Field(spatial_grid(file, path), torch.from_numpy(np.moveaxis(voxels_of(file, path), -1, 0))[None])
             check_displacements(path, field.ddf, "voxels", has_world=True)
+            if convention == "auto":
+                _check_certain(path, field)
             return Transform((field,))
     if reference is None:
         raise InputError(f"{path} does not say where its voxels lie: give the fixed image as reference.")
-    return Transform((Field(reference, read_field(path, reference, convention)[0]),))
+    return Transform((Field(reference, read_field(path, reference, convention, moving)[0]),))
+
+
+def _check_certain(path: Path, field: Field) -> None:
+    """Refuse a field with a world that may as well be in millimetres: a wrong guess looks like a result."""
+    is_alike = bool((field.grid.affine[:3, :3] - torch.eye(3)).abs().max() < 1e-3)
+    if not says_voxels(path) and not is_alike and bool(field.ddf.any()):
+        raise InputError(
+            f"{path} does not say what its vectors are: state --convention voxels (Learn2Reg), ras_mm (SynthMorph, "
+            "EasyReg, MRtrix) or lps_mm."
+        )
