@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from common.checks import InputError
 from common.data.cache import SubjectCache
 from common.data.counted_labels import PRESENT, check_presence
+from common.data.outlines import Outlines
 from common.data.pairs import DrawnPair
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class PairDataset(Dataset):
 
     Raises:
         InputError: no subject, a subject that cannot be read or used, label maps of which none has a label that counts,
-            and (on access) two subjects on different grids.
+            and (by the sampler or on access) two subjects on different grids.
     """
 
     def __init__(
@@ -123,6 +124,27 @@ class PairDataset(Dataset):
         for side, place in places.items():
             item[f"{side}_id"], item[f"path_{side}"] = self.data[place]["id"], paths[side]
         return item
+
+    def check_pairs(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Refuse pairs that cannot be made, before any work is begun on others.
+
+        Args:
+            pairs: (moving, fixed), indices of subjects.
+
+        Raises:
+            InputError: two subjects on different grids, as on access; or one that cannot be read or used.
+        """
+        with _sentence_for_the_user():
+            outlines = Outlines(self.data, self.subjects)
+            for moving, fixed in pairs:
+                self._check_pair(*((outlines[place], self._path(place)) for place in (moving, fixed)))
+
+    def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:
+        if moving[0] is not None and fixed[0] is not None:
+            _check_same_grid(moving[0], fixed[0], moving[1], fixed[1])
+
+    def _path(self, index: int) -> str:
+        return str(self.data[index].get("image", self.data[index].get("label")))
 
     def _subject(self, index: int) -> dict[str, Any]:
         with _sentence_for_the_user():

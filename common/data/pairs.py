@@ -184,7 +184,8 @@ class PairSampler(DistributedSampler):
     when that iterator is exhausted.
 
     Args:
-        dataset: the data set whose length is the number of subjects.
+        dataset: the data set whose length is the number of subjects; its ``check_pairs``, where it has one, sees all
+            pairs that may be drawn.
         strategy: see :func:`draw_pairs`.
         pairs: (moving, fixed) indices that the data set lists, used whatever the strategy, see :func:`draw_pairs`;
             None where it lists none, or to draw among all subjects none the less.
@@ -204,7 +205,8 @@ class PairSampler(DistributedSampler):
             epoch; the length stays that of a whole epoch.
 
     Raises:
-        InputError: as :func:`draw_pairs`; also for ``num_samples`` < 1, or no pair left for this rank.
+        InputError: as :func:`draw_pairs` and ``check_pairs``; also for ``num_samples`` < 1, or no pair left for this
+            rank.
     """
 
     def __init__(
@@ -237,6 +239,9 @@ class PairSampler(DistributedSampler):
         self.total_size = self.num_samples * num_replicas if drop_last else total
         if self.num_samples < 1:
             raise InputError(f"{total} pair(s) leave rank {rank} of {num_replicas} without work; use fewer processes.")
+        check = getattr(dataset, "check_pairs", None)
+        if check is not None:
+            check(self._possible_pairs())
         if rank == 0:
             self._say_what_is_drawn()
 
@@ -254,6 +259,13 @@ class PairSampler(DistributedSampler):
                 "of the loss and the figures that need labels.",
                 *(with_labels, count, labelled.count(False), len(labelled), without),
             )
+
+    def _possible_pairs(self) -> list[Pair]:
+        """What any epoch may draw; where that is all subjects with one another, all of them with the first."""
+        n = len(self.dataset)  # type: ignore[arg-type]
+        if self.pairs is None:
+            return [(moving, 0) for moving in range(1, n)]
+        return self.epoch_pairs() if self.strategy == "listed" else _listed_pairs(self.strategy, self.pairs, n)
 
     def epoch_pairs(self) -> list[Pair]:
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from common.alignment.affine import align
@@ -40,8 +41,8 @@ class ScanPairDataset(PairDataset):
         cache_rate: see :class:`common.data.PairDataset`.
 
     Raises:
-        InputError: as :class:`common.data.PairDataset`; on access, for a header that cannot be inverted, two scans that
-            do not overlap in the scanner's world without ``affine``, and 2D images.
+        InputError: as :class:`common.data.PairDataset`; by the sampler or on access, for a header that cannot be
+            inverted, two scans that do not overlap in the scanner's world without ``affine``, and 2D images.
     """
 
     def __init__(
@@ -94,17 +95,20 @@ class ScanPairDataset(PairDataset):
                 item[f"{side}_scan_label"] = plain_tensor(subject["label"])
         return item
 
+    def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:
+        paths = {"moving": moving[1], "fixed": fixed[1]}
+        outlines = {"moving": moving[0], "fixed": fixed[0]}
+        grids = {side: _grid(outline, paths[side]) for side, outline in outlines.items() if outline is not None}
+        if not self.affine and len(grids) == 2:
+            _check_overlap(grids, paths)
+
     def _aligned(
         self, scans: dict[str, Tensor], grids: dict[str, Grid], paths: dict[str, str]
     ) -> tuple[Tensor, dict[str, Any]]:
         identity = torch.eye(4, dtype=torch.float64)
         name = f"{paths['moving']} to {paths['fixed']}"
         if not self.affine:
-            if not _overlap(grids["moving"], grids["fixed"]):
-                raise InputError(
-                    f"By their headers the scans {paths['moving']} and {paths['fixed']} do not overlap; align them "
-                    "with --affine true."
-                )
+            _check_overlap(grids, paths)
             if not grids["fixed"].same_as(grids["moving"]):
                 logger.info("%s: the moving scan is brought to the fixed grid by its header.", name)
             return identity, {}
@@ -156,6 +160,14 @@ def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:
         stop.append(min(int(occupied.max()) + 1 + margin, above.shape[axis]))
     box = math.prod(last - first for first, last in zip(start, stop, strict=True))
     return (start, stop) if box < WORTH_CROPPING * above.numel() else ([0, 0, 0], list(above.shape))
+
+
+def _check_overlap(grids: dict[str, Grid], paths: dict[str, str]) -> None:
+    if not _overlap(grids["moving"], grids["fixed"]):
+        raise InputError(
+            f"By their headers the scans {paths['moving']} and {paths['fixed']} do not overlap; align them with "
+            "--affine true."
+        )
 
 
 def _overlap(moving: Grid, fixed: Grid) -> bool:
