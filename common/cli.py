@@ -41,6 +41,9 @@ def sentence_of(error: BaseException) -> str | None:
         if isinstance(cause, InputError):
             # A data loader's worker sends its whole traceback as the text; the sentence stands at its end.
             return str(cause).rpartition(f"{InputError.__name__}: ")[2].strip()
+        if type(cause).__name__ == "OptionalImportError":
+            # MONAI's, of a package that it can do without; the first line says which one to install for what.
+            return str(cause).partition("\n")[0]
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}."
         cause = cause.__cause__ or cause.__context__

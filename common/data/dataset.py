@@ -46,6 +46,7 @@ class PairDataset(Dataset):
         data: the list of subjects.
         partial: keys that some subjects lack.
         labelled: for each subject whether it has a label map.
+        outlines: grids of the subjects, see :class:`common.data.outlines.Outlines`.
 
     Raises:
         InputError: no subject, a subject that cannot be read or used, label maps of which none has a label that counts,
@@ -72,6 +73,7 @@ class PairDataset(Dataset):
             self.subjects = SubjectCache(
                 self.data, steps, cache_rate=cache_rate, num_workers=num_workers, progress=progress
             )
+        self.outlines = Outlines(self.data, self.subjects)
         if self.subjects.cache_num == len(self.data):
             self._check_labels()
 
@@ -135,9 +137,8 @@ class PairDataset(Dataset):
             InputError: two subjects on different grids, as on access; or one that cannot be read or used.
         """
         with _sentence_for_the_user():
-            outlines = Outlines(self.data, self.subjects)
             for moving, fixed in pairs:
-                self._check_pair(*((outlines[place], self._path(place)) for place in (moving, fixed)))
+                self._check_pair(*((self.outlines[place], self._path(place)) for place in (moving, fixed)))
 
     def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:
         if moving[0] is not None and fixed[0] is not None:

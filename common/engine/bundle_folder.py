@@ -71,8 +71,12 @@ def _check_version(metadata: dict[str, Any]) -> None:
         )
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path, option: str = "--output_dir") -> None:
     """Make the folder and try to write there.
+
+    Args:
+        folder: of what will be written.
+        option: of the command line that chooses it.
 
     Raises:
         InputError: naming the folder and the reason.
@@ -82,6 +86,4 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:
-        raise InputError(
-            f"Cannot write to the folder {folder}: {error.strerror}; choose another --output_dir."
-        ) from error
+        raise InputError(f"Cannot write to the folder {folder}: {error.strerror}; choose another {option}.") from error

@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
 from common.engine.batch import registered
+from common.engine.readiness import need_package
 from common.losses import RegistrationLoss
 from common.report.panels import as_rgb, panel
 from common.spatial import warp
@@ -26,12 +27,16 @@ class TensorBoardHandler:
         log_dir: folder of the event files.
         loss: whose terms are written.
         evaluator: whose metrics and first pair are written. Of several processes the first one writes.
+
+    Raises:
+        InputError: when tensorboard is not installed.
     """
 
     def __init__(self, log_dir: str | Path, loss: RegistrationLoss, evaluator: Evaluator) -> None:
         self.log_dir = Path(log_dir)
         self.loss = loss
         self.evaluator = evaluator
+        need_package("tensorboard", "Training")
         self._writer: Any = None
         self._iteration = 0
 

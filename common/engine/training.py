@@ -15,6 +15,7 @@ from torch import nn
 
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.progress import History, ProgressBar
+from common.engine.readiness import check_batches, check_file, check_space, say_without_labels, training_files
 from common.engine.soundness import StopWhenNotFinite
 from common.engine.tensorboard import TensorBoardHandler
 from common.engine.validation import ValidationHandler
@@ -47,7 +48,7 @@ class TrainingHandlers:
 
     Raises:
         InputError: as :class:`common.engine.ValidationHandler`, :class:`common.engine.BestModelHandler` and, on
-            :meth:`attach`, :class:`common.engine.ResumeHandler`.
+            :meth:`attach`, :class:`common.engine.ResumeHandler`; and what :mod:`common.engine.readiness` finds.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class TrainingHandlers:
         schedule = [] if lr_scheduler is None else [LrScheduleHandler(lr_scheduler, print_lr=False)]
         checkpoint = folder / "checkpoint.pt"
         self.evaluator = evaluator
+        check_file(ckpt_path, "--ckpt_path")
+        check_file(checkpoint, "--output_dir")
+        check_file(folder / "history.csv", "--output_dir")
+        check_space(training_files(Path(ckpt_path), checkpoint, network, optimizer))
+        say_without_labels(evaluator.data_loader)
         self.best_model = BestModelHandler(ckpt_path, network, overwrite, checkpoint if resume else None)
         self.handlers: list[Any] = [
             StopWhenNotFinite(loss),
@@ -83,6 +89,7 @@ class TrainingHandlers:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, last of its handlers; loads the checkpoint at once when resuming."""
+        check_batches(engine.data_loader)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
         self.best_model.attach(self.evaluator)
         for handler in self.handlers:

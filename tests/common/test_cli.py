@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from monai.utils import optional_import
 
-from common.cli import add_switch
+from common.cli import add_switch, sentence_of
 
 ROOT = Path(__file__).parents[2]
 SWITCHES = "overwrite|resume|amp|affine|supervised|trust|allow_missing"
@@ -29,6 +30,17 @@ def test_a_switch_is_turned_on_alone_or_by_a_word(words: list[str], value: bool)
     assert options.parse_args(words).redo is value
     with pytest.raises(SystemExit):
         options.parse_args(["--redo", "yes"])
+
+
+def test_a_package_that_monai_asks_for_is_named_in_a_line() -> None:
+    missing, _ = optional_import("no_such_package", descriptor="Please install {}.")
+    with pytest.raises(RuntimeError) as error:
+        try:
+            missing.something()
+        except ImportError as cause:
+            raise RuntimeError("Failed to instantiate") from cause
+    sentence = str(sentence_of(error.value))
+    assert sentence.startswith("Please install") and "no_such_package" in sentence and "\n" not in sentence
 
 
 def test_messages_and_documents_have_one_spelling_of_switches() -> None:
