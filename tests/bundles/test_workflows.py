@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +119,35 @@ def test_commands_as_people_type_them(phantoms: Path, tmp_path: Path, command_li
     result = command_line(*infer, *files, *width, "--output_dir", str(output["infer"]), cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     check_registration(output["infer"], moving, fixed)
+
+    # Its transform takes other images along: here the same one again.
+    name = output["infer"] / f"{moving.name.split('.')[0]}_to_{fixed.name.split('.')[0]}"
+    again = tmp_path / "again.nii.gz"
+    apply = ["--moving", str(moving), "--reference", str(fixed), "--transform", f"{name}_transform.h5"]
+    importlib.import_module("scripts.apply").main([*apply, "--output", str(again)])
+    warped, repeated = (nibabel.load(path).get_fdata() for path in (f"{name}_warped.nii.gz", again))
+    np.testing.assert_allclose(repeated, warped, atol=1e-4)
+
+
+def test_the_example_of_the_readme_trains_with_default_options(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(\{\"training\".*?)```", text, re.DOTALL)
+    folder = tmp_path / "data"
+    for number, path in enumerate(dict.fromkeys(re.findall(r"imagesTr/(\w)\.nii\.gz", example)), start=1):
+        for kind in ("imagesTr", "labelsTr"):
+            source = phantoms / kind / f"SHAPES_{number:04d}_0000.nii.gz"
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            if f"{kind}/{path}.nii.gz" in example:
+                (folder / kind / f"{path}.nii.gz").write_bytes(source.read_bytes())
+    (folder / "dataset.json").write_text(example)
+    bundle = ROOT / "bundles" / "eoir_oasis"
+    data = {"reader": "datalist", "dataset_dir": str(folder), "ckpt_path": str(tmp_path / "model.pt")}
+    run_workflow(bundle, "train", output_dir=str(tmp_path / "train"), max_epochs=1, **data, **tiny(bundle))
+    assert "Labels for 0 of 2 pairs: 1 of 2 scans have none, such as" in caplog.text and "b.nii.gz" in caplog.text
+    (row,) = csv.DictReader((tmp_path / "train" / "history.csv").open())
+    assert "lncc" in row and "dice" not in row and float(row["val_dice"]) > 0
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(phantoms: Path, tmp_path: Path) -> None:
