@@ -228,9 +228,10 @@ def _points(foreground: Tensor) -> Tensor:
         inside = torch.ones_like(inside)
         share = 1.0
     step = max(1, round((inside.numel() * share / POINTS) ** (1 / 3)))
-    start = step // 2
-    lattice = inside[start::step, start::step, start::step]
-    return lattice.nonzero().T * step + start
+    # Of an axis of few voxels the middle, not none.
+    starts = [min(step // 2, n // 2) for n in inside.shape]
+    lattice = inside[tuple(slice(start, None, step) for start in starts)]
+    return lattice.nonzero().T * step + torch.tensor(starts, device=inside.device)[:, None]
 
 
 def _judge(side: Sides, points: Tensor, between: Tensor) -> Callable[[Tensor], float]:

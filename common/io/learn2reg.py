@@ -26,8 +26,12 @@ def to_half_resolution(ddf: NDArray[Any], mode: str = "nearest", dtype: DTypeLik
         (d, *(round(n / 2) for n in spatial)).
 
     Raises:
-        InputError: when ``ddf`` is not (2, H, W) or (3, D, H, W).
+        InputError: when ``ddf`` is not (2, H, W) or (3, D, H, W), or has an axis of one voxel.
     """
+    if min(ddf.shape[1:]) < 2:
+        raise InputError(
+            f"A field of shape {ddf.shape} has no half: the challenge's form needs 2 voxels along each axis."
+        )
     return _zoomed(ddf, 0.5, mode).astype(dtype)
 
 

@@ -26,7 +26,7 @@ from common.spatial.coordinates import check_ddf
 
 _SLAB_VOXELS = 1 << 18
 """Voxels per slab: its nine derivatives stay in the processor's cache."""
-_CROP = 2
+CROP = 2
 """Voxels that the Learn2Reg evaluation drops at each side."""
 
 
@@ -57,7 +57,8 @@ def jacobian_statistics(ddf: Tensor, mask: Tensor | None = None, clip: float = 1
     Works slab by slab along the first axis, so that the memory needed does not grow with the volume.
 
     Args:
-        ddf: (B, d, *spatial), in voxels; at least 2 voxels along every axis. float64 fields are evaluated in float64.
+        ddf: (B, d, *spatial), in voxels; of a single slice the map inside its plane counts. float64 fields are
+            evaluated in float64.
         mask: (B, 1, *spatial); voxels above 0 count in ``folded``, ``sdlogj`` and ``sdlogj_l2r_masked``.
         clip: bounds of ``sdlogj_l2r`` are ``clip`` and ``1 / clip``: 1e-9 in Learn2Reg, 1e-8 in EOIR's tables.
 
@@ -65,10 +66,10 @@ def jacobian_statistics(ddf: Tensor, mask: Tensor | None = None, clip: float = 1
         See :class:`JacobianStatistics`.
 
     Raises:
-        InputError: when an axis has a single voxel or ``mask`` does not fit.
+        InputError: when ``mask`` does not fit.
         ValueError: when ``ddf`` is no displacement field.
     """
-    check_field(ddf, mask, minimum=2)
+    check_field(ddf, mask, minimum=1)
     rows = [_of_one_field(ddf[b : b + 1].detach(), None if mask is None else mask[b, 0], clip) for b in range(len(ddf))]
     return JacobianStatistics(*(torch.stack(list(column)).double() for column in zip(*rows, strict=True)))
 
@@ -195,9 +196,9 @@ def check_field(ddf: Tensor, mask: Tensor | None, minimum: int) -> None:
 
 
 def _interior(start: int, stop: int, shape: torch.Size) -> tuple[slice, ...]:
-    """Part of the planes [start, stop) that is at least ``_CROP`` voxels away from every border."""
-    first = slice(max(_CROP - start, 0), max(min(stop, shape[0] - _CROP) - start, 0))
-    return (first, *(slice(_CROP, -_CROP) for _ in shape[1:]))
+    """Part of the planes [start, stop) that is at least ``CROP`` voxels away from every border."""
+    first = slice(max(CROP - start, 0), max(min(stop, shape[0] - CROP) - start, 0))
+    return (first, *(slice(CROP, -CROP) for _ in shape[1:]))
 
 
 def _moments(values: Tensor) -> Tensor:

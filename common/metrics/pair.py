@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.metrics.consistency import inverse_consistency_error
 from common.metrics.digital import nda, ndv_lumir
-from common.metrics.jacobian import jacobian_statistics
+from common.metrics.jacobian import CROP, jacobian_statistics
 from common.metrics.landmarks import tre_l2r, tre_lumir
 from common.metrics.overlap import dice_l2r, mean_over_labels
 from common.metrics.surface import hd95_l2r
@@ -76,8 +77,9 @@ def pair_figures(pair: RegisteredPair, labels: Sequence[int] | None = None, hd95
 
     Returns:
         The figures that :class:`common.metrics.handlers.RegistrationMetrics` explains, as float, as far as the pair has
-        what they need; ``dice_per_label``, ``hd95_per_label`` and the same "_before" as {label: float}. Those before
-        registration are left out where arrays have two shapes and ``to_moving_before`` does not say how they lie.
+        what they need, NaN where they are undefined; ``undefined``, where there are such: {figure: why};
+        ``dice_per_label``, ``hd95_per_label`` and the same "_before" as {label: float}. Those before registration are
+        left out where arrays have two shapes and ``to_moving_before`` does not say how they lie.
 
     Raises:
         InputError: when ``hd95`` is in millimetres and the pair has no spacing, or tensors do not fit each other.
@@ -121,20 +123,35 @@ def _landmark_figures(pair: RegisteredPair) -> dict[str, float]:
     return {name: float(error.mean()) for name, error in errors.items()}
 
 
-def _field_figures(pair: RegisteredPair) -> dict[str, float]:
-    figures = {}
+def _field_figures(pair: RegisteredPair) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
     if pair.inverse_ddf is not None:
         error = inverse_consistency_error(pair.ddf, pair.inverse_ddf, pair.spacing, pair.foreground)
         figures["inverse_consistency"] = float(error.mean)
     statistics = jacobian_statistics(pair.ddf, pair.foreground)
-    volume = (nda if pair.ddf.ndim == 4 else ndv_lumir)(pair.ddf, pair.foreground)
+    undefined = _undefined(pair.ddf)
+    measure = nda if pair.ddf.ndim == 4 else ndv_lumir
+    volume = math.nan if "ndv" in undefined else float(measure(pair.ddf, pair.foreground).percent)
+    if undefined:
+        figures["undefined"] = undefined
     return {
         **figures,
         "fold_fraction": 100 * float(statistics.fold_fraction),
         "sdlogj": float(statistics.sdlogj),
         "sdlogj_l2r": float(statistics.sdlogj_l2r),
         "sdlogj_l2r_masked": float(statistics.sdlogj_l2r_masked),
-        "ndv": float(volume.percent),
+        "ndv": volume,
+    }
+
+
+def _undefined(ddf: Tensor) -> dict[str, str]:
+    """Figures that a field of few slices has not, and why."""
+    thinnest = min(ddf.shape[2:])
+    least = {"ndv": 2 if ddf.ndim == 4 else 3, **dict.fromkeys(("sdlogj_l2r", "sdlogj_l2r_masked"), 2 * CROP + 1)}
+    return {
+        name: f"needs {count} voxels along every axis, but the field has {thinnest}"
+        for name, count in least.items()
+        if thinnest < count
     }
 
 

@@ -61,7 +61,7 @@ class SurfaceDistances:
 
 
 def surface_distances(first: Tensor, second: Tensor, spacing: Sequence[float] | None = None) -> SurfaceDistances:
-    """Surface elements of two masks on one grid and their distances to each other.
+    """Surface elements of two masks on one grid and their distances to each other; of a single slice the contours.
 
     Args:
         first: (*spatial), two or three axes, bool or 0/1.
@@ -80,8 +80,9 @@ def surface_distances(first: Tensor, second: Tensor, spacing: Sequence[float] | 
             "(H, W) or (D, H, W)."
         )
     sizes = voxel_sizes(spacing, first.ndim)
-    masks = [(mask != 0).cpu().numpy() for mask in (first, second)]
-    return _distances(masks[0], masks[1], sizes)
+    kept = _wide_axes(first.shape)
+    masks = [(mask != 0).cpu().numpy().reshape([first.shape[k] for k in kept]) for mask in (first, second)]
+    return _distances(masks[0], masks[1], tuple(sizes[k] for k in kept))
 
 
 def label_surface_distances(
@@ -92,7 +93,7 @@ def label_surface_distances(
     spacing: Sequence[float] | None = None,
     vanished: str = "infinite",
 ) -> list[list[SurfaceDistances | None]]:
-    """Surface distances of every label, each computed inside the label's bounding box.
+    """Surface distances of every label, each computed inside the label's bounding box; of a single slice, contours.
 
     Args:
         warped: (B, 1, *spatial), integer labels.
@@ -192,6 +193,15 @@ def surface_dice(
     return _tensor([[float("nan") if d is None else d.surface_dice(tolerance) for d in row] for row in table], fixed)
 
 
+def _wide_axes(shape: Sequence[int]) -> list[int]:
+    """Axes that surfaces extend along: of a volume of one slice, whose surface would be its two faces, the plane."""
+    kept = list(range(len(shape)))
+    for axis in reversed(range(len(shape))):
+        if shape[axis] == 1 and len(kept) > 2:
+            kept.remove(axis)
+    return kept
+
+
 def _tensor(values: list[list[Any]], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device)
 
@@ -202,10 +212,15 @@ def _of_one_pair(
     """Distances of every label of one pair; ``maps`` are fixed, warped and, if known, moving labels (1, *spatial)."""
     from scipy.ndimage import find_objects
 
+    kept = _wide_axes(maps[0].shape[1:])
+    spacing = tuple(spacing[k] for k in kept)
     coded, boxes = [], []
     for one in maps:
         coder = label_coder(labels, [one], torch.uint8 if len(labels) < 256 else torch.int32)
-        coded.append(coder(one.reshape(-1)).view(one.shape[1:]).cpu().numpy())
+        shape = one.shape[1:]
+        if shape == maps[0].shape[1:]:
+            shape = torch.Size(shape[k] for k in kept)
+        coded.append(coder(one.reshape(-1)).view(shape).cpu().numpy())
         boxes.append(find_objects(coded[-1], max_label=len(labels)))
     table: list[SurfaceDistances | None] = []
     for index in range(len(labels)):

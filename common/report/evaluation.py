@@ -57,14 +57,20 @@ def write_evaluation(
     cases = [{k: v for k, v in case.items() if not isinstance(v, Mapping)} for case in measured]
     labels = _rows_per_label(measured)
     summary = {**_summary(cases), **(figures or {})}
+    notes = _notes(measured)
     content: dict[str, Any] = {
         "title": title,
         "pairs": len(cases),
         "metrics": summary,
+        **({"undefined": notes} if notes else {}),
         **(details or {}),
         "provenance": provenance(),
     }
-    write_csv(output_dir / "cases.csv", cases)
+    cells = [
+        {name: None if name in case.get("undefined", ()) else value for name, value in row.items()}
+        for case, row in zip(measured, cases, strict=True)
+    ]
+    write_csv(output_dir / "cases.csv", cells)
     write_csv(output_dir / "labels.csv", labels)
     write_json(output_dir / "summary.json", content)
     write_report(
@@ -80,6 +86,8 @@ def write_evaluation(
         label_names=label_names,
     )
     print(summary_table(summary, len(cases)))
+    for note in notes:
+        print(note)
     print(f"Tables and report: {output_dir / 'report.html'}")
     return content
 
@@ -121,6 +129,19 @@ def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str
         spread = f" ± {entry['std']:.4f}" if "std" in entry else ""
         lines.append(f"{name:<18}{before} {entry['mean']:10.4f}{spread}")
     return "\n".join(lines)
+
+
+def _notes(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each reason why figures are missing, with the number of pairs."""
+    reasons: dict[str, dict[str, int]] = {}
+    for case in measured:
+        for name, reason in case.get("undefined", {}).items():
+            names = reasons.setdefault(reason, {})
+            names[name] = names.get(name, 0) + 1
+    return [
+        f"No {' and no '.join(names)} for {max(names.values())} of {len(measured)} pairs: it {reason}."
+        for reason, names in reasons.items()
+    ]
 
 
 def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -36,7 +36,7 @@ def panel(
     spacing: Sequence[float] | None = None,
     maps: Mapping[str, Tensor] | None = None,
 ) -> Figure:
-    """Draw the middle slice across each axis (the image itself in 2D).
+    """Draw the middle slice across each axis (the image itself in 2D, and the slice of a volume of one).
 
     Slices are shown with the first remaining array axis to the right and the second upwards, which for RAS+ volumes is
     the usual view: anterior or superior up. The fixed image has its own grey scale, moving and warped image share
@@ -46,7 +46,7 @@ def panel(
         moving: (1, *spatial).
         fixed: (1, *spatial).
         warped: (1, *spatial), the moving image on the fixed grid.
-        ddf: (d, *spatial) in voxels; every axis has at least two voxels.
+        ddf: (d, *spatial) in voxels.
         title: line above the picture.
         spacing: (d,) size of a voxel along each axis, in any unit; None for cubes.
         maps: title to a further image on the fixed grid, (1, *spatial), or a vector per voxel, (d, *spatial), of which
@@ -63,7 +63,7 @@ def panel(
     further = {name: _one_channel(values) for name, values in (maps or {}).items()}
     columns = [*COLUMNS[:-1], *further, COLUMNS[-1]]
     sizes = [1.0] * images[0].ndim if spacing is None else [float(size) for size in spacing]
-    planes = [None] if images[0].ndim == 2 else [2, 1, 0]
+    planes = _planes(images[0].shape)
     aspects = [sizes[up] / sizes[across] for across, up in map(_shown_axes, planes)]
     shapes = [_slice(images[0], plane).shape for plane in planes]
     # A row is as high as its pictures, unless they are very slim.
@@ -91,6 +91,14 @@ def panel(
 def _one_channel(values: Tensor) -> np.ndarray:
     channels = values.detach().float().cpu()
     return (channels[0] if len(channels) == 1 else channels.norm(dim=0)).numpy()
+
+
+def _planes(shape: Sequence[int]) -> list[int | None]:
+    """Axes across which to cut, without cuts that are one voxel high or wide."""
+    if len(shape) == 2:
+        return [None]
+    wide = [plane for plane in (2, 1, 0) if min(shape[k] for k in range(3) if k != plane) > 1]
+    return list(wide or [2])
 
 
 def _shown_axes(plane: int | None) -> tuple[int, int]:

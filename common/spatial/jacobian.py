@@ -13,26 +13,32 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     """Determinant of the Jacobian of ``x -> x + ddf(x)``.
 
     Derivatives are those of ``numpy.gradient``: central differences inside, one-sided ones in the outermost voxels.
-    Values above 1 expand, between 0 and 1 shrink, at or below 0 fold.
+    Values above 1 expand, between 0 and 1 shrink, at or below 0 fold. Along an axis of one voxel nothing is known to
+    change: the determinant of a single slice is that of the map inside its plane.
 
     Args:
-        ddf: (B, d, *spatial), in voxels; every axis has at least two voxels.
+        ddf: (B, d, *spatial), in voxels.
 
     Returns:
         (B, 1, *spatial), float32 (float64 for float64 input).
 
     Raises:
-        ValueError: when ``ddf`` is no displacement field or an axis has a single voxel.
+        ValueError: when ``ddf`` is no displacement field.
     """
     check_ddf(ddf)
-    if min(ddf.shape[2:]) < 2:
-        raise ValueError(f"ddf of spatial shape {tuple(ddf.shape[2:])} has an axis of one voxel: no derivative there.")
     ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
     dims = ddf.shape[1]
-    rows = [list(torch.gradient(ddf[:, k], dim=list(range(1, dims + 1)))) for k in range(dims)]
+    rows = [_derivatives(ddf[:, k]) for k in range(dims)]
     for k in range(dims):
         rows[k][k] = rows[k][k] + 1.0
     return determinant(rows).unsqueeze(1)
+
+
+def _derivatives(component: Tensor) -> list[Tensor]:
+    """Derivative of (B, *spatial) along each axis, 0 along those of one voxel."""
+    axes = [axis for axis in range(1, component.ndim) if component.shape[axis] > 1]
+    found = dict(zip(axes, torch.gradient(component, dim=axes), strict=True)) if axes else {}
+    return [found.get(axis, torch.zeros_like(component)) for axis in range(1, component.ndim)]
 
 
 def determinant(rows: list[list[Tensor]]) -> Tensor:

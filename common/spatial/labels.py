@@ -23,7 +23,8 @@ def warp_labels(label: Tensor, ddf: Tensor, by_header: bool = False) -> Tensor:
     These are the semantics of ``scipy.ndimage.map_coordinates(label, identity + ddf, order=0)`` in double precision:
     a coordinate is rounded half *up*, and a point with any coordinate below 0 or above n - 1, however little, gets
     label 0. ``warp(..., mode="nearest")`` differs in both: it rounds half to even, in float32, and clamps at the
-    border.
+    border. Along an axis of one voxel, which the challenges have not, a slice reaches half a voxel, as images do: no
+    displacement would leave it its labels otherwise.
 
     Args:
         label: (B, 1, *spatial'), integer dtype, background 0.
@@ -117,8 +118,9 @@ def _nearest(coordinates: list[Tensor], shape: torch.Size, by_header: bool) -> T
     index: Tensor | None = None
     inside: Tensor | None = None
     for coordinate, size in zip(coordinates, shape, strict=True):
-        within = (coordinate >= -border).logical_and_(coordinate <= size - 1 + border)
-        nearest = coordinate.add_(0.5 + tie).floor_()
+        reach = 0.5 + TIE if size == 1 else border
+        within = (coordinate >= -reach).logical_and_(coordinate <= size - 1 + reach)
+        nearest = coordinate.add_(0.5 + tie).floor_() if size > 1 else torch.zeros_like(coordinate)
         index = nearest if index is None else index.mul_(size).add_(nearest)
         inside = within if inside is None else inside.logical_and_(within)
     assert index is not None and inside is not None

@@ -103,3 +103,16 @@ def test_tiny_foreground_says_nothing() -> None:
     small = Grid((4, 4, 4), EYE)
     side = Sides(MOVING[0, :, :4, :4, :4], FIXED[0, :, :4, :4, :4])
     assert diagnose("f", -FIELD[:, :, :4, :4, :4], [side], small, EYE, "voxels") is None
+
+
+def test_a_single_large_slice_is_judged_too() -> None:
+    shape = (300, 280, 1)
+    plane = F.interpolate(
+        torch.rand(1, 3, 20, 19, generator=torch.Generator().manual_seed(1)), shape[:2], mode="bicubic"
+    )
+    moving = plane[:, :1, :, :, None]
+    ddf = 12 * (plane - plane.mean(dim=(2, 3), keepdim=True))[..., None]
+    ddf[:, 2] = 0
+    side = Sides(moving[0], warp(moving, ddf)[0])
+    assert diagnose("f", ddf, [side], Grid(shape, EYE), EYE, "voxels") is None
+    assert diagnose("f", -ddf, [side], Grid(shape, EYE), EYE, "voxels") is not None

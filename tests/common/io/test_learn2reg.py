@@ -45,3 +45,8 @@ def test_channel_last_fields_are_refused() -> None:
         to_half_resolution(np.zeros((8, 8, 8, 3), np.float32))
     with pytest.raises(InputError, match="channel first"):
         from_half_resolution(np.zeros((2, 8, 8, 8), np.float32))
+
+
+def test_a_single_slice_has_no_half() -> None:
+    with pytest.raises(InputError, match="needs 2 voxels along each axis"):
+        to_half_resolution(np.zeros((3, 8, 8, 1), np.float32))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
+from common.spatial import warp_labels
 
 
 def box(first: int, shape: tuple[int, ...]) -> Tensor:
@@ -102,3 +103,30 @@ def test_the_field_is_judged_in_the_foreground_alone() -> None:
 def test_millimetres_without_a_spacing_are_refused() -> None:
     with pytest.raises(InputError, match="needs the spacing"):
         pair_figures(replace(pair((9, 8)), spacing=None), [1], "millimetres")
+
+
+@pytest.mark.parametrize(
+    ("slices", "missing"),
+    [(1, {"ndv": 3, "sdlogj_l2r": 5, "sdlogj_l2r_masked": 5}), (2, {"ndv": 3, "sdlogj_l2r": 5, "sdlogj_l2r_masked": 5})]
+    + [(4, {"sdlogj_l2r": 5, "sdlogj_l2r_masked": 5}), (5, {})],
+)
+def test_few_slices_have_what_is_defined_and_say_what_is_not(slices: int, missing: dict[str, int]) -> None:
+    thin = {
+        name: getattr(pair((9, 8)), name).unsqueeze(-1).repeat_interleave(slices, -1)
+        for name in ("moving_label", "fixed_label")
+    }
+    found = pair_figures(RegisteredPair(step((9, 8, slices)), **thin), [1, 2], "voxels")
+    assert (found["dice"], found["hd95"], found["fold_fraction"], found["sdlogj"]) == (1, 0, 0, 0)
+    assert found["dice_before"] < 1 and found["hd95_before"] >= 1
+    undefined = found.get("undefined", {})
+    assert {name: int(reason.split()[1]) for name, reason in undefined.items()} == missing
+    assert all(reason.endswith(f"but the field has {slices}") for reason in undefined.values())
+    assert {name for name, value in found.items() if isinstance(value, float) and value != value} == set(missing)
+
+
+def test_a_slice_keeps_its_labels_until_it_leaves_them() -> None:
+    label = torch.randint(1, 9, (1, 1, 6, 5, 1), generator=torch.Generator().manual_seed(0))
+    for voxels, kept in ((0.3, True), (-0.5, True), (0.7, False)):
+        ddf = torch.zeros(1, 3, 6, 5, 1)
+        ddf[:, 2] = voxels
+        assert torch.equal(warp_labels(label, ddf), label if kept else torch.zeros_like(label))

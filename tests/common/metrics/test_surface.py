@@ -176,3 +176,23 @@ def test_bad_input_is_refused_in_words() -> None:
         hd95_l2r(fixed, fixed, [1], vanished="moving")
     with pytest.raises(InputError, match="they must be one shape"):
         surface_distances(fixed[0, 0], fixed[0, 0, :-1])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_of_a_single_slice_the_contours_are_compared(axis: int) -> None:
+    fixed, warped = (torch.zeros(1, 1, 24, 20, dtype=torch.uint8) for _ in range(2))
+    fixed[..., 4:12, 5:15], warped[..., 7:15, 5:15] = 1, 1
+    slices = [label.unsqueeze(2 + axis) for label in (warped, fixed)]
+    spacing = [1.5, 0.5]
+    spacing.insert(axis, 8.0)
+    # Squares three voxels apart; the faces of the slice, which lie upon each other, would make it 1.5.
+    assert hd95_l2r(slices[0], slices[1], [1], spacing=spacing).item() == 4.5
+    found = surface_distances(slices[0][0, 0], slices[1][0, 0], spacing)
+    expected = surface_distances(warped[0, 0], fixed[0, 0], (1.5, 0.5))
+    assert found.average() == expected.average() and found.surface_dice(1) == expected.surface_dice(1)
+
+
+def test_a_label_in_one_slice_of_a_volume_keeps_its_surface() -> None:
+    fixed, warped = (torch.zeros(1, 1, 24, 20, 5, dtype=torch.uint8) for _ in range(2))
+    fixed[..., 4:12, 5:15, 2], warped[..., 4:12, 5:15, 3] = 1, 1
+    assert hd95_l2r(warped, fixed, [1], spacing=(1.5, 0.5, 8.0)).item() == 8

@@ -210,3 +210,15 @@ def test_drawing_opens_no_window() -> None:
 
     draw(SHAPES[0])
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_of_a_single_slice_the_slice_alone_is_drawn(axis: int) -> None:
+    shape = [20, 24]
+    shape.insert(axis, 1)
+    image = torch.rand(1, *shape)
+    figure = panel(image, image, image, torch.rand(3, *shape), spacing=(1.0, 1.0, 1.0))
+    # Seven columns in one row, and the bar.
+    assert len(figure.axes) == len(COLUMNS) + 1
+    shown = figure.axes[0].get_images()[0].get_array()
+    assert shown is not None and np.array_equal(shown, image.squeeze().numpy().T)

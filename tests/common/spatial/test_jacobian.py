@@ -72,9 +72,14 @@ def test_gradient_is_that_of_finite_differences(shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(jacobian_determinant, (random_field(2, shape).requires_grad_(),))
 
 
-def test_axis_of_one_voxel_is_refused() -> None:
-    with pytest.raises(ValueError, match="axis of one voxel"):
-        jacobian_determinant(torch.zeros(1, 3, 4, 1, 5))
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_has_the_determinant_of_the_map_inside_its_plane(axis: int) -> None:
+    field = random_field(3, (6, 7))
+    (a, b), (c, d) = (np.gradient(component) for component in field[0].numpy())
+    expected = (1 + a) * (1 + d) - b * c
+    slice_ = torch.stack([*field[0, :axis], 5 * torch.rand(6, 7).double(), *field[0, axis:]]).unsqueeze(1 + axis)[None]
+    np.testing.assert_allclose(jacobian_determinant(slice_).squeeze().numpy(), expected, atol=1e-12)
+    assert float(jacobian_determinant(torch.rand(1, 3, 1, 1, 1)).item()) == 1
 
 
 def test_a_tensor_without_one_channel_per_axis_is_no_field() -> None:
