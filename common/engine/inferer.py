@@ -22,6 +22,8 @@ class RegistrationInferer(Inferer):
     bfloat16: fields, warps and losses stay in float32, and no gradient scaling is needed. On a processor or GPU without
     bfloat16, where it would take many times as long as float32, all is float32 and a warning says so, once.
 
+    Along an axis of one voxel nothing moves: networks pad it, and what they say of it is about the padding.
+
     Args:
         details: what is wanted beside the displacement: names of outputs, or patterns such as "*_map", of which the
             network gives those that it has; True for all. The names stand in docs/conventions.md.
@@ -38,9 +40,18 @@ class RegistrationInferer(Inferer):
         enabled = self.amp and _can_use_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
             if not self.details:
-                return {"ddf": network(inputs)}
-            outputs: dict[str, Any] = network(inputs, details=self.details)
-        return outputs
+                return _inside_the_slice({"ddf": network(inputs)})
+            return _inside_the_slice(network(inputs, details=self.details))
+
+
+def _inside_the_slice(outputs: dict[str, Any]) -> dict[str, Any]:
+    """The outputs without displacements along axes of one voxel."""
+    for name in ("ddf", "inverse_ddf"):
+        field = outputs.get(name)
+        if field is not None and 1 in field.shape[2:]:
+            moves = torch.tensor([float(n > 1) for n in field.shape[2:]], device=field.device, dtype=field.dtype)
+            outputs[name] = field * moves.view(1, -1, *[1] * len(moves))
+    return outputs
 
 
 @cache

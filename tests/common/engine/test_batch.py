@@ -85,6 +85,17 @@ def test_details_are_asked_for_only_when_wanted() -> None:
     assert recorder.asked == [("inverse_ddf", "*_map")]
 
 
+def test_nothing_leaves_a_single_slice() -> None:
+    def network(image: Tensor, details: Any = False) -> Any:
+        ddf = torch.ones(2, 3, 4, 1, 5)
+        return {"ddf": ddf, "inverse_ddf": 2 * ddf, "weight_map": ddf[:, :1]} if details else ddf
+
+    outputs = RegistrationInferer(details=True)(torch.rand(2, 2, 4, 1, 5), network)
+    assert outputs["ddf"][:, 1].eq(0).all() and outputs["ddf"][:, ::2].eq(1).all()
+    assert outputs["inverse_ddf"][:, 1].eq(0).all() and outputs["weight_map"].eq(1).all()
+    assert torch.equal(RegistrationInferer()(torch.rand(2, 2, 4, 1, 5), network)["ddf"], outputs["ddf"])
+
+
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Says whether processors have bfloat16."""
