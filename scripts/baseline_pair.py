@@ -26,6 +26,7 @@ from common.data.request import pair_name
 from common.io.nifti import write_ddf
 from common.io.tables import write_json
 from common.spatial import identity_grid, warp
+from common.spatial.places import GRID_TOLERANCE, voxels_apart
 
 WORKER = Path(__file__).with_name("classical.py")
 # Voxels that are left out on each side (fewer where an axis is short), at both ends of a displacement: tools differ in
@@ -34,7 +35,6 @@ MARGIN = 3
 # Largest difference, as a part of the moving image's range, that rounding explains; a wrong axis or sign makes ten
 # times that.
 TOLERANCE = 0.02
-GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def check_one_grid(moving: LoadedScan, fixed: LoadedScan) -> None:
             f"{names} have the shapes {tuple(moving.image.shape)} and {tuple(fixed.image.shape)}; the baselines need "
             "images on one grid: resample first."
         )
-    difference = float((moving.affine - fixed.affine).abs().max())
-    if not difference <= GRID_TOLERANCE:
+    apart = voxels_apart(fixed.image.shape, moving.affine, fixed.affine)
+    if apart > GRID_TOLERANCE:
         raise InputError(
-            f"The affines of {names} differ by up to {difference:.4g}; the baselines need images on one grid: resample "
-            "first."
+            f"By their headers {names} lie up to {apart:.3g} voxels apart; the baselines need images on one grid: "
+            "resample first."
         )
 
 

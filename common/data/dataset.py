@@ -19,9 +19,9 @@ from common.data.cache import SubjectCache
 from common.data.counted_labels import PRESENT, check_presence
 from common.data.outlines import Outlines
 from common.data.pairs import DrawnPair
+from common.spatial.places import GRID_TOLERANCE, voxels_apart
 
 _logger = logging.getLogger(__name__)
-_AFFINE_TOLERANCE = 1e-3
 
 
 class PairDataset(Dataset):
@@ -211,9 +211,9 @@ def _check_same_grid(moving: torch.Tensor, fixed: torch.Tensor, path_moving: str
             f"The moving image {path_moving} has shape {tuple(moving.shape)} and the fixed image {path_fixed} has "
             f"shape {tuple(fixed.shape)} (channel first), but a pair must lie on one grid; resample them first."
         )
-    difference = (plain_affine(moving) - plain_affine(fixed)).abs().max().item()
-    if not difference <= _AFFINE_TOLERANCE:
+    apart = voxels_apart(fixed.shape[1:], plain_affine(moving), plain_affine(fixed))
+    if apart > GRID_TOLERANCE:
         raise InputError(
-            f"The affines of the moving image {path_moving} and the fixed image {path_fixed} differ by up to "
-            f"{difference:.4g}, but a pair must lie on one grid; resample them first."
+            f"By their headers the voxels of the moving image {path_moving} and the fixed image {path_fixed} lie up to "
+            f"{apart:.3g} voxels apart, but a pair must lie on one grid; resample them first."
         )

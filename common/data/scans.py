@@ -22,6 +22,9 @@ MARGIN_MM = 16.0
 """How far the working grid reaches beyond the fixed image's foreground."""
 WORTH_CROPPING = 0.7
 """Share of the scan's volume below which only the foreground is registered: memory and time follow the volume."""
+_MOST_VOXELS = 1 << 30
+_COARSE = 8.0
+"""Times as long as the scan's own voxels: what is seen of it with voxels of this size is hardly worth registering."""
 
 
 class ScanPairDataset(PairDataset):
@@ -79,6 +82,7 @@ class ScanPairDataset(PairDataset):
         grids = {side: _grid(subjects[side]["image"], paths[side]) for side in sides}
         region = _foreground(scans["fixed"], grids["fixed"])
         working = working_grid(grids["fixed"].cropped(*region), self.spacing)
+        _check_scale(grids["fixed"], working, paths["fixed"])
         matrix, aligned = self._aligned(scans, grids, paths)
         item: dict[str, Any] = {
             "moving": self._seen(scans["moving"], grids["moving"], working, matrix),
@@ -146,6 +150,19 @@ def _grid(image: Tensor, path: str) -> Grid:
         return Grid((image.shape[1], image.shape[2], image.shape[3]), plain_affine(image))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _check_scale(scan: Grid, working: Grid, path: str) -> None:
+    """Refuse or warn of voxels of another order than the scan's, as small animals and wrong units bring them."""
+    own, seen = ((" x ".join(f"{size:.3g}" for size in grid.spacing)) for grid in (scan, working))
+    sentence = f"The voxels of {path} are {own} mm, those that the network sees {seen} mm"
+    if math.prod(working.shape) > _MOST_VOXELS:
+        raise InputError(
+            f"{sentence}, {' x '.join(map(str, working.shape))} of them: check the unit of its header, or take its own "
+            "voxels with --spacing null."
+        )
+    if math.prod(working.spacing) > _COARSE**3 * math.prod(scan.spacing):
+        logger.warning("%s: little of it is left; --spacing null takes its own voxels.", sentence)
 
 
 def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 
 from common.checks import InputError
 from common.data.counted_labels import PRESENT, listed, presence
 from common.data.pickles import load_arrays
 from common.io.nifti import labels_of, read_image, read_labels
+from common.spatial.places import GRID_TOLERANCE, voxels_apart
 
 _logger = logging.getLogger(__name__)
-_AFFINE_TOLERANCE = 1e-3
 
 
 def _is_label(key: Hashable) -> bool:
@@ -197,9 +198,9 @@ def _check_label_grid(image: torch.Tensor, label: torch.Tensor) -> None:
             f"{tuple(image.shape[1:])}; both must lie on one grid."
         )
     if isinstance(image, MetaTensor) and isinstance(label, MetaTensor):
-        difference = float((image.affine - label.affine).abs().max())
-        if not difference <= _AFFINE_TOLERANCE:
+        apart = voxels_apart(image.shape[1:], *(to_affine_nd(3, item.affine.double()) for item in (image, label)))
+        if apart > GRID_TOLERANCE:
             raise InputError(
-                f"The affines of the label map {_file(label)} and its image {_file(image)} differ by up to "
-                f"{difference:.4g}; both must lie on one grid."
+                f"By their headers the voxels of the label map {_file(label)} and its image {_file(image)} lie up to "
+                f"{apart:.3g} voxels apart; both must lie on one grid."
             )

@@ -179,7 +179,7 @@ class _Registration:
         largest = float(self.ddf[0].norm(dim=0).max())
         return {
             "working_size": list(self.pair["ddf"].shape[1:]),
-            "working_spacing": [round(float(s), 4) for s in self.pair["affine"][:3, :3].norm(dim=0)],
+            "working_spacing": [float(f"{size:.6g}") for size in self.working.spacing],
             "affine": {name: _number(value) for name, value in self.aligned.items()},
             "alignment": self.alignment.tolist(),
             "largest_displacement_voxels": round(largest, 3),

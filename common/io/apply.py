@@ -16,7 +16,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.io.files import write_bytes
 from common.io.formats.writer import write_as
-from common.io.header_forms import code_of, set_world
+from common.io.header_forms import copy_world
 from common.io.nifti import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
 from common.io.tables import read_table
 from common.io.transforms import read_transform
@@ -169,7 +169,7 @@ def move_landmarks(
     moved = _from_ras(chain.points(_to_ras(points, coordinates, start)), coordinates, end)
     rows = list(lines.values())
     for row, point in zip(rows, moved.tolist(), strict=True):
-        row.update({column: f"{value:.4f}" for column, value in zip(columns, point, strict=True)})
+        row.update({column: f"{value:.10g}" for column, value in zip(columns, point, strict=True)})
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -212,7 +212,7 @@ def _like(pattern: Any, values: np.ndarray, grid: Grid) -> Any:
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = b""
     file = type(pattern)(values, None, header)
-    set_world(file, grid.affine.numpy(), code_of(pattern))
+    copy_world(file, pattern, grid.affine.numpy())
     return file
 
 

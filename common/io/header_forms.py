@@ -64,9 +64,22 @@ def set_world(file: Any, affine: np.ndarray, code: int | str = "scanner") -> Non
         file.header["pixdim"][1:4] = voxel_sizes(affine)
 
 
-def code_of(file: Any) -> int:
-    """Code of the form that counts, that of the scanner where there is none."""
-    return _code(file.header, "sform") or _code(file.header, "qform") or _SCANNER
+def copy_world(file: Any, pattern: Any, affine: np.ndarray) -> None:
+    """State an affine in a file that was made with the header of another one, of which codes of forms stay.
+
+    Forms that hold it already stay as they are.
+
+    Args:
+        file: nibabel's image, with the header of ``pattern``.
+        pattern: nibabel's image.
+        affine: that of ``pattern``, as :func:`affine_of` gives it.
+    """
+    sform, qform = (_code(pattern.header, form) for form in ("sform", "qform"))
+    other = _qform(pattern) if sform and qform else None
+    is_stated = other is not None and np.array_equal(affine, pattern.affine)
+    if other is None or not is_stated or _voxels_apart(pattern, affine, other) > GRID_TOLERANCE:
+        set_world(file, affine, sform or qform or _SCANNER)
+    file.header.set_xyzt_units("mm")
 
 
 def _code(header: Any, form: str) -> int:
@@ -80,7 +93,8 @@ def _in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
 
 
 def _warn(file: Any, affine: np.ndarray, path: str | Path) -> None:
-    if len(file.shape) < 3:
+    # An affine that cannot be inverted is refused elsewhere.
+    if len(file.shape) < 3 or not voxel_sizes(affine).min() > 0:
         return
     sentence = _disagreement(file, affine)
     # Whole data sets have no form at all: that is said of the first file.

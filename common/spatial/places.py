@@ -31,9 +31,9 @@ def voxels_apart(shape: Sequence[int], one: Tensor, other: Tensor) -> float:
     places = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in (one, other)]
     if not all(bool(torch.isfinite(place).all()) for place in places):
         return float("inf")
-    # Numbers as large as the terms that a coordinate is the sum of are rounded.
+    # Either header rounds the terms that a coordinate is the sum of.
     terms = torch.maximum(*[corners @ affine[:3, :3].abs().T + affine[:3, 3].abs() for affine in (one, other)])
-    apart = ((places[0] - places[1]).abs() - 2 * _EPS * terms).clamp(min=0)
+    apart = ((places[0] - places[1]).abs() - _EPS * terms).clamp(min=0)
     if not bool(apart.any()):
         return 0.0
     size = min(float(affine[:3, : len(ends)].norm(dim=0).min()) for affine in (one, other))

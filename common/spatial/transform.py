@@ -174,7 +174,7 @@ class Transform:
         for stage in self.stages:
             if isinstance(stage, Affine):
                 pending = stage.matrix if pending is None else stage.matrix @ pending
-            elif total is None and pending is None and stage.grid.same_as(fixed, tolerance=1e-9):
+            elif total is None and pending is None and stage.grid.same_as(fixed, tolerance=0):
                 total = stage.ddf.float()
             else:
                 place = displacement_to_moving(stage.grid, fixed, total, pending)

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
+from common.spatial.places import GRID_TOLERANCE, voxels_apart
 from common.spatial.rounding import TIE, between_affines
 from common.spatial.warp import warp
 
-_SMALLEST_SPACING = 1e-6
-"""Millimetres; below it a header's affine is taken for singular."""
+_FLATTEST = 1e-6
+"""Ratio of a voxel's smallest to its largest extent below which a header's affine is taken for singular."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ class Grid:
 
     @staticmethod
     def _is_invertible(affine: Tensor) -> bool:
-        return bool(torch.linalg.svdvals(affine[:3, :3]).min() > _SMALLEST_SPACING)
+        largest, _, smallest = torch.linalg.svdvals(affine[:3, :3]).tolist()
+        return bool(smallest > _FLATTEST * largest)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -65,9 +67,12 @@ class Grid:
         i, j, k = (last - first for first, last in zip(start, stop, strict=True))
         return Grid((i, j, k), affine)
 
-    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids have one shape and, to ``tolerance`` millimetres per entry, one affine."""
-        return self.shape == other.shape and bool((self.affine - other.affine).abs().max() <= tolerance)
+    def same_as(self, other: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
+        """Whether two grids have one shape, and their voxels lie within ``tolerance`` voxels of each other.
+
+        What rounding to float32 explains, in which headers store affines, does not count.
+        """
+        return self.shape == other.shape and voxels_apart(self.shape, self.affine, other.affine) <= tolerance
 
 
 def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Grid:
@@ -89,7 +94,8 @@ def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Gri
     own = directions.norm(dim=0)
     wanted = own if spacing is None else torch.tensor(spacing, dtype=torch.float64)
     extent = torch.tensor([image.shape[axis] for axis in order], dtype=torch.float64) * own
-    size = (extent / wanted - 1e-6).ceil().clamp(min=1)
+    # Voxel sizes of a header are rounded.
+    size = (extent / wanted - 1e-4).ceil().clamp(min=1)
     affine = torch.eye(4, dtype=torch.float64)
     affine[:3, :3] = directions / own * wanted
     # Both grids have one centre.

@@ -144,6 +144,50 @@ def test_faults_of_a_scan_are_named(scans: dict[str, Path], tmp_path: Path) -> N
         pair({**scans, "fixed_label": tmp_path / "nowhere.nii.gz"})
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("meter", 0.001), ("micron", 1000), ("mm", 1)])
+def test_the_unit_of_a_header_changes_nothing(scans: dict[str, Path], unit: str, scale: float, tmp_path: Path) -> None:
+    expected = pair(scans, spacing=(1.5, 1.5, 1.5))
+    for name in ("fixed", "moving"):
+        file = nib.load(scans[name])
+        affine = np.vstack([scale * file.affine[:3], file.affine[3:]])
+        other = nib.Nifti1Image(np.asarray(file.dataobj), affine)
+        other.header.set_xyzt_units(unit)
+        nib.save(other, tmp_path / f"{name}.nii")
+    found = pair({name: tmp_path / f"{name}.nii" for name in ("fixed", "moving")}, spacing=(1.5, 1.5, 1.5))
+    torch.testing.assert_close(found["affine"], expected["affine"], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found["moving"], expected["moving"], rtol=1e-4, atol=0.1)
+
+
+def test_an_alignment_does_not_depend_on_the_size_of_the_world(scans: dict[str, Path], tmp_path: Path) -> None:
+    expected = pair(scans, affine=True)["alignment"]
+    small = {name: tmp_path / f"{name}.nii" for name in ("fixed", "moving")}
+    for name, path in small.items():
+        file = nib.load(scans[name])
+        save(path, np.asarray(file.dataobj), np.vstack([file.affine[:3] / 1000, file.affine[3:]]))
+    found = pair(small, affine=True)["alignment"]
+    torch.testing.assert_close(found[:3, :3], expected[:3, :3], rtol=0, atol=1e-3)
+    torch.testing.assert_close(1000 * found[:3, 3], expected[:3, 3], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(("scale", "said"), [(0.01, "little of it is left"), (500.0, "check the unit of its header")])
+def test_voxels_of_another_order_than_those_of_the_network_are_said(
+    scans: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, scale: float, said: str
+) -> None:
+    other = {name: tmp_path / f"{name}.nii" for name in ("fixed", "moving")}
+    for name, path in other.items():
+        file = nib.load(scans[name])
+        save(path, np.asarray(file.dataobj), np.diag([scale, scale, scale, 1]) @ file.affine)
+    try:
+        pair(other, spacing=(1.0, 1.0, 1.0))
+    except InputError as error:
+        assert scale > 1 and said in str(error) and "f.nii" not in str(error) and "fixed.nii" in str(error)
+    else:
+        assert scale < 1 and said in caplog.text and "--spacing null" in caplog.text
+    caplog.clear()
+    pair(other)
+    assert "--spacing" not in caplog.text
+
+
 def test_an_alignment_that_fails_is_warned_of_with_its_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
     noise = {name: save(tmp_path / f"{name}.nii.gz", rng.random((16, 16, 16)), RAS) for name in ("fixed", "moving")}

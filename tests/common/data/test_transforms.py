@@ -143,7 +143,10 @@ def test_a_good_subject_passes_the_check() -> None:
             subject(ARRAY, LABELS[:3] % 4),
             r"seg.nii.gz has shape \(3, 5, 6\), but its image brain.nii.gz has \(4, 5, 6\)",
         ),
-        (subject(ARRAY, LABELS % 4, 1.1), "affines of the label map seg.nii.gz and its image brain"),
+        (
+            subject(ARRAY, LABELS % 4, 1.1),
+            "label map seg.nii.gz and its image brain.nii.gz lie up to 0.707 voxels apart",
+        ),
     ],
 )
 def test_unusable_subjects_are_refused_by_name(loaded: dict[Any, Any], message: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
@@ -47,6 +49,31 @@ def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side:
     expected = metrics.cases[0]
     assert measure_pair(files, measures) == {**expected, "convention": "voxels", "labels_skipped": 0, "seconds": 1.5}
     assert {"dice_before", "hd95_per_label", "tre_before", "ndv"} <= set(expected)
+
+
+@pytest.mark.parametrize(
+    ("fixed_size", "moving_size", "unit"),
+    [(1.0, 1.09, "mm"), (0.01, 0.0109, "mm"), (0.001, 0.00109, "mm"), (10, 10.9, "micron"), (0.001, 0.00109, "meter")],
+)
+def test_grids_are_told_apart_whatever_the_size_of_their_voxels(
+    tmp_path: Path, fixed_size: float, moving_size: float, unit: str
+) -> None:
+    shape = (24, 20, 22)
+    rng = np.random.default_rng(0)
+    labels = [np.digitize(gaussian_filter(rng.normal(size=shape), 2), [-0.02, 0.03]).astype(np.uint8) for _ in "ab"]
+    for name, label, size in zip(("fixed_label", "moving_label"), labels, (fixed_size, moving_size), strict=True):
+        file = nibabel.Nifti1Image(label, np.diag([size, size, size, 1.0]))
+        file.header.set_xyzt_units(unit)
+        nibabel.save(file, tmp_path / f"{name}.nii")
+    np.save(tmp_path / "ddf.npy", np.zeros((3, *shape), np.float32))
+    moving, fixed = (str(tmp_path / f"{side}_label.nii") for side in ("moving", "fixed"))
+    files = PairFiles("m", "f", str(tmp_path / "ddf.npy"), moving_label=moving, fixed_label=fixed)
+    case = measure_pair(files, Measures(hd95=None, trust=True))
+    places = np.indices(shape) * (fixed_size / moving_size)
+    warped = map_coordinates(labels[1], places, order=0, mode="constant")
+    for value in (1, 2):
+        one, other = labels[0] == value, warped == value
+        assert case["dice_per_label"][value] == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 def test_the_way_from_files_to_figures_is_the_one_that_the_documentation_names() -> None:
