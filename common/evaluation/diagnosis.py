@@ -112,8 +112,9 @@ def diagnose(
             found = reading.matrix @ raw
             value = score(found)
             is_rival = guessed and reading.convention in ("ras_mm", "lps_mm")
-            better = _is_better(value, now, before, kind) or (is_rival and value - now > GUESS_MARGIN * (1 - before))
-            if better and (kind == "turn" or value >= max(score(factor * found) for factor in LENGTHS)):
+            if _is_better(value, now, before, kind, is_rival) and (
+                kind == "turn" or value >= max(score(factor * found) for factor in LENGTHS)
+            ):
                 good.append((value, reading))
     if not good:
         return None
@@ -214,8 +215,10 @@ def _change(relative: Tensor) -> str:
     return "none" if bool((relative - torch.eye(3)).abs().max() < SAME) else "length"
 
 
-def _is_better(value: float, now: float, before: float, kind: str) -> bool:
-    """Whether another reading is so much better than the stated one that it must be meant."""
+def _is_better(value: float, now: float, before: float, kind: str, is_rival: bool) -> bool:
+    """Whether another reading is so much better than the one taken that it must be meant; less of a rival as likely."""
+    if is_rival and value - before > MARGIN * (1 - before) and value - now > GUESS_MARGIN * (1 - before):
+        return True
     margin, share = (LENGTH_MARGIN, LENGTH_SHARE) if kind == "length" else (MARGIN, SHARE)
     return value - before > margin * (1 - before) and now - before < share * (value - before)
 

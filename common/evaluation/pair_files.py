@@ -14,9 +14,11 @@ from typing import Any
 from common.checks import InputError
 from common.data.readers.listing import file_stem, subject_id
 from common.evaluation.pair_lists import ListedPair, PairList
+from common.io.formats.reader import REFUSED_SUFFIXES, TRANSFORM_SUFFIXES
 from common.io.nifti import check_is_file, is_dicom
 
-FIELD_SUFFIXES = (".nii.gz", ".nii", ".npz", ".npy", ".h5", ".hdf5", ".tfm", ".mat", ".txt", ".xfm")
+# What is refused by name is found, too, so that it can be.
+FIELD_SUFFIXES = (*TRANSFORM_SUFFIXES, *REFUSED_SUFFIXES)
 # The first that exists is taken: one registration leaves several forms of the same field.
 FIELD_NAMES = (
     "{moving}_to_{fixed}_ddf", "{moving}_to_{fixed}_displacement", "{moving}_to_{fixed}_transform",

@@ -80,8 +80,7 @@ def folder(tmp_path: Path) -> Path:
 def run(apply: ModuleType, folder: Path, *arguments: str) -> Path:
     """Runs the tool with names of files in the folder; the output."""
     output = folder / ("out.csv" if "--landmarks" in arguments else "out.nii.gz")
-    words = [folder / word if word.endswith((".gz", ".csv", ".npz")) else word for word in arguments]
-    words = [inside(folder, word) if str(word).endswith(".h5") else word for word in words]
+    words = [inside(folder, word) if word.endswith((".gz", ".csv", ".npz", ".h5")) else word for word in arguments]
     apply.main([*map(str, words), "--output", str(output), "--overwrite"])
     return output
 
@@ -182,6 +181,60 @@ def test_inverse_undoes_a_transform(apply: ModuleType, folder: Path) -> None:
     there = values(run(apply, folder, *arguments, "A_to_F.h5"))
     inner = (slice(3, -3),) * 3
     assert np.abs(back - plain)[inner].mean() < 0.05 * np.abs(there - plain)[inner].mean()
+
+
+# Other tools
+
+
+def test_each_transform_has_its_convention(apply: ModuleType, folder: Path) -> None:
+    ddf = 0.4 * smooth(FIXED.shape, 3, 3)
+    shift = np.einsum("rc,cijk->ijkr", FIXED.affine[:3, :3].numpy(), ddf[0].double().numpy())
+    file: Any = nibabel.Nifti1Image(shift.astype(np.float32), FIXED.affine.numpy())
+    nibabel.save(file, folder / "ras.nii.gz")
+    np.savetxt(folder / "greedy.mat", MATRIX.numpy())
+    write_transform(folder / "affine.h5", Transform((Affine(MATRIX),)))
+    arguments = ("--moving", "M.nii.gz", "--reference", "F.nii.gz", "--transform")
+    expected = values(run(apply, folder, *arguments, "A_to_F.h5", "affine.h5"))
+    words = (*arguments, "ras.nii.gz", str(folder / "greedy.mat"), "--convention")
+    found = values(run(apply, folder, *words, "ras_mm", "ras_matrix"))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(InputError, match="2 transforms have 3 conventions: state one, or one for each"):
+        run(apply, folder, *words, "ras_mm", "ras_matrix", "itk")
+    with pytest.raises(InputError, match=r"greedy.mat is a 4x4 matrix of text, but --convention ras_mm"):
+        run(apply, folder, *words, "ras_mm")
+
+
+def test_files_of_fsl_know_both_scans(apply: ModuleType, folder: Path) -> None:
+    arguments = ("--reference", "F.nii.gz", "--moving", "M.nii.gz")
+    run(apply, folder, "--transform", "A_to_F.h5", *arguments, "--save_as", "fsl").rename(folder / "warp.nii.gz")
+    expected = values(run(apply, folder, "--transform", "A_to_F.h5", *arguments))
+    np.testing.assert_allclose(
+        values(run(apply, folder, "--transform", "warp.nii.gz", *arguments)), expected, atol=1e-3
+    )
+    table(folder / "in.csv", POINTS)
+    words = ("--transform", "warp.nii.gz", "--landmarks", "in.csv", "--reference", "F.nii.gz")
+    _, found = rows(run(apply, folder, *words, "--target", "M.nii.gz"))
+    _, there = rows(run(apply, folder, "--transform", "A_to_F.h5", "--landmarks", "in.csv"))
+    np.testing.assert_allclose(found, there, atol=1e-3)
+    # Backwards, what was the fixed scan is the moving one.
+    there_and_back = run(apply, folder, "--transform", "A_to_F.h5", "--landmarks", "in.csv")
+    there_and_back.rename(folder / "there.csv")
+    backwards = ("inverse:warp.nii.gz", "--landmarks", "there.csv", "--reference", "M.nii.gz")
+    _, back = rows(run(apply, folder, "--transform", *backwards, "--target", "F.nii.gz"))
+    np.testing.assert_allclose(back, POINTS, atol=2e-3)
+    # Between two others, its scans are not known.
+    with pytest.raises(InputError, match="needs both of its scans.*rewrite it with apply.py --save_as itk"):
+        run(apply, folder, "--transform", "warp.nii.gz", "M_to_A.h5", *arguments)
+
+
+@pytest.mark.parametrize("form", ["itk", "voxels", "niftyreg", "spm", "fsl", "freesurfer", "mrtrix"])
+def test_a_chain_is_saved_for_another_tool(apply: ModuleType, folder: Path, form: str) -> None:
+    arguments = ("--reference", "F.nii.gz", "--moving", "M.nii.gz", "--outside", "0")
+    expected = values(run(apply, folder, "--transform", "A_to_F.h5", "M_to_A.h5", *arguments))
+    words = ("--transform", "A_to_F.h5", "M_to_A.h5", *arguments[:4], "--save_as", form)
+    run(apply, folder, *words).rename(folder / "saved.nii.gz")
+    found = values(run(apply, folder, "--transform", "saved.nii.gz", *arguments))
+    assert np.quantile(np.abs(found - expected), 0.99) < 2e-3
 
 
 # Labels
@@ -312,6 +365,10 @@ def test_tables_without_points(apply: ModuleType, folder: Path, text: str, messa
         (("--landmarks", "M.nii.gz"), "cannot be read as CSV"),
         (("--moving", "M.nii.gz", "--reference", "F.nii.gz", "--coordinates", "lps"), "--coordinates is for landmarks"),
         (("--label", "M_label.nii.gz", "--reference", "F.nii.gz", "--target", "F.nii.gz"), "--target is for landmarks"),
+        ((), "Nothing to do: give --moving, --label or --landmarks, or --save_as"),
+        (("--save_as", "mrtrix"), "--save_as needs --reference"),
+        (("--save_as", "fsl", "--reference", "F.nii.gz"), "FSL's millimetres and needs both of its scans"),
+        (("--save_as", "itk", "--reference", "F.nii.gz", "--label", "M_label.nii.gz"), "--label has no part in it"),
         (("--moving", "rgb.nii.gz", "--reference", "F.nii.gz"), "rgb.nii.gz holds colours"),
         (("--label", "rgb.nii.gz", "--reference", "F.nii.gz"), "rgb.nii.gz holds colours"),
         (("--moving", "nan.nii.gz", "--reference", "F.nii.gz"), "nan.nii.gz holds no finite value"),

@@ -156,7 +156,9 @@ def _value(text: str, name: str) -> float | None:
 
 def _geometry(path: Path, text: str, side: str) -> Tensor:
     """(4, 4), voxels of the source or destination to RAS millimetres."""
-    section = text.partition(f"{side} volume info")[2].partition("volume info")[0]
+    # "volume info" also stands in comments.
+    parts = re.split(r"^(src|dst) volume info.*$", text, flags=re.MULTILINE)
+    section = dict(zip(parts[1::2], parts[2::2], strict=True)).get(side, "")
     rows = {}
     for name in ("volume", "voxelsize", "xras", "yras", "zras", "cras"):
         found = re.search(rf"^\s*{name}\s*=((?:\s*{_NUMBER}){{3}})", section, re.MULTILINE)

@@ -42,14 +42,14 @@ def read_nifti(
     check_stated(path, seen.what, convention, seen.conventions)
     if seen.read is not None:
         return seen.read(path, file, reference, moving), seen.conventions[0]
-    if convention == "learn2reg_half" or "voxels" in (convention, seen.conventions[0]) and len(file.shape) == 4:
+    if convention == "learn2reg_half" or seen.conventions[0] == "voxels":
         return None
     own = spatial_grid(file, path)
     if reference is not None and _is_uncoded(file) and own.shape == reference.shape:
         own = reference
     vectors = torch.from_numpy(voxels_of(file, path).reshape(*own.shape, 3))
     found = _by_values(path, vectors, own, seen, convention)
-    if found is None:
+    if found is None or (found == "voxels" and len(file.shape) == 4):
         return None
     field = field_of(path, vectors, own, found, moving, reference if found == "fsl_relative" else None)
     if found in ("voxels", "lps_mm", "ras_mm"):

@@ -27,6 +27,7 @@ _REFUSED = {
     ".xfm": "a transform of MINC: itk_convert_xfm FILE OUT.h5 makes one of ITK of it",
     **{suffix: "an image of MRtrix: mrconvert FILE OUT.nii.gz makes one that is read" for suffix in mrtrix.SUFFIXES},
 }
+REFUSED_SUFFIXES = tuple(_REFUSED)
 _TEXTS = {
     b"(Transform ": "parameters of elastix: transformix -def all -tp FILE -out DIR writes the field that is read",
     b"MATLAB 5.0 MAT": "a file of MATLAB, not of ITK: save its matrix as text and state ras_matrix",

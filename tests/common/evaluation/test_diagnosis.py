@@ -34,8 +34,10 @@ def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "POINTS", 1500)
 
 
-def judged(field: Tensor, convention: str = "voxels", sides: Sides = IMAGES) -> str | None:
-    return diagnose("some_file", field, [sides], GRID, EYE, convention)
+def judged(
+    field: Tensor, convention: str = "voxels", sides: Sides = IMAGES, guessed: bool = False, grid: Grid = GRID
+) -> str | None:
+    return diagnose("some_file", field, [sides], grid, EYE, convention, guessed=guessed)
 
 
 @pytest.mark.parametrize("sides", [IMAGES, LABELS])
@@ -55,14 +57,28 @@ def test_right_reading_passes_and_every_other_one_is_named(sides: Sides) -> None
 @pytest.mark.parametrize("scale", [0, 0.02, 0.1, 0.3, 0.5, 0.8, 1.3])
 def test_weak_registration_passes(scale: float) -> None:
     assert judged(scale * FIELD) is None
+    assert judged(scale * FIELD, guessed=True) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("amplitude", [0.5, 3, 10])
 def test_noise_passes(seed: int, amplitude: float) -> None:
     noise = amplitude * smooth(10 + seed, 3, 6)
-    assert judged(noise) is None
-    assert judged(noise + 0.5 * FIELD) is None
+    for guessed in (False, True):
+        assert judged(noise, guessed=guessed) is None
+        assert judged(noise + 0.5 * FIELD, guessed=guessed) is None
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.2, 2.0), (0.8, 0.8, 0.8), (1.0, 1.0, 1.25)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1)])
+def test_millimetres_that_were_taken_for_voxels(spacing: tuple[float, ...], signs: tuple[int, ...]) -> None:
+    grid = Grid(SHAPE, torch.diag(torch.tensor([*spacing, 1.0])))
+    factors = torch.tensor(spacing) * torch.tensor(signs)
+    sentence = judged(FIELD * factors.view(1, 3, 1, 1, 1), guessed=True, grid=grid)
+    expected = "ras_mm" if signs[0] > 0 else "lps_mm"
+    assert sentence is not None and f"state --convention {expected}" in sentence
+    # Voxels of the same grid are no millimetres.
+    assert judged(FIELD, guessed=True, grid=grid) is None
 
 
 def test_advice_names_the_option_or_the_exchange() -> None:
