@@ -27,7 +27,7 @@ from monai.bundle import ConfigParser
 
 from common.checks import InputError
 from common.data import READERS, SECTIONS
-from common.engine.command_line import RUN_OPTIONS, check_options
+from common.engine.command_line import RUN_OPTIONS, check_options, read_command_line
 
 ROOT = Path(__file__).parents[1]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
@@ -135,7 +135,9 @@ def check_bundle_command(call: Call, arguments: list[str], monkeypatch: pytest.M
         monkeypatch.chdir(folder)
         config = ConfigParser.load_config_files(files)
         if command == "run":
-            check_options(arguments)
+            given = read_command_line(arguments)
+            assert given is not None
+            check_options(given)
         if command != "run" or not rest[0].startswith("-"):
             assert rest[0] in config, f"{files} in {folder} has no {rest[0]}"
         assert options.get("reader", "datalist") in READERS and options.get("section", "test") in SECTIONS

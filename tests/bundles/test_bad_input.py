@@ -62,6 +62,11 @@ def emptied(folder: Path) -> None:
     (folder / "readme.txt").write_text("no data here")
 
 
+def unknown_labels(folder: Path) -> None:
+    for label in (folder / "labelsTr").iterdir():
+        rewrite(label, lambda v: v + 90)
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing file": (lambda f: image(f).unlink(), "SHAPES_0001_0000.nii.gz"),
     "no data list": (no_json, "broken"),
@@ -75,10 +80,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "labelsTr",
     ),
     "unknown label": (lambda f: rewrite(f / "labelsTr" / "SHAPES_0001_0000.nii.gz", lambda v: v + 90), "value 9"),
-    "labels that all are unknown": (
-        lambda f: [rewrite(label, lambda v: v + 90) for label in (f / "labelsTr").iterdir()],
-        "SHAPES_0001",
-    ),
+    "labels that all are unknown": (unknown_labels, "SHAPES_0001"),
     "corrupt NIfTI": (lambda f: image(f).write_bytes(image(f).read_bytes()[:500]), "SHAPES_0001_0000.nii.gz"),
 }
 
