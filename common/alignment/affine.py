@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.alignment.mutual_information import SMALLEST_OVERLAP, BlockScan, ScanPair
+from common.alignment.orientation import CLEAR, best_orientation
 from common.checks import InputError
 from common.spatial.world import Grid
 
@@ -71,8 +72,9 @@ def align(
     """Find the affine map that carries the fixed scan's world to the moving scan's.
 
     Several starts (the headers, the centres of mass, the centres of the grids, each also turned by 20 degrees) are
-    tried at the coarsest resolution; the best one is refined rigidly, then with all twelve parameters. The same input
-    gives the same result. Runs on one thread.
+    tried at the coarsest resolution; the best one is left for another orientation where that is clearly better, refined
+    rigidly, then with all twelve parameters. It converged where it is also clearly better than any other orientation.
+    The same input gives the same result. Runs on one thread.
 
     Args:
         moving: (1, *moving_grid.shape), any numeric dtype, finite.
@@ -116,7 +118,10 @@ def _searched(
         )
         for spacing, (_, points) in zip(spacings, _LEVELS, strict=True)
     ]
-    rigid = _best_start(pairs[0])
+    start = best_orientation(
+        pairs[0], _best_start(pairs[0]), lambda matrix: _refined(pairs[0], matrix, "rigid", _START_ITERATIONS)[0]
+    )
+    rigid = start.matrix
     for pair in pairs[1:]:
         rigid, _ = _refined(pair, rigid, "rigid")
     affine = rigid
@@ -124,6 +129,8 @@ def _searched(
         affine, settled = _refined(pair, affine, "affine")
     before, _ = pairs[-1].similarity(torch.eye(4, dtype=torch.float64))
     matrix, after, reason = _judged(pairs[-1], before, rigid, affine, settled)
+    if reason is None and start.lead < CLEAR:
+        reason = f"turned by {start.rival:.0f} degrees the scans fit about as well"
     return matrix, before, after, reason
 
 
