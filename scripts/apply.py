@@ -18,9 +18,10 @@ share_cores()
 
 from common.checks import InputError
 from common.cli import add_switch, run_tool
-from common.io.apply import COORDINATES, Chain, move_landmarks, save_transform, warp_file
+from common.io.apply import Chain, move_landmarks, save_transform, warp_file
 from common.io.formats.conventions import CONVENTIONS, meanings
 from common.io.formats.writer import FORMS
+from common.io.landmarks import COORDINATES, POINT_SUFFIXES
 from common.io.nifti import check_nifti_name, read_grid
 
 _DESCRIPTION = """\
@@ -64,14 +65,25 @@ def parser() -> argparse.ArgumentParser:
     what = options.add_mutually_exclusive_group()
     what.add_argument("--moving", type=Path, metavar="IMAGE", help="image to warp, linear interpolation")
     what.add_argument("--label", type=Path, metavar="IMAGE", help="label map to warp, nearest voxel, 0 outside")
-    what.add_argument("--landmarks", type=Path, metavar="CSV", help="table with the columns x, y, z; others are kept")
+    what.add_argument(
+        "--landmarks",
+        type=Path,
+        metavar="FILE",
+        help="table (commas, semicolons, tabs, blanks) of three numbers a line or with columns x, y, z, others are "
+        "kept; or 3D Slicer's .fcsv, .mrk.json",
+    )
     options.add_argument(
         "--save_as",
         choices=tuple(FORMS),
         help="instead of warping, write the transforms as one field for another tool: "
         + "; ".join(f"{name} ({form.use})" for name, form in FORMS.items()),
     )
-    options.add_argument("--output", type=Path, required=True, help="file to write: .nii.gz or .nii, or .csv")
+    options.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="file to write: .nii.gz or .nii; for landmarks .csv, .tsv, .txt, .fcsv or .mrk.json",
+    )
     options.add_argument(
         "--reference",
         type=Path,
@@ -84,7 +96,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="for landmarks: the moving scan, whose voxels come out, or which files of FSL need",
     )
-    options.add_argument("--coordinates", choices=COORDINATES, help=f"of landmarks; default: {COORDINATES[0]}")
+    options.add_argument(
+        "--coordinates", choices=COORDINATES, help=f"of tables of landmarks; default: {COORDINATES[0]}"
+    )
     options.add_argument("--outside", type=float, help="value outside of the image; default: its smallest value")
     options.add_argument(
         "--convention",
@@ -111,9 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{arguments.output}: the way from {arguments.reference} to the moving scan, for {arguments.save_as}.")
         return
     if arguments.landmarks is not None:
-        coordinates = arguments.coordinates or COORDINATES[0]
-        count = move_landmarks(
-            arguments.landmarks, arguments.output, chain, coordinates, arguments.reference, arguments.target
+        count, coordinates = move_landmarks(
+            arguments.landmarks, arguments.output, chain, arguments.coordinates, arguments.reference, arguments.target
         )
         print(f"{arguments.output}: {count} landmarks, {coordinates}.")
         return
@@ -137,8 +150,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.landmarks is not None:
         if arguments.outside is not None:
             raise InputError("--outside is for images, not for landmarks.")
-        if arguments.output.suffix != ".csv":
-            raise InputError(f"{arguments.output}: landmarks are written as .csv.")
+        if not str(arguments.output).lower().endswith(POINT_SUFFIXES):
+            raise InputError(f"{arguments.output}: landmarks are written as {', '.join(POINT_SUFFIXES)}.")
         return
     if arguments.coordinates is not None:
         raise InputError("--coordinates is for landmarks: images and label maps have headers.")

@@ -23,7 +23,8 @@ share_cores()
 from common.cli import add_switch, run_tool
 from common.evaluation.field_evaluation import EvaluationRequest
 from common.evaluation.pair_measure import FOREGROUNDS
-from common.io.fields import CONVENTIONS
+from common.io.formats.conventions import CONVENTIONS, meanings
+from common.io.landmarks import COORDINATES
 from common.report.field_evaluation import report_fields
 
 EPILOG = """\
@@ -38,6 +39,8 @@ project, disp_FIXED_MOVING.nii.gz|npz of Learn2Reg with long or short numbers, a
       --pattern "{fixed}_{moving}_1Warp.nii.gz" --label_groups label_groups.json
 
 The same command goes on where an interrupted one stopped.
+
+What a field does not say itself, --convention states:
 """
 
 
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description="Score a folder of displacement fields: Dice, HD95, TRE, folding, NDV, SDlogJ of every pair, as "
         "cases.csv, labels.csv, summary.json and report.html.",
-        epilog=EPILOG,
+        epilog=EPILOG + meanings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
@@ -55,13 +58,14 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", type=Path, help="folder of the label maps, likewise")
     add("--pairs", type=Path, required=True, help="CSV moving,fixed[,field]; JSON list; data list; evaluation config")
     add("--output", type=Path, required=True, help="folder of the results")
-    add("--convention", default="auto", choices=CONVENTIONS, help="of the fields; default: found")
+    add("--convention", default="auto", choices=CONVENTIONS, metavar="NAME", help="of the fields, see below")
     add("--pattern", help='names of the fields, such as "{moving}_{fixed}.nii.gz"')
     add("--section", help="part of a data list: validation, test or training")
     add("--label_groups", type=Path, help="JSON that joins labels to groups, and says which count")
     add("--label_numbering", default="ids", choices=("ids", "original"), help="values of the label maps in that JSON")
     add("--label_values", help="labels that count, such as 1-35; default: those of the list, of the groups, or all")
-    add("--landmarks", type=Path, help="folder of landmarks, CSV in voxels or volumes, named like the images")
+    add("--landmarks", type=Path, help="folder of landmarks, tables, 3D Slicer's or volumes, named like the images")
+    add("--coordinates", default="voxel", choices=COORDINATES, help="of tables of landmarks; default: voxel")
     add("--hd95", default="voxels", choices=("voxels", "millimetres", "none"), help="unit; none leaves it out")
     add("--ndv_mask", choices=FOREGROUNDS, help="where folding counts; default: fixed, for LUMIR moving")
     add("--grids", choices=("header", "array"), help="whether headers count; default: header, for challenges array")

@@ -27,7 +27,8 @@ from common.evaluation.finished_pairs import FinishedPairs
 from common.evaluation.pair_files import PairFiles, locate
 from common.evaluation.pair_lists import Challenge, PairList, parse_labels, read_pair_list
 from common.evaluation.pair_measure import FOREGROUNDS, Measures, measure_pair
-from common.io.fields import CONVENTIONS
+from common.io.formats.conventions import CONVENTIONS
+from common.io.landmarks import COORDINATES
 
 logger = logging.getLogger(__name__)
 _LISTED = 8
@@ -49,7 +50,8 @@ class EvaluationRequest:
         label_groups: JSON that joins labels to groups; its evaluation groups count.
         label_numbering: values of the label maps, "ids" or "original" of that file.
         label_values: labels that count, such as "1-35" or [1, 2]; default: the configuration's, the file's, or all.
-        landmarks: folder of landmark CSV files (voxels) or volumes that have the images' names.
+        landmarks: folder of landmark files or volumes that have the images' names.
+        coordinates: of tables of landmarks, "voxel", "ras" or "lps".
         hd95: "voxels" as the challenges have it, "millimetres", or None to leave it out.
         ndv_mask: where folding counts: one of ``FOREGROUNDS``; default "fixed", for LUMIR's configuration "moving".
         grids: "header" to find the moving image by its header, "array" to ignore headers as the challenges do;
@@ -69,6 +71,7 @@ class EvaluationRequest:
     label_numbering: str = "ids"
     label_values: str | Sequence[int] | None = None
     landmarks: str | Path | None = None
+    coordinates: str = "voxel"
     hd95: str | None = "voxels"
     ndv_mask: str | None = None
     grids: str | None = None
@@ -139,6 +142,7 @@ def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
     challenge = listed.challenge
     for name, allowed in (
         ("convention", CONVENTIONS),
+        ("coordinates", COORDINATES),
         ("hd95", ("voxels", "millimetres", None)),
         ("ndv_mask", (*FOREGROUNDS, None)),
         ("grids", ("header", "array", None)),
@@ -159,6 +163,7 @@ def _measures(listed: PairList, given: Mapping[str, Any]) -> Measures:
         headers=(given["grids"] or ("header" if challenge is None else "array")) == "header",
         trust=given["trust"],
         lumir=is_lumir,
+        coordinates=given["coordinates"],
     )
     if challenge is None:
         return measures

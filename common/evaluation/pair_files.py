@@ -15,7 +15,8 @@ from common.checks import InputError
 from common.data.readers.listing import file_stem, subject_id
 from common.evaluation.pair_lists import ListedPair, PairList
 from common.io.formats.reader import REFUSED_SUFFIXES, TRANSFORM_SUFFIXES
-from common.io.nifti import check_is_file, is_dicom
+from common.io.landmarks import POINT_SUFFIXES
+from common.io.nifti import NIFTI, check_is_file, is_dicom
 
 # What is refused by name is found, too, so that it can be.
 FIELD_SUFFIXES = (*TRANSFORM_SUFFIXES, *REFUSED_SUFFIXES)
@@ -177,7 +178,7 @@ def locate(
         "field": Folder(fields, "fields", FIELD_SUFFIXES),
         "image": None if images is None else Folder(images, "images"),
         "label": None if labels is None else Folder(labels, "labels"),
-        "landmarks": None if landmarks is None else Folder(landmarks, "landmarks", (".csv", ".nii.gz", ".nii")),
+        "landmarks": None if landmarks is None else Folder(landmarks, "landmarks", (*POINT_SUFFIXES, *NIFTI)),
     }
     complete, missing = [], []
     for pair in listed.pairs:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from common.evaluation.diagnosis import Sides, diagnose
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.io.fields import read_field, says_voxels
 from common.io.landmarks import read_landmarks
-from common.io.nifti import read_grid
+from common.io.nifti import NIFTI, read_grid
 from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
 from common.spatial import displacement_to_moving, warp_labels, warp_within
 from common.spatial.world import Grid, between_grids
@@ -43,6 +42,7 @@ class Measures:
         headers: whether the moving image lies where its header says; the challenges ignore headers.
         trust: whether to leave out the judgement of the convention by the images.
         shape: spatial shape that fields must have, None for any.
+        coordinates: of tables of landmarks, "voxel", "ras" or "lps".
         lumir: whether landmarks are measured in voxels, as LUMIR does.
     """
 
@@ -56,6 +56,7 @@ class Measures:
     trust: bool = False
     shape: tuple[int, ...] | None = None
     lumir: bool = False
+    coordinates: str = "voxel"
 
 
 @dataclass
@@ -251,11 +252,12 @@ def _foreground(pair: LoadedPair) -> Tensor | None:
 
 def _landmarks(pair: LoadedPair, files: LandmarkFiles) -> Landmarks:
     """Points or volumes; errors count in millimetres of the moving image (LUMIR: in voxels)."""
-    if Path(files.fixed).suffix != ".csv":
+    if files.fixed.endswith(NIFTI):
         loaded = _load({"moving_label": files.moving, "fixed_label": files.fixed})
         size = None if pair.measures.lumir else pair.fixed_grid.spacing
         return Landmarks(loaded["moving_label"][None], loaded["fixed_label"][None], size)
-    moving, fixed = (read_landmarks(path)[None] for path in (files.moving, files.fixed))
+    sides = ((files.moving, pair.moving_grid), (files.fixed, pair.fixed_grid))
+    moving, fixed = (read_landmarks(path, 3, grid, pair.measures.coordinates)[None] for path, grid in sides)
     # The field is continued as zero outside by the metric, so a change of grid is made on the points.
     inverse = torch.linalg.inv(pair.between)
     moving = moving @ inverse[:3, :3].T + inverse[:3, 3]

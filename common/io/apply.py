@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,24 @@ from common.checks import InputError
 from common.io.files import write_bytes
 from common.io.formats.writer import write_as
 from common.io.header_forms import copy_world
-from common.io.nifti import check_is_file, grid_of, open_nifti, read_grid, save_nifti, voxels_of
-from common.io.tables import read_table
+from common.io.landmarks import (
+    COORDINATES,
+    check_coordinates,
+    from_world,
+    is_markups,
+    points_text,
+    read_points,
+    to_world,
+)
+from common.io.nifti import grid_of, open_nifti, read_grid, save_nifti, voxels_of
 from common.io.transforms import read_transform
 from common.spatial.labels import warp_labels
-from common.spatial.transform import Transform
+from common.spatial.transform import Field, Transform
 from common.spatial.world import Grid, displacement_to_moving, warp_within
 
-COORDINATES = ("ras", "lps", "voxel")
 INVERSE = "inverse:"
 """Before the name of a transform that is to be applied backwards."""
 _WHOLE = 1e-3
-_AXES = ("x", "y", "z")
 
 
 class Chain:
@@ -73,6 +77,13 @@ class Chain:
         for link, backwards in self._links:
             result = result.then(link.inverse() if backwards else link)
         return result
+
+    def domain(self) -> Grid | None:
+        """Grid of the field that a point meets first, None where there is none or it is not known."""
+        if not self._links or self._links[0][1]:
+            return None
+        first = next(iter(self._links[0][0].stages), None)
+        return first.grid if isinstance(first, Field) else None
 
     def points(self, points: Tensor) -> Tensor:
         """Where points (N, 3), RAS+ millimetres, go; fields that are meant backwards are solved point by point."""
@@ -141,41 +152,53 @@ def move_landmarks(
     source: str | Path,
     target: str | Path,
     chain: Chain,
-    coordinates: str = "ras",
+    coordinates: str | None = None,
     start: str | Path | None = None,
     end: str | Path | None = None,
-) -> int:
-    """Send the landmarks of a CSV through a chain of transforms.
+) -> tuple[int, str]:
+    """Send the landmarks of a file through a chain of transforms.
 
     Args:
-        source: CSV with a header that has x, y and z; other columns are kept.
-        target: CSV of the same columns.
+        source: table or file of 3D Slicer, see :func:`common.io.landmarks.read_points`.
+        target: of the same format, or of another by its name; of a table, other columns are kept.
         chain: transforms of points.
-        coordinates: of both files: "ras" or "lps" millimetres, or "voxel" indices.
-        start: NIfTI in whose voxels the points of ``source`` are; for "voxel" only.
+        coordinates: of tables, "ras" (default) or "lps" millimetres, or "voxel" indices; files of 3D Slicer say theirs.
+        start: NIfTI to which the points of ``source`` belong; needed for "voxel".
         end: NIfTI in whose voxels those of ``target`` shall be; for "voxel" only.
 
     Returns:
-        Number of landmarks.
+        Number of landmarks, and the coordinates of the result, "slicer" where its file says them.
 
     Raises:
-        InputError: when the table lacks columns or numbers, a grid is missing, or the result cannot be written.
+        InputError: when the file holds no points or says other coordinates, the points lie in the image in other
+            coordinates only, a grid is missing, or the result cannot be written.
     """
-    check_is_file(Path(source))
-    names, lines = read_table(source)
-    columns = [_column(names, axis, source) for axis in _AXES]
-    values = [_numbers(row, columns, source, line) for line, row in lines.items()]
-    points = torch.tensor(values, dtype=torch.float64).view(-1, 3)
-    moved = _from_ras(chain.points(_to_ras(points, coordinates, start)), coordinates, end)
-    rows = list(lines.values())
-    for row, point in zip(rows, moved.tolist(), strict=True):
-        row.update({column: f"{value:.10g}" for column, value in zip(columns, point, strict=True)})
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(target, text.getvalue().encode())
-    return len(rows)
+    found = read_points(source)
+    stated = coordinates or found.coordinates or COORDINATES[0]
+    if is_markups(source):
+        if coordinates == "voxel":
+            raise InputError(f"{source} says that it is in millimetres, but --coordinates voxel was stated.")
+    elif found.coordinates not in (None, stated):
+        raise InputError(f"{source} names its columns as {found.coordinates}, but --coordinates {stated} was stated.")
+    is_table = not is_markups(target)
+    if stated == "voxel" and is_table and end is None:
+        raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
+    first = None if start is None else read_grid(start)
+    points = found.points
+    if not is_markups(source):
+        domain = first or chain.domain()
+        if domain is not None:
+            check_coordinates(source, points, stated, domain)
+        points = to_world(points, stated, first)
+    moved = chain.points(points)
+    if is_table:
+        moved = (
+            from_world(moved, read_grid(end))
+            if stated == "voxel" and end is not None
+            else to_world(moved, stated, None)
+        )
+    write_bytes(target, points_text(target, source, found, moved).encode())
+    return len(points), stated if is_table else "slicer"
 
 
 def _labels(file: Any, path: str | Path) -> tuple[Tensor, np.dtype]:
@@ -214,42 +237,3 @@ def _like(pattern: Any, values: np.ndarray, grid: Grid) -> Any:
     file = type(pattern)(values, None, header)
     copy_world(file, pattern, grid.affine.numpy())
     return file
-
-
-def _column(names: Sequence[str], axis: str, path: str | Path) -> str:
-    found = [name for name in names if name.strip().lower() == axis]
-    if len(found) != 1:
-        raise InputError(f"{path} has the columns {', '.join(names)}; expected x, y and z, once each.")
-    return found[0]
-
-
-def _numbers(row: Mapping[str, str], columns: Sequence[str], path: str | Path, line: int) -> list[float]:
-    try:
-        values = [float(row[column]) for column in columns]
-    except ValueError:
-        values = []
-    if not values or not np.isfinite(values).all():
-        raise InputError(f"{path}, line {line}: x, y and z have to be numbers.")
-    return values
-
-
-def _to_ras(points: Tensor, coordinates: str, path: str | Path | None) -> Tensor:
-    matrix = _frame(coordinates, path)
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def _from_ras(points: Tensor, coordinates: str, path: str | Path | None) -> Tensor:
-    matrix = torch.linalg.inv(_frame(coordinates, path))
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def _frame(coordinates: str, path: str | Path | None) -> Tensor:
-    """(4, 4): from the coordinates of a table to RAS millimetres."""
-    if coordinates == "voxel":
-        if path is None:
-            raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
-        return read_grid(path).affine
-    signs = {"ras": (1.0, 1.0, 1.0, 1.0), "lps": (-1.0, -1.0, 1.0, 1.0)}
-    if coordinates not in signs:
-        raise InputError(f"Coordinates are {coordinates!r}; expected one of {', '.join(COORDINATES)}.")
-    return torch.diag(torch.tensor(signs[coordinates], dtype=torch.float64))

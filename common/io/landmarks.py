@@ -1,47 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Landmarks on disk."""
+"""Landmarks on disk: tables and the files of 3D Slicer, in voxels or millimetres."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.landmark_tables import SUFFIXES as TABLES
+from common.io.landmark_tables import digits, read_table_points, table_text
+from common.io.nifti import check_is_file
+from common.io.point_list import PointList
+from common.io.slicer_markups import SUFFIXES as MARKUPS
+from common.io.slicer_markups import fcsv_text, markups_text, read_fcsv, read_markups
+from common.spatial.world import Grid
+
+COORDINATES = ("ras", "lps", "voxel")
+POINT_SUFFIXES = (*TABLES, *MARKUPS)
+_LOGGER = logging.getLogger(__name__)
+_MARGIN = 1.0
+"""Voxels that a landmark may lie outside of its image, by rounding and by the rim of the outermost voxels."""
+_FEW, _MOST = 0.1, 0.95
+_NAMES = {"ras": "RAS millimetres", "lps": "LPS millimetres", "voxel": "voxels"}
 
 
-def read_landmarks(path: str | Path, spatial_dims: int = 3) -> Tensor:
-    """Read the points of a Learn2Reg CSV: one point a line, voxel coordinates separated by commas, no header.
+def read_points(path: str | Path, spatial_dims: int = 3) -> PointList:
+    """Read a table of landmarks or a file of 3D Slicer (.fcsv, .mrk.json).
 
     Args:
         path: the file.
+        spatial_dims: coordinates per point of a table.
+
+    Raises:
+        InputError: when the file is missing or holds anything else; the line is named.
+    """
+    path = Path(path)
+    check_is_file(path)
+    name = path.name.lower()
+    if name.endswith(".fcsv"):
+        return read_fcsv(path)
+    return read_markups(path) if name.endswith(".json") else read_table_points(path, spatial_dims)
+
+
+def read_landmarks(
+    path: str | Path, spatial_dims: int = 3, grid: Grid | None = None, coordinates: str = "voxel"
+) -> Tensor:
+    """Read landmarks as voxels of their image.
+
+    Args:
+        path: see :func:`read_points`.
         spatial_dims: coordinates per point.
+        grid: of the image; needed for millimetres, and to notice coordinates that were taken for others.
+        coordinates: of tables, one of :data:`COORDINATES`; a file that says its own keeps to them.
 
     Returns:
         (N, spatial_dims), float64.
 
     Raises:
-        InputError: when the file is missing, empty, or a line holds anything else; the line is named.
+        InputError: as :func:`read_points`; when there is no landmark, or the points lie in the image in other
+            coordinates than these.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give a CSV of landmarks, {spatial_dims} voxel coordinates a line.")
-    points: list[list[float]] = []
-    for index, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            point = [float(cell) for cell in line.split(",")]
-        except ValueError:
-            point = []
-        if len(point) != spatial_dims or not np.isfinite(point).all():
-            raise InputError(
-                f"{path}, line {index}: {line.strip()[:60]!r} is not {spatial_dims} voxel coordinates separated by "
-                "commas (Learn2Reg's files have no header)."
-            )
-        points.append(point)
-    if not points:
-        raise InputError(f"{path} holds no landmark: {spatial_dims} voxel coordinates a line are expected.")
-    return torch.tensor(points, dtype=torch.float64)
+    found = read_points(path, spatial_dims)
+    if not len(found.points):
+        raise InputError(f"{path} holds no landmark: {spatial_dims} coordinates a line are expected.")
+    stated = found.coordinates or coordinates
+    if grid is not None and found.coordinates is None:
+        check_coordinates(path, found.points, stated, grid)
+    if stated == "voxel":
+        return found.points
+    if grid is None:
+        raise InputError(f"{path} holds {_NAMES[stated]}, whose voxels an image has to tell.")
+    return from_world(found.points * _signs(stated), grid)
+
+
+def to_world(points: Tensor, coordinates: str, grid: Grid | None) -> Tensor:
+    """Points (N, 3) of any coordinates as RAS millimetres.
+
+    Raises:
+        InputError: when the coordinates are unknown, or voxels of no image.
+    """
+    if coordinates == "voxel":
+        if grid is None:
+            raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
+        return points @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return points * _signs(coordinates)
+
+
+def from_world(points: Tensor, grid: Grid) -> Tensor:
+    """Points (N, 3) in RAS millimetres as voxels of a grid."""
+    inverse = torch.linalg.inv(grid.affine)
+    return points @ inverse[:3, :3].T + inverse[:3, 3]
+
+
+def check_coordinates(path: str | Path, points: Tensor, coordinates: str, grid: Grid) -> None:
+    """Refuse points that lie in their image only if their numbers are something else than was stated.
+
+    Args:
+        path: for the message.
+        points: (N, 3), as the file has them.
+        coordinates: as they are going to be read.
+        grid: of the image.
+
+    Raises:
+        InputError: when a tenth of the points lie outside, but (nearly) all inside in other coordinates.
+    """
+    inside = {name: _inside(from_world(to_world(points, name, grid), grid), grid) for name in COORDINATES}
+    count, within = len(points), inside[coordinates]
+    if count == 0 or within > (1 - _FEW) * count:
+        return
+    others = [name for name in COORDINATES if inside[name] >= _MOST * count]
+    outside = f"{path}: {count - within} of {count} points lie outside of the image as {_NAMES[coordinates]}"
+    if others:
+        fitting = " or ".join(f"{inside[name]} of {count} inside as {_NAMES[name]}" for name in others)
+        raise InputError(f"{outside}, but {fitting}: state --coordinates {' or '.join(others)}.")
+    _LOGGER.warning("%s, and in no other coordinates inside: do they belong to this image?", outside)
+
+
+def points_text(target: str | Path, source: str | Path, found: PointList, moved: Tensor) -> str:
+    """Moved points in the format that a name asks for: that of the source where it is one of its kind.
+
+    Args:
+        target: name of the result.
+        source: name of the file that the points come from.
+        found: what it holds.
+        moved: (N, 3), as they shall stand in a table; RAS millimetres for a file of 3D Slicer.
+    """
+    kind, before = (_kind(name) for name in (target, source))
+    if kind == before:
+        return found.text(moved)
+    if kind == ".fcsv":
+        return fcsv_text(moved, found.labels)
+    if kind == ".mrk.json":
+        return markups_text(moved, found.labels)
+    separator = "\t" if str(target).lower().endswith(".tsv") else ","
+    rows = [[label, *map(digits, point)] for label, point in zip(found.labels, moved.tolist(), strict=True)]
+    return table_text([["label", "x", "y", "z"], *rows], separator)
+
+
+def is_markups(path: str | Path) -> bool:
+    """Whether a name is that of a file of 3D Slicer, which says its own coordinates."""
+    return _kind(path) != "table"
+
+
+def _kind(path: str | Path) -> str:
+    name = str(path).lower()
+    return next((suffix for suffix in MARKUPS if name.endswith(suffix)), "table")
+
+
+def _inside(voxels: Tensor, grid: Grid) -> int:
+    last = torch.tensor(grid.shape, dtype=torch.float64) - 1
+    return int(((voxels >= -_MARGIN) & (voxels <= last + _MARGIN)).all(1).sum())
+
+
+def _signs(coordinates: str) -> Tensor:
+    signs = {"ras": (1.0, 1.0, 1.0), "lps": (-1.0, -1.0, 1.0)}
+    if coordinates not in signs:
+        raise InputError(f"Coordinates are {coordinates!r}; expected one of {', '.join(COORDINATES)}.")
+    return torch.tensor(signs[coordinates], dtype=torch.float64)

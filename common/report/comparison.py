@@ -18,6 +18,7 @@ from common.evaluation.pair_files import PairFiles
 from common.evaluation.pair_lists import read_pair_list
 from common.evaluation.pair_measure import LoadedPair, Measures, load_pair
 from common.evaluation.runs import PairIds
+from common.io.formats.conventions import CONVENTIONS
 from common.io.provenance import provenance
 from common.io.tables import read_csv
 from common.report.comparison_page import Evaluation, write_comparison
@@ -135,7 +136,8 @@ def _files(content: Mapping[str, Any], key: PairIds, measures: Measures) -> tupl
     named = {name: value for name, value in entry.items() if name in PairFiles.__dataclass_fields__}
     named.pop("landmarks", None)
     return PairFiles(**named), Measures(
-        convention=entry["convention"],
+        # Some files say alone what they are, for instance a grid of splines.
+        convention=entry["convention"] if entry["convention"] in CONVENTIONS else "auto",
         label_groups=measures.label_groups,
         label_numbering=measures.label_numbering,
         headers=measures.headers,

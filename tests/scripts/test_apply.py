@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.landmarks import read_points
 from common.io.nifti import set_world, write_ddf
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.spatial import Grid, resize_image
@@ -301,6 +302,41 @@ def test_landmarks_of_the_fixed_scan_go_through_the_transform(
     expected = np.array([list(composition.TransformPoint(point)) for point in (POINTS * signs).tolist()])
     np.testing.assert_allclose(found * (1 if coordinates == "lps" else signs), expected, atol=1e-4)
     assert content[0] == ["name", "X", "y", "z", "weight"] and [row[4] for row in content[1:]] == ["0.0", "0.5", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("in.fcsv", "out.fcsv"), ("in.fcsv", "out.mrk.json"), ("in.csv", "out.fcsv")]
+)
+def test_landmarks_of_slicer(apply: ModuleType, folder: Path, source: str, target: str) -> None:
+    lps = POINTS * (-1, -1, 1)
+    lines = [f"{n},{','.join(map(str, point))},0,0,0,1,1,1,0,F-{n},," for n, point in enumerate(lps.tolist())]
+    (folder / "in.fcsv").write_text("# CoordinateSystem = LPS\n" + "\n".join(lines) + "\n")
+    table(folder / "in.csv", POINTS)
+    names = ("A_to_F.h5", "M_to_A.h5")
+    words = ["--transform", *(str(folder / name) for name in names), "--landmarks", str(folder / source)]
+    apply.main([*words, "--output", str(folder / target)])
+    composition = composed(folder, names)
+    expected = np.array([list(composition.TransformPoint(point)) for point in lps.tolist()])
+    found = read_points(folder / target)
+    np.testing.assert_allclose(found.points * torch.tensor([-1, -1, 1]), expected, atol=1e-4)
+    assert "LPS" in (folder / target).read_text()
+    with pytest.raises(InputError, match="in millimetres, but --coordinates voxel was stated"):
+        words[-1] = str(folder / "in.fcsv")
+        apply.main([*words, "--output", str(folder / "b.csv"), "--coordinates", "voxel"])
+
+
+def test_landmarks_in_other_coordinates_are_noticed(apply: ModuleType, folder: Path) -> None:
+    table(folder / "in.csv", POINTS)
+    words = ("--transform", "A_to_F.h5", "--landmarks", "in.csv")
+    grids = ("--reference", "F.nii.gz", "--target", "M.nii.gz")
+    with pytest.raises(InputError, match=r"3 of 3 points lie outside of the image as voxels, but 3 of 3 inside as RAS"):
+        run(apply, folder, *words, *grids, "--coordinates", "voxel")
+    # The field says where the fixed scan lies, even if it is not given.
+    with pytest.raises(InputError, match="as LPS millimetres, but .* state --coordinates ras"):
+        run(apply, folder, *words, "--coordinates", "lps")
+    table(folder / "in.csv", np.array([[7.5, 9, 6], [8, 1, 5], [1, 2, 3]]))
+    with pytest.raises(InputError, match="as RAS millimetres, but 3 of 3 inside as voxels: state --coordinates voxel"):
+        run(apply, folder, *words)
 
 
 def test_landmarks_come_back_by_the_inverse(apply: ModuleType, folder: Path) -> None:

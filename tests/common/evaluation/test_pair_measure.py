@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
+from common.checks import InputError
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.evaluation.pair_measure import Measures, measure_pair
 from common.io.nifti import write_ddf, write_image
@@ -74,6 +75,35 @@ def test_grids_are_told_apart_whatever_the_size_of_their_voxels(
     for value in (1, 2):
         one, other = labels[0] == value, warped == value
         assert case["dice_per_label"][value] == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+@pytest.mark.parametrize("coordinates", ["ras", "lps"])
+def test_landmarks_in_millimetres_have_the_error_of_those_in_voxels(tmp_path: Path, coordinates: str) -> None:
+    pair = tensors()
+    affine = AFFINE.clone()
+    affine[:3, 3] = torch.tensor([-90.0, 40, 7])
+    signs = torch.tensor([-1.0, -1, 1] if coordinates == "lps" else [1.0, 1, 1]).double()
+    write_ddf(tmp_path / "ddf.nii.gz", pair["ddf"], affine)
+    images, found = {}, {}
+    for side in ("moving", "fixed"):
+        images[side] = str(tmp_path / f"{side}.nii.gz")
+        write_image(images[side], pair[side], affine)
+        points = pair[f"{side}_keypoints"]
+        np.savetxt(tmp_path / f"{side}_voxel.csv", points.numpy(), delimiter=",")
+        world = (points @ affine[:3, :3].T + affine[:3, 3]) * signs
+        np.savetxt(tmp_path / f"{side}_world.csv", world.numpy(), delimiter=";", header="x;y;z", comments="")
+    for kind, stated in (("voxel", "voxel"), ("world", coordinates), ("world", "voxel")):
+        tables = LandmarkFiles("tre", str(tmp_path / f"moving_{kind}.csv"), str(tmp_path / f"fixed_{kind}.csv"))
+        files = PairFiles(
+            "m", "f", str(tmp_path / "ddf.nii.gz"), images["moving"], images["fixed"], landmarks=(tables,)
+        )
+        measures = Measures(hd95=None, trust=True, coordinates=stated)
+        if (kind, stated) == ("world", "voxel"):
+            with pytest.raises(InputError, match=f"4 of 4 points lie outside .* state --coordinates {coordinates}"):
+                measure_pair(files, measures)
+        else:
+            found[kind] = measure_pair(files, measures)["tre"]
+    assert found["world"] == pytest.approx(found["voxel"], rel=1e-6)
 
 
 def test_the_way_from_files_to_figures_is_the_one_that_the_documentation_names() -> None:
