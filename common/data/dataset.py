@@ -95,7 +95,7 @@ class PairDataset(Dataset):
 
         Returns:
             Dictionary of "moving" and "fixed" (C, *spatial) float32, if the subjects have images; "moving_label" and
-            "fixed_label" (1, *spatial) int16, and so on for every further tensor of the subjects ("moving_mask",
+            "fixed_label" (1, *spatial) int32, and so on for every further tensor of the subjects ("moving_mask",
             "moving_keypoints", ...), if all subjects have it; "labelled" () bool, if only some subjects have labels;
             "affine" (4, 4) float64, voxels of the fixed image to world millimetres; "draw" (3,) int64, seed, epoch and
             index of the item; and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain tensors, no
@@ -181,7 +181,7 @@ def _collatable(key: str, value: torch.Tensor) -> torch.Tensor:
     """One type for all subjects: the compact one of the cache may differ between them, and in a batch it may not."""
     value = plain_tensor(value)
     if key.endswith("label"):
-        return value.to(torch.int16)
+        return value if value.dtype == torch.int64 else value.to(torch.int32)
     return value.float() if value.is_floating_point() else value
 
 

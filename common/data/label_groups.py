@@ -89,7 +89,7 @@ class MapLabelsd(MapTransform):
         allow_missing_keys: whether a subject may lack the labels.
 
     Raises:
-        InputError: a label map has a value without an entry, or an entry is outside 0..32767.
+        InputError: a label map has a value without an entry, a group is negative, or there is no entry.
     """
 
     def __init__(
@@ -99,37 +99,36 @@ class MapLabelsd(MapTransform):
         self._table = None if lookup is None else _table(lookup)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """Return the subject with grouped labels, uint8 where all groups fit, else int16."""
+        """Return the subject with grouped labels, in the first of uint8, int16 and int32 where all groups fit."""
         subject = dict(data)
         if self._table is not None:
-            dtype = torch.uint8 if int(self._table.max()) <= 255 else torch.int16
             for key in self.key_iterator(subject):
-                subject[key] = self._map(subject[key], self._table).to(dtype)
+                subject[key] = self._map(subject[key], *self._table)
         return subject
 
     @staticmethod
-    def _map(label: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        plain = label.as_tensor() if isinstance(label, MetaTensor) else label
-        index = plain.long()
-        groups = table[index.clamp(0, len(table) - 1)]
-        without = (groups < 0) | (index >= len(table)) | (index < 0)
+    def _map(label: torch.Tensor, values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        plain = (label.as_tensor() if isinstance(label, MetaTensor) else label).long()
+        place = torch.searchsorted(values, plain).clamp_(max=len(values) - 1)
+        without = values[place] != plain
         if bool(without.any()):
             file = label.meta.get("filename_or_obj", "?") if isinstance(label, MetaTensor) else "?"
             raise InputError(
-                f"The label map {file} has the value {int(index[without].min())}, which has no group in the lookup "
+                f"The label map {file} has the value {int(plain[without].min())}, which has no group in the lookup "
                 "table; add it there or check that the file belongs to this data set."
             )
-        return MetaTensor(groups, meta=label.meta) if isinstance(label, MetaTensor) else groups
+        mapped = groups[place]
+        return MetaTensor(mapped, meta=label.meta) if isinstance(label, MetaTensor) else mapped
 
 
-def _table(lookup: Lookup) -> torch.Tensor:
-    """Dense table with -1 for labels without a group."""
+def _table(lookup: Lookup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels in ascending order, int64, and their groups."""
     entries = lookup.items() if isinstance(lookup, Mapping) else enumerate(lookup)
-    pairs = [(int(label), int(group)) for label, group in entries]
-    wrong = [pair for pair in pairs if pair[0] < 0 or not 0 <= pair[1] <= torch.iinfo(torch.int16).max]
-    if not pairs or wrong:
-        raise InputError(f"The lookup table has the entry {wrong[:1] or pairs}; labels and groups are 0 to 32767.")
-    table = torch.full((max(label for label, _ in pairs) + 1,), -1, dtype=torch.int64)
-    for label, group in pairs:
-        table[label] = group
-    return table
+    groups = {int(label): int(group) for label, group in entries}
+    top = max(groups.values(), default=-1)
+    wrong = [pair for pair in groups.items() if not 0 <= pair[1] <= torch.iinfo(torch.int32).max]
+    if wrong or not groups:
+        raise InputError(f"The lookup table has the entry {wrong[:1] or []}; groups are 0 to 2147483647.")
+    dtype = next(kind for kind in (torch.uint8, torch.int16, torch.int32) if top <= torch.iinfo(kind).max)
+    labels = sorted(groups)
+    return torch.tensor(labels), torch.tensor([groups[label] for label in labels], dtype=dtype)

@@ -18,7 +18,8 @@ from monai.transforms import MapTransform
 from common.checks import InputError
 from common.data.counted_labels import PRESENT, listed, presence
 from common.data.pickles import load_arrays
-from common.io.nifti import labels_of, read_image, read_labels
+from common.io.label_values import labels_of
+from common.io.nifti import read_image, read_labels
 from common.spatial.places import GRID_TOLERANCE, voxels_apart
 
 _logger = logging.getLogger(__name__)
@@ -40,13 +41,12 @@ class LoadSubjectd(MapTransform):
     moving label, fixed label), of which ``data["role"]``, "moving" or "fixed", chooses one half.
 
     Args:
-        keys: entries that hold paths. Keys that are "label" or end in "_label" become label maps (uint8 where 255 is
-            enough, else int16), the others float32 images.
+        keys: entries that hold paths. Keys that are "label" or end in "_label" become label maps (the first of uint8,
+            int16, int32 and int64 that holds all values), the others float32 images.
         allow_missing_keys: whether a subject may lack some of the keys.
 
     Raises:
-        InputError: file missing, damaged, of another kind or unit, not 2D or 3D, or labels that are no integers in
-            0..32767.
+        InputError: file missing, damaged, of another kind, not 2D or 3D, or labels that are no integers.
     """
 
     def __init__(self, keys: KeysCollection = ("image", "label"), allow_missing_keys: bool = True) -> None:

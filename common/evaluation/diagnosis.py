@@ -225,7 +225,7 @@ def _is_better(value: float, now: float, before: float, kind: str, is_rival: boo
 
 def _points(foreground: Tensor) -> Tensor:
     """(3, N) voxel indices of a thinned lattice inside the foreground."""
-    inside = foreground[0] > 0
+    inside = foreground[0] > 0 if foreground.is_floating_point() else foreground[0] != 0
     share = float(inside.float().mean())
     if not 0.005 < share < 0.995:
         inside = torch.ones_like(inside)

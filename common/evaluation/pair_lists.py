@@ -16,6 +16,8 @@ from common.checks import InputError
 from common.data.readers.datalist import read_datalist
 from common.data.subjects import read_section
 
+_MOST_LABELS = 100_000
+
 SECTIONS = ("validation", "test", "training")
 METRICS = ("dice", "hd95", "sdlogj", "ndv", "tre")
 
@@ -140,10 +142,13 @@ def parse_labels(text: str | Sequence[int] | None) -> tuple[int, ...] | None:
     parts = text.replace(" ", "").split(",") if isinstance(text, str) else [str(value) for value in text]
     values: list[int] = []
     for part in parts:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        found = re.fullmatch(r"(-?\d+)(?:-(-?\d+))?", part)
         if not found:
             raise InputError(f"The label values {text!r} are not of the form 1-35 or 1,2,5-7.")
-        values += range(int(found[1]), int(found[2] or found[1]) + 1)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last - first > _MOST_LABELS:
+            raise InputError(f"The label values {text!r} are more than {_MOST_LABELS}: list those that count.")
+        values += range(first, last + 1)
     if not values or len(set(values)) < len(values):
         raise InputError(f"The label values {text!r} are empty or repeat a value.")
     return tuple(values)

@@ -199,7 +199,7 @@ def _registered(pair: LoadedPair) -> RegisteredPair:
     return RegisteredPair(
         pair.ddf,
         **{name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images},
-        foreground=None if mask is None else mask[None] > 0,
+        foreground=None if mask is None else (mask > 0 if mask.is_floating_point() else mask != 0)[None],
         spacing=pair.fixed_grid.spacing,
         landmarks={files.figure: _landmarks(pair, files) for files in pair.files.landmarks},
         to_moving=pair.to_moving,

@@ -67,7 +67,7 @@ def _measure(dataset_dir: Path, fixed: dict[str, str], field: Path) -> Errors:
         "p95_before": float(np.percentile(length[body], _PERCENTILE)),
     }
     if "label" in scan:
-        labelled = scan["label"][0].numpy() > 0
+        labelled = scan["label"][0].numpy() != 0
         row["median_labelled"] = float(np.median(error[labelled]))
         row["median_labelled_before"] = float(np.median(length[labelled]))
     return {**row, "fold_percent": _SHARE * float(jacobian_statistics(found).fold_fraction)}

@@ -15,6 +15,7 @@ from common.checks import InputError
 from common.io.files import write_bytes
 from common.io.formats.writer import write_as
 from common.io.header_forms import copy_world
+from common.io.label_values import labels_of
 from common.io.landmarks import (
     COORDINATES,
     check_coordinates,
@@ -32,7 +33,6 @@ from common.spatial.world import Grid, displacement_to_moving, warp_within
 
 INVERSE = "inverse:"
 """Before the name of a transform that is to be applied backwards."""
-_WHOLE = 1e-3
 
 
 class Chain:
@@ -202,20 +202,13 @@ def move_landmarks(
 
 
 def _labels(file: Any, path: str | Path) -> tuple[Tensor, np.dtype]:
-    """Label map as int32 and the type that its file has, or int32 where that is no integer type."""
+    """Label map and the integer type that its file has, or int32 or int64 where that is none."""
     kind = file.get_data_dtype()
     slope, intercept = file.header.get_slope_inter()
-    is_plain = kind.kind in "iu" and slope in (None, 1.0) and intercept in (None, 0.0)
-    # Whole numbers are read as they are: in double precision they take eight times the memory.
-    values = voxels_of(file, path, kind if is_plain else np.float64)
-    if not is_plain:
-        whole = np.rint(values)
-        if not np.isfinite(values).all() or np.abs(values - whole).max() > _WHOLE:
-            raise InputError(f"{path} holds values that are not whole numbers: is it an image? Give it as --moving.")
-        values = whole
-    if max(-int(values.min()), int(values.max())) > np.iinfo(np.int32).max:
-        raise InputError(f"{path} holds labels beyond {np.iinfo(np.int32).max}.")
-    return torch.from_numpy(values.astype(np.int32)), kind if is_plain else np.dtype(np.int32)
+    labels = labels_of(voxels_of(file, path, dtype=None), path)
+    if kind.kind in "iu" and slope in (None, 1.0) and intercept in (None, 0.0):
+        return labels, kind
+    return labels, np.dtype(np.int64 if labels.dtype == torch.int64 else np.int32)
 
 
 def _lowest(image: Tensor, path: str | Path) -> float:

@@ -15,12 +15,10 @@ from common.checks import InputError
 from common.io.field_checks import VOXEL_MARK
 from common.io.files import write_bytes
 from common.io.header_forms import affine_of, set_world
+from common.io.label_values import labels_of
 from common.spatial.world import Grid
 
 NIFTI = (".nii", ".nii.gz")
-_LABEL_TOLERANCE = 1e-3
-_LARGEST_LABEL = np.iinfo(np.int16).max
-_INT32 = np.iinfo(np.int32)
 _DICOM_PREFIX = 132
 """Bytes before the end of the mark "DICM" of a DICOM file."""
 
@@ -46,37 +44,13 @@ def read_labels(path: str | Path) -> tuple[Tensor, Tensor]:
     """Read one label map, as :func:`read_image` reads an image.
 
     Returns:
-        Its labels (*spatial), uint8 where 255 is enough, else int16; and its affine.
+        Its labels (*spatial), see :func:`common.io.label_values.labels_of`; and its affine.
 
     Raises:
-        InputError: also when values are no integers in 0..32767.
+        InputError: also when values are no integers.
     """
     values, affine = _read_single(path)
     return labels_of(values, path), affine
-
-
-def labels_of(values: np.ndarray, path: str | Path) -> Tensor:
-    """Labels (*spatial) of an array of any numeric type, uint8 where 255 is enough, else int16.
-
-    Raises:
-        InputError: when values are no integers in 0..32767; ``path`` says whose they are.
-    """
-    if values.dtype.kind not in "biu":
-        rounded = np.rint(values)
-        # Neither NaN nor infinity is close to anything.
-        with np.errstate(invalid="ignore"):
-            is_whole = bool((np.abs(values - rounded) <= _LABEL_TOLERANCE).all())
-        if not is_whole:
-            raise InputError(
-                f"The label map {path} has values that are no integers; resample it with nearest neighbour."
-            )
-        values = rounded
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > _LARGEST_LABEL:
-        raise InputError(
-            f"The label map {path} has values from {low} to {high}; labels must lie in 0 to {_LARGEST_LABEL}."
-        )
-    return torch.from_numpy(np.array(values, dtype=np.uint8 if high <= 255 else np.int16, order="C"))
 
 
 def _read_single(path: str | Path) -> tuple[np.ndarray, Tensor]:
@@ -174,12 +148,12 @@ def write_image(path: str | Path, image: Tensor, affine: Tensor) -> None:
 
     Args:
         path: ends in .nii.gz or .nii.
-        image: (1, *spatial); integers (label maps) keep their type, but those of 64 bits become int32; everything else
-            is written as float32.
+        image: (1, *spatial); integers (label maps) keep their type, but those of 64 bits become int32 or uint32 where
+            that is enough; everything else is written as float32.
         affine: (4, 4), voxels to millimetres, RAS+ as NIfTI has it.
 
     Raises:
-        InputError: when the name ends otherwise, integers are beyond int32, or the file cannot be written.
+        InputError: when the name ends otherwise or the file cannot be written.
     """
     _write(path, image[0], affine)
 
@@ -203,12 +177,12 @@ def _write(path: str | Path, array: Tensor, affine: Tensor, mark: bytes = b"") -
     values = array.detach().cpu().numpy()
     if values.dtype in (np.int64, np.uint64):
         # Few readers know NIfTI's integers of 64 bits.
-        if values.size and not (_INT32.min <= int(values.min()) and int(values.max()) <= _INT32.max):
-            raise InputError(f"Cannot write {path}: its values go beyond {_INT32.max}.")
-        values = values.astype(np.int32)
+        low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        small = (kind for kind in (np.int32, np.uint32) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+        values = values.astype(next(small, values.dtype))
     elif not np.issubdtype(values.dtype, np.integer):
         values = values.astype(np.float32)
-    file = nibabel.Nifti1Image(values, None)
+    file = nibabel.Nifti1Image(values, None, dtype=values.dtype)
     set_world(file, affine.detach().cpu().numpy())
     file.header["intent_name"] = mark
     save_nifti(path, file)

@@ -151,7 +151,8 @@ def _registered(pair: Mapping[str, Any], mask: str | None) -> RegisteredPair:
     if mask is not None and mask in pair:
         image = _batched(pair[mask])
         if image.shape[2:] == ddf.shape[2:]:
-            known["foreground"] = image[:, :1] > 0
+            image = image[:, :1]
+            known["foreground"] = image > 0 if image.is_floating_point() else image != 0
     landmarks = {}
     # Where an output has both, points count.
     for moving, fixed in (("moving_landmarks", "fixed_landmarks"), ("moving_keypoints", "fixed_keypoints")):

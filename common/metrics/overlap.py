@@ -17,7 +17,7 @@ from common.checks import InputError
 _CHUNK = 1 << 20
 """Voxels counted at a time, so that the int64 pair codes stay small."""
 _TABLE = 1 << 20
-"""Values up to here are looked up in a table of all of them; atlases whose identifiers are larger are searched."""
+"""Values from 0 up to here are looked up in a table of all of them, others are searched."""
 
 
 def dice_per_label(
@@ -141,17 +141,15 @@ def label_coder(
     """Function that turns values of ``maps`` (N,) into 1 + their place in ``labels``, and every other value into 0.
 
     Raises:
-        InputError: when ``labels`` is empty, repeats itself or holds a negative value, or a map holds one.
+        InputError: when ``labels`` is empty or repeats itself.
     """
-    if not labels or len(set(labels)) != len(labels) or min(labels) < 0:
-        raise InputError(f"labels must be distinct values of 0 or more and at least one, got {list(labels)}.")
+    if not labels or len(set(labels)) != len(labels):
+        raise InputError(f"labels must be distinct values and at least one, got {list(labels)}.")
     low = min((int(label.min()) for label in maps if label.dtype != torch.uint8 and label.numel()), default=0)
-    if low < 0:
-        raise InputError(f"A label map holds the negative value {low}; label values must be 0 or more.")
     high = max((int(label.max()) for label in maps if label.numel()), default=0)
     values, order = torch.tensor(list(labels), device=maps[0].device).sort()
     codes = (order + 1).to(dtype)
-    if high > _TABLE:
+    if high > _TABLE or low < 0 or min(labels) < 0:
         return lambda found: _searched(found.long(), values, codes)
     table = torch.zeros(high + 1, dtype=dtype, device=values.device)
     table[values[values <= high]] = codes[values <= high]

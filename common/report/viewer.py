@@ -117,14 +117,12 @@ def _grey(scan: ViewedScan, pair: ViewedPair) -> Tensor:
 
 
 def _ranks(labels: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Label numbers of all scans as 1, 2, ... that fit a byte; beyond 255 they repeat, which outlines hardly show."""
-    whole = [None if label is None else label.long().clamp(min=0) for label in labels]
-    present = sorted(
-        {int(n) for label in whole if label is not None for n in label.flatten().bincount().nonzero()} - {0}
-    )
-    table = torch.zeros(max(present, default=0) + 1)
-    table[present] = torch.arange(len(present)).remainder(255).float() + 1
-    return [None if label is None else table[label] for label in whole]
+    """Labels of all scans as 1, 2, ... that fit a byte; beyond 255 they repeat, which outlines hardly show."""
+    present = sorted({0, *(int(n) for label in labels if label is not None for n in label.unique())})
+    values = torch.tensor(present)
+    table = torch.zeros(len(present))
+    table[values != 0] = torch.arange(len(present) - 1).remainder(255).float() + 1
+    return [None if label is None else table[torch.searchsorted(values, label.long())] for label in labels]
 
 
 def _upright(volume: Tensor, affine: Tensor | None) -> tuple[Tensor, list[float]]:

@@ -265,7 +265,7 @@ def test_labels_are_nearest_and_keep_their_type(apply: ModuleType, folder: Path)
 
 
 def test_an_image_is_no_label_map(apply: ModuleType, folder: Path) -> None:
-    with pytest.raises(InputError, match="not whole numbers: is it an image"):
+    with pytest.raises(InputError, match="no integers: is it an image"):
         run(apply, folder, "--transform", "A_to_F.h5", "--label", "M.nii.gz", "--reference", "F.nii.gz")
 
 

@@ -226,7 +226,7 @@ def test_image_and_labels_come_to_one_grid_of_the_published_size(tmp_path: Path,
         volume = float((label > 0).sum()) * 1.8 * 1.8 * 10
         assert volume == pytest.approx(20 * 20 * 5 * 1.4 * 1.4 * 8, rel=0.1)
     pair = PairDataset(subjects, transform, progress=False)[0, 1]
-    assert pair["moving"].shape == pair["fixed_label"].shape and pair["moving_label"].dtype == torch.int16
+    assert pair["moving"].shape == pair["fixed_label"].shape and pair["moving_label"].dtype == torch.int32
 
 
 def test_the_centre_of_the_image_stays_the_centre(tmp_path: Path) -> None:

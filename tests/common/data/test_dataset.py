@@ -57,7 +57,7 @@ def test_a_pair_holds_both_subjects_as_plain_tensors(datalist: Path) -> None:
         np.testing.assert_array_equal(item[side].numpy()[0], image)
         np.testing.assert_array_equal(item[f"{side}_label"].numpy()[0], label)
         assert item[f"path_{side}"].endswith(f"{name}_0000.nii.gz")
-    assert item["moving"].dtype == torch.float32 and item["moving_label"].dtype == torch.int16
+    assert item["moving"].dtype == torch.float32 and item["moving_label"].dtype == torch.int32
     assert item["affine"].dtype == torch.float64 and item["affine"].shape == (4, 4)
 
 

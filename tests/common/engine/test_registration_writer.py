@@ -285,6 +285,21 @@ def test_dice_counts_groups_where_there_is_a_table(files: dict[str, str], tmp_pa
     assert set(pair["dice"]) == {"header", "registered"} and 0.3 < pair["dice"]["header"] <= 1
 
 
+def test_labels_of_any_numbers_are_warped_and_counted(files: dict[str, str], tmp_path: Path) -> None:
+    numbers = {0: 0, 3: 614454277}
+    for side in ("moving", "fixed"):
+        file = nibabel.load(files[f"{side}_label"])
+        label = np.vectorize(numbers.get)(np.asarray(file.dataobj)).astype(np.int64)
+        label[:2] = -1
+        nibabel.save(nibabel.Nifti1Image(label.astype(np.int32), file.affine), tmp_path / f"{side}.nii")
+    labels = {f"{side}_label": str(tmp_path / f"{side}.nii") for side in ("moving", "fixed")}
+    run(registration_request("", **{**files, **labels}), RegistrationFolder(tmp_path / "out", {}))
+    pair = json.loads((tmp_path / "out" / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
+    assert pair["labels"] == 2
+    warped = array(tmp_path / "out" / "m_image_to_f_image_warped_label.nii.gz")
+    assert set(np.unique(warped)) == {-1, 0, 614454277}
+
+
 def test_pair_without_a_common_label_is_recorded_without_dice(
     files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,12 +57,6 @@ def test_label_maps_of_64_bits_become_int32(tmp_path: Path, dtype: torch.dtype) 
     np.testing.assert_array_equal(np.asarray(file.dataobj), label[0].numpy())
 
 
-def test_labels_beyond_int32_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.nii\.gz: its values go beyond 2147483647"):
-        write_image(tmp_path / "a.nii.gz", torch.full((1, 2, 2, 2), 2**31), AFFINE)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.mha: images and fields are written as \.nii\.gz or \.nii"):
         write_ddf(tmp_path / "a.mha", torch.zeros(3, 4, 5, 6), AFFINE)
@@ -92,7 +86,7 @@ def test_labels_of_every_type_become_the_smallest_integers(tmp_path: Path, dtype
     np.testing.assert_array_equal(labels.numpy(), values.astype(np.int64))
 
 
-@pytest.mark.parametrize("value", [-1, 32768, 2**40, 0.4, np.nan, np.inf])
+@pytest.mark.parametrize("value", [0.4, np.nan, np.inf, 1e30])
 def test_what_is_no_label_is_refused(tmp_path: Path, value: float) -> None:
     values = np.zeros((3, 4, 5), np.float64 if isinstance(value, float) else np.int64)
     values[1, 2, 3] = value

@@ -77,6 +77,18 @@ def test_labels_are_embedded_without_loss_and_images_nearly_so() -> None:
     assert np.abs(unpacked(entry["fixed"]["image"], SHAPE) - stretched).mean() < 3
 
 
+def test_labels_of_any_numbers_are_outlined() -> None:
+    shown = pair()
+    assert shown.fixed.label is not None
+    numbers = torch.tensor([0, -1, 312782546, 614454277])
+    (entry,) = data_of(
+        viewer_section([ViewedPair("p", shown.moving, ViewedScan(shown.fixed.image, numbers[shown.fixed.label]))])
+    )["pairs"]
+    # In ascending order, with those of the moving scan, which are 1, 2 and 3.
+    ranks = np.array([0, 1, 5, 6])[shown.fixed.label[0].numpy()]
+    np.testing.assert_array_equal(unpacked(entry["fixed"]["label"], SHAPE), ranks)
+
+
 def test_volumes_are_turned_to_right_anterior_superior() -> None:
     shown = pair(affine=LAS)
     (entry,) = data_of(viewer_section([shown]))["pairs"]
