@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
+from common.spatial.foreground import foreground
 from common.spatial.points import sample_at
 from common.spatial.world import Grid
 
@@ -45,7 +46,7 @@ class BlockScan:
             to_first[axis, axis], to_first[axis, 3] = block, (block - 1) / 2
         self.affine = grid.affine @ to_first
         self.low, self.high = self._range(name)
-        self.foreground = self.values > self.low + 0.02 * (self.high - self.low)
+        self.foreground = foreground(self.values) & (self.values > self.low + 0.02 * (self.high - self.low))
         self.shape = tuple(self.values.shape[2:])
 
     def _range(self, name: str) -> tuple[float, float]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.transforms import Compose
+from monai.transforms import Compose, MapTransform
 from torch.utils.data import Dataset
 
 from common.checks import InputError
 from common.data.cache import SubjectCache
 from common.data.counted_labels import PRESENT, check_presence
+from common.data.intensity import FitIntensityd
 from common.data.outlines import Outlines
 from common.data.pairs import DrawnPair
 from common.spatial.places import GRID_TOLERANCE, voxels_apart
@@ -37,7 +38,8 @@ class PairDataset(Dataset):
         data: subjects {"id", "image", "label" (optional), ...} as :func:`common.data.read_section` gives them; where
             images are made of label maps later, "image" may be absent.
         transform: what makes tensors of a subject, a ``monai.transforms.Compose`` that starts with
-            :class:`common.data.LoadSubjectd`; everything up to the first random transform is done once per subject.
+            :class:`common.data.LoadSubjectd`; everything up to the first random transform is done once per subject. Its
+            images are then brought to scale, see :func:`common.data.intensity.fit_intensity`.
         cache_rate: share of the subjects that is kept in memory, 0 to 1; the others are decoded on each access.
         num_workers: threads that fill the cache.
         progress: whether a progress bar is shown while the cache is filled.
@@ -52,6 +54,9 @@ class PairDataset(Dataset):
         InputError: no subject, a subject that cannot be read or used, label maps of which none has a label that counts,
             and (by the sampler or on access) two subjects on different grids.
     """
+
+    scale: MapTransform = FitIntensityd()
+    """Last step of the transform."""
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class PairDataset(Dataset):
         self.labelled = ["label" in subject for subject in self.data]
         with _sentence_for_the_user():
             # What MONAI finds nested it takes for random, and would not keep.
-            steps = Compose(transform).flatten()
+            steps = Compose([transform, self.scale]).flatten()
             self.subjects = SubjectCache(
                 self.data, steps, cache_rate=cache_rate, num_workers=num_workers, progress=progress
             )

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Identityd, MapTransform
 from torch import Tensor
 
 from common.alignment.affine import align
 from common.checks import InputError
 from common.data.dataset import PairDataset, plain_affine, plain_tensor
+from common.data.intensity import fit_intensity
 from common.spatial import Grid, resample, working_grid
+from common.spatial.foreground import foreground
 
 logger = logging.getLogger(__name__)
 MARGIN_MM = 16.0
@@ -40,13 +43,16 @@ class ScanPairDataset(PairDataset):
             None takes that of the fixed scan.
         affine: whether to align the moving scan affinely before the network sees it.
         intensity: applied to both images on the working grid, (1, *spatial) to the same: what the network was trained
-            with.
+            with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
         cache_rate: see :class:`common.data.PairDataset`.
 
     Raises:
         InputError: as :class:`common.data.PairDataset`; by the sampler or on access, for a header that cannot be
             inverted, two scans that do not overlap in the scanner's world without ``affine``, and 2D images.
     """
+
+    # Files are written of the scans as they are.
+    scale: MapTransform = Identityd("image", allow_missing_keys=True)
 
     def __init__(
         self,
@@ -85,8 +91,8 @@ class ScanPairDataset(PairDataset):
         _check_scale(grids["fixed"], working, paths["fixed"])
         matrix, aligned = self._aligned(scans, grids, paths)
         item: dict[str, Any] = {
-            "moving": self._seen(scans["moving"], grids["moving"], working, matrix),
-            "fixed": self._seen(scans["fixed"], grids["fixed"], working),
+            "moving": self._seen(scans["moving"], grids["moving"], working, paths["moving"], matrix),
+            "fixed": self._seen(scans["fixed"], grids["fixed"], working, paths["fixed"]),
             "affine": working.affine,
             "alignment": matrix,
             "aligned": aligned,
@@ -129,9 +135,9 @@ class ScanPairDataset(PairDataset):
         figures = ("similarity_before", "similarity_after", "converged", "seconds")
         return found.matrix, {figure: getattr(found, figure) for figure in figures}
 
-    def _seen(self, scan: Tensor, grid: Grid, working: Grid, alignment: Tensor | None = None) -> Tensor:
+    def _seen(self, scan: Tensor, grid: Grid, working: Grid, path: str, alignment: Tensor | None = None) -> Tensor:
         image = resample(scan[None], grid, working, alignment)[0]
-        return image if self.intensity is None else plain_tensor(self.intensity(image))
+        return fit_intensity(image if self.intensity is None else plain_tensor(self.intensity(image)), path)
 
 
 def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
@@ -168,7 +174,7 @@ def _check_scale(scan: Grid, working: Grid, path: str) -> None:
 def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:
     """First voxel and end of the part that is registered: the foreground with a margin, or all where that is most."""
     start, stop = [], []
-    above = image[0] > image.min()
+    above = foreground(image)[0]
     for axis, size in enumerate(grid.spacing):
         others = tuple(k for k in range(3) if k != axis)
         occupied = above.any(others[1]).any(others[0]).nonzero()

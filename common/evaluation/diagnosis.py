@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.spatial import Grid, sample_at, sample_labels_at
+from common.spatial.foreground import foreground as image_foreground
 
 POINTS = 20_000
 """Voxels of the fixed foreground that are looked at, about."""
@@ -90,13 +91,14 @@ def diagnose(
         fixed: grid of the fixed image.
         between: (4, 4), voxels of the fixed grid to voxels of the moving grid.
         convention: how the file was read, as :func:`common.io.fields.read_field` says.
-        foreground: (1, *fixed.shape), where to look; default: where the first fixed side is above 0.
+        foreground: (1, *fixed.shape), label map of where to look; default: the foreground of the first fixed side.
         guessed: whether the file may as well hold millimetres; then the better one of the two must have been read.
 
     Returns:
         A sentence for the user, None when there is nothing to say.
     """
-    points = _points(sides[0].fixed if foreground is None else foreground)
+    shown = sides[0].fixed if foreground is None else foreground
+    points = _points(shown != 0 if foreground is not None or sides[0].is_label else image_foreground(shown))
     if points.shape[1] < 100:
         return None
     vectors = ddf[0][:, points[0], points[1], points[2]].double()
@@ -225,7 +227,7 @@ def _is_better(value: float, now: float, before: float, kind: str, is_rival: boo
 
 def _points(foreground: Tensor) -> Tensor:
     """(3, N) voxel indices of a thinned lattice inside the foreground."""
-    inside = foreground[0] > 0 if foreground.is_floating_point() else foreground[0] != 0
+    inside = foreground[0]
     share = float(inside.float().mean())
     if not 0.005 < share < 0.995:
         inside = torch.ones_like(inside)

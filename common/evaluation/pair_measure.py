@@ -23,6 +23,7 @@ from common.io.landmarks import read_landmarks
 from common.io.nifti import NIFTI, read_grid
 from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
 from common.spatial import displacement_to_moving, warp_labels, warp_within
+from common.spatial.foreground import foreground, mask_or_everywhere
 from common.spatial.world import Grid, between_grids
 
 FOREGROUNDS = ("fixed", "moving", "fixed_label", "moving_label", "none")
@@ -38,7 +39,8 @@ class Measures:
         label_groups: file that joins labels to groups, see :func:`common.data.label_groups.read_label_groups`.
         label_numbering: which values the label maps have, "ids" or "original" of that file.
         hd95: "voxels", "millimetres" or None.
-        foreground: where folding counts, one of ``FOREGROUNDS``: above 0 in that image or label map.
+        foreground: where folding counts, one of ``FOREGROUNDS``: the foreground of that image
+            (:func:`common.spatial.foreground.foreground`), or where that label map is not 0.
         headers: whether the moving image lies where its header says; the challenges ignore headers.
         trust: whether to leave out the judgement of the convention by the images.
         shape: spatial shape that fields must have, None for any.
@@ -199,7 +201,7 @@ def _registered(pair: LoadedPair) -> RegisteredPair:
     return RegisteredPair(
         pair.ddf,
         **{name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images},
-        foreground=None if mask is None else (mask > 0 if mask.is_floating_point() else mask != 0)[None],
+        foreground=None if mask is None else mask[None],
         spacing=pair.fixed_grid.spacing,
         landmarks={files.figure: _landmarks(pair, files) for files in pair.files.landmarks},
         to_moving=pair.to_moving,
@@ -234,10 +236,10 @@ def _skipped(pair: LoadedPair, dice: Mapping[int, float]) -> int:
 
 
 def _foreground(pair: LoadedPair) -> Tensor | None:
-    """(1, *fixed grid) where folding counts, None for everywhere."""
+    """(1, *fixed grid) bool, where folding counts, None for everywhere."""
     name, images = pair.measures.foreground, pair.images
     if "mask" in images:
-        return images["mask"]
+        return mask_or_everywhere(images["mask"] > 0, str(pair.files.fixed_mask))
     if name == "none":
         return None
     if name not in images:
@@ -247,7 +249,8 @@ def _foreground(pair: LoadedPair) -> Tensor | None:
             f"The foreground of {pair.files.moving_id} was asked for, but it has another grid than "
             f"{pair.files.fixed_id}: state --ndv_mask fixed."
         )
-    return images[name]
+    mask = images[name] != 0 if name.endswith("_label") else foreground(images[name])
+    return mask_or_everywhere(mask, str(getattr(pair.files, name)))
 
 
 def _landmarks(pair: LoadedPair, files: LandmarkFiles) -> Landmarks:

@@ -19,6 +19,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.metrics.pair import HD95_UNITS, Landmarks, RegisteredPair, pair_figures
 from common.spatial.finite import check_network_field
+from common.spatial.foreground import foreground, mask_or_everywhere
 
 _IMAGES = ("", "_label", "_keypoints", "_landmarks", "_id")
 _KEYS = (
@@ -75,8 +76,8 @@ class RegistrationMetrics(Metric):
         Args:
             labels: label values that count; None leaves label metrics out.
             output_transform: makes the dictionaries described above of ``engine.state.output``.
-            mask: image whose voxels above 0 are the foreground, "fixed" or "moving" (as LUMIR has it), or None for all
-                voxels. Without that image in the output all voxels count.
+            mask: image whose foreground counts (:func:`common.spatial.foreground.foreground`), "fixed" or "moving" (as
+                LUMIR has it), or None for all voxels. Without that image in the output all voxels count.
             hd95: unit of the surface distance, "voxels" (Learn2Reg) or "millimetres" (needs ``spacing`` or ``affine``);
                 None leaves it out, since it takes longer than everything else.
 
@@ -151,8 +152,8 @@ def _registered(pair: Mapping[str, Any], mask: str | None) -> RegisteredPair:
     if mask is not None and mask in pair:
         image = _batched(pair[mask])
         if image.shape[2:] == ddf.shape[2:]:
-            image = image[:, :1]
-            known["foreground"] = image > 0 if image.is_floating_point() else image != 0
+            name = f"the {mask} image of {pair.get('moving_id', '?')} to {pair.get('fixed_id', '?')}"
+            known["foreground"] = mask_or_everywhere(foreground(image[:, :1]), name)
     landmarks = {}
     # Where an output has both, points count.
     for moving, fixed in (("moving_landmarks", "fixed_landmarks"), ("moving_keypoints", "fixed_keypoints")):

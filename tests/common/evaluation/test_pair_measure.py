@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from common.checks import InputError
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.evaluation.pair_measure import Measures, measure_pair
 from common.io.nifti import write_ddf, write_image
+from common.metrics import ndv_lumir
 from common.metrics.handlers import RegistrationMetrics
 
 SHAPE = (14, 12, 10)
@@ -104,6 +106,37 @@ def test_landmarks_in_millimetres_have_the_error_of_those_in_voxels(tmp_path: Pa
         else:
             found[kind] = measure_pair(files, measures)["tre"]
     assert found["world"] == pytest.approx(found["voxel"], rel=1e-6)
+
+
+def test_figures_do_not_depend_on_how_a_scan_states_its_values(tmp_path: Path) -> None:
+    pair = tensors()
+    write_ddf(tmp_path / "ddf.nii.gz", pair["ddf"], AFFINE)
+    published = pair["fixed"].clamp(min=0)
+    expected = RegistrationMetrics()
+    expected.update({"ddf": pair["ddf"], "fixed": published})
+    forms = {"hu": 900 * published - 1000, "z": (published - published.mean()) / published.std(), "md": published / 1e3}
+    for name, image in forms.items():
+        write_image(tmp_path / f"{name}.nii.gz", image, AFFINE)
+        path = str(tmp_path / f"{name}.nii.gz")
+        files = PairFiles(moving_id="m", fixed_id="f", field=str(tmp_path / "ddf.nii.gz"), moving=path, fixed=path)
+        found = measure_pair(files, Measures(convention="voxels", trust=True))
+        for figure in ("ndv", "sdlogj", "sdlogj_l2r_masked"):
+            assert found[figure] == expected.cases[0][figure]
+    # As the published form has it: above 0.
+    plain = ndv_lumir(pair["ddf"][None], published[None] > 0).percent
+    assert expected.cases[0]["ndv"] == float(plain) > 0
+
+
+def test_label_map_without_labels_is_no_foreground(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair = tensors()
+    write_ddf(tmp_path / "ddf.nii.gz", pair["ddf"], AFFINE)
+    write_image(tmp_path / "empty.nii.gz", torch.zeros(1, *SHAPE, dtype=torch.uint8), AFFINE)
+    empty = str(tmp_path / "empty.nii.gz")
+    files = PairFiles("m", "f", str(tmp_path / "ddf.nii.gz"), moving_label=empty, fixed_label=empty)
+    with caplog.at_level(logging.WARNING):
+        found = measure_pair(files, Measures(convention="voxels", trust=True, foreground="fixed_label"))
+    assert "no foreground in" in caplog.text and "empty.nii.gz: the figures of folding count all voxels" in caplog.text
+    assert found["ndv"] == float(ndv_lumir(pair["ddf"][None]).percent)
 
 
 def test_the_way_from_files_to_figures_is_the_one_that_the_documentation_names() -> None:

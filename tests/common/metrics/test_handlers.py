@@ -35,7 +35,8 @@ def pair(seed: int, shape: tuple[int, ...] = (8, 9, 7)) -> dict[str, Any]:
         "fixed_label": labels[0],
         "moving_label": labels[1],
         "ddf": 0.7 * torch.randn(len(shape), *shape, generator=generator),
-        "fixed": torch.rand(1, *shape, generator=generator) - 0.2,
+        # Without values below 0: as published, the foreground is above 0.
+        "fixed": (torch.rand(1, *shape, generator=generator) - 0.2).clamp(min=0),
         "fixed_id": f"f{seed}",
         "moving_id": seed,
         "spacing": torch.tensor([2.0, 1.0, 1.5][: len(shape)]),
@@ -198,7 +199,7 @@ def test_processes_are_merged_in_the_samplers_order_and_repeated_pairs_count_onc
 
 def test_the_moving_images_foreground_is_taken_on_request() -> None:
     one = pair(1)
-    one["moving"] = torch.rand(1, 8, 9, 7, generator=torch.Generator().manual_seed(8)) - 0.5
+    one["moving"] = (torch.rand(1, 8, 9, 7, generator=torch.Generator().manual_seed(8)) - 0.5).clamp(min=0)
     found = run(RegistrationMetrics(mask="moving"), [one], name="ndv")["ndv"]
     assert found == pytest.approx(ndv_lumir(one["ddf"][None], one["moving"][None] > 0).percent.item())
 
