@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -66,6 +68,37 @@ def add_switch(options: argparse.ArgumentParser, name: str, meaning: str) -> Non
     options.add_argument(
         f"--{name}", type=_switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning
     )
+
+
+def whole(lowest: int) -> Callable[[str], int]:
+    """A type for ``argparse``: whole numbers from ``lowest`` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\s*[+-]?\d+\s*", text) or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {lowest} on")
+        return int(text)
+
+    return parse
+
+
+def finite(text: str) -> float:
+    """A type for ``argparse``: a number that is neither NaN nor infinite."""
+    return _number(text, math.isfinite, "is no finite number")
+
+
+def positive(text: str) -> float:
+    """A type for ``argparse``: a finite number above 0."""
+    return _number(text, lambda value: 0 < value < math.inf, "is no number above 0")
+
+
+def _number(text: str, accepts: Callable[[float], bool], complaint: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not accepts(value):
+        raise argparse.ArgumentTypeError(f"{text!r} {complaint}")
+    return value
 
 
 def _switch(text: str) -> bool:

@@ -17,7 +17,7 @@ from common.threads import share_cores
 share_cores()
 
 from common.checks import InputError
-from common.cli import add_switch, run_tool
+from common.cli import add_switch, finite, run_tool
 from common.io.apply import Chain, move_landmarks, save_transform, warp_file
 from common.io.formats.conventions import CONVENTIONS, meanings
 from common.io.formats.writer import FORMS
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--coordinates", choices=COORDINATES, help=f"of tables of landmarks; default: {COORDINATES[0]}"
     )
-    options.add_argument("--outside", type=float, help="value outside of the image; default: its smallest value")
+    options.add_argument("--outside", type=finite, help="value outside of the image; default: its smallest value")
     options.add_argument(
         "--convention",
         nargs="+",

@@ -25,7 +25,7 @@ share_cores()
 from tqdm.auto import tqdm
 
 from common.checks import InputError
-from common.cli import add_switch, run_tool
+from common.cli import add_switch, run_tool, whole
 from common.data import read_section
 from common.data.readers import READERS, SECTIONS
 from common.data.readers.datalist import load_json
@@ -208,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     add("--reader", default="datalist", choices=tuple(READERS), help="with --dataset_dir; default: %(default)s")
     add("--section", default="validation", choices=SECTIONS, help="with --dataset_dir; default: %(default)s")
     add("--output", type=Path, required=True, help="folder of the fields")
-    add("--threads", type=int, default=2, help="default: %(default)s")
+    add("--threads", type=whole(1), default=2, help="default: %(default)s")
     add("--smoothing", choices=tuple(SMOOTHING), help="of greedy: its default in voxels, or that published for 1 mm")
     add_switch(options, "overwrite", "replace what is in the folder")
     return options

@@ -21,7 +21,7 @@ from common.threads import share_cores
 share_cores()
 
 from common.checks import InputError
-from common.cli import add_switch, run_tool
+from common.cli import add_switch, run_tool, whole
 from common.evaluation.field_evaluation import EvaluationRequest
 from common.io.fields import CONVENTIONS
 from common.report.comparison import compare_fields
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--label_values", help="labels that count, such as 1-35")
     add("--hd95", default="voxels", choices=("voxels", "millimetres", "none"), help="unit; none leaves it out")
     add("--grids", choices=("header", "array"), help="whether headers count; default: header, for challenges array")
-    add("--workers", type=int, help="processes, about 1 GB each; default: one per processor")
+    add("--workers", type=whole(1), help="processes, about 1 GB each; default: one per processor")
     add("--title", default="Comparison of registrations", help="of the page")
     for name, meaning in (
         ("trust", "evaluate fields that look like another convention"),

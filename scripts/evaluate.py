@@ -20,7 +20,7 @@ from common.threads import share_cores
 
 share_cores()
 
-from common.cli import add_switch, run_tool
+from common.cli import add_switch, run_tool, whole
 from common.evaluation.field_evaluation import EvaluationRequest
 from common.evaluation.pair_measure import FOREGROUNDS
 from common.io.formats.conventions import CONVENTIONS, meanings
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         ("overwrite", "replace an evaluation that is there"),
     ):
         add_switch(options, name, meaning)
-    add("--workers", type=int, help="processes, about 1 GB each; default: one per processor")
+    add("--workers", type=whole(1), help="processes, about 1 GB each; default: one per processor")
     add("--title", help="of the page")
     return options
 

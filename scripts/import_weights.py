@@ -20,7 +20,7 @@ from common.threads import share_cores
 
 share_cores()
 
-from common.cli import add_switch, run_tool
+from common.cli import add_switch, run_tool, whole
 from common.weights.families import FAMILIES
 from common.weights.official import export_weights, import_weights
 from scripts.package import find_bundle
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--export", type=Path, metavar="FILE", help="write the published layout to this file instead")
     options.add_argument(
         "--size",
-        type=int,
+        type=whole(1),
         nargs=3,
         metavar="N",
         help="spatial size that the published network is built for, with --export; default: that of the data set",

@@ -20,7 +20,7 @@ from common.threads import share_cores
 
 share_cores()
 
-from common.cli import run_tool
+from common.cli import positive, run_tool, whole
 from common.data.known_fields import make_known_fields
 from common.evaluation.recovery import measure_recovery
 from common.io.tables import write_csv
@@ -53,9 +53,9 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--label", type=Path, help="its label map, deformed alike")
     make.add_argument("--output", type=Path, required=True, help="new folder of the data set")
     for section, count in (("training", 16), ("validation", 2), ("test", 6)):
-        make.add_argument(f"--{section}", type=int, default=count, help=f"copies for {section}, default {count}")
-    make.add_argument("--largest", type=float, default=8.0, help="voxels that no displacement exceeds, default 8")
-    make.add_argument("--seed", type=int, default=0, help="of the fields, default 0")
+        make.add_argument(f"--{section}", type=whole(0), default=count, help=f"copies for {section}, default {count}")
+    make.add_argument("--largest", type=positive, default=8.0, help="voxels that no displacement exceeds, default 8")
+    make.add_argument("--seed", type=whole(0), default=0, help="of the fields, default 0")
     measure = commands.add_parser("measure", help="endpoint errors of displacements, inside the body")
     measure.add_argument("--data", type=Path, required=True, help="folder that make wrote")
     measure.add_argument("--fields", type=Path, required=True, help="folder with MOVING_to_FIXED_ddf.nii.gz")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fire.parser import DefaultParseValue  # type: ignore[import-untyped]
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 

@@ -199,6 +199,37 @@ def test_paths_that_leave_the_folder_are_refused(edit_datalist: Callable[..., Pa
         read_section(edit_datalist(training=[forms[form]]))
 
 
+@pytest.mark.parametrize("prefix", ["{0}/", "~/", "./", "{0}/imagesTr/../", "{0}//"])
+def test_absolute_paths_inside_the_folder_name_its_files(
+    edit_datalist: Callable[..., Path], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = edit_datalist()
+    monkeypatch.setenv("HOME", str(folder))
+    expected = read_section(folder, section="validation")
+    prefix = prefix.format(folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    pairs = [{side: f"{prefix}{path}" for side, path in pair.items()} for pair in content["registration_val"]]
+    assert read_section(edit_datalist(registration_val=pairs), section="validation") == expected
+
+
+def test_a_linked_folder_and_the_home_folder_are_the_data_folder(
+    edit_datalist: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = edit_datalist(training=[str(edit_datalist() / f"imagesTr/P_000{i}_0000.nii.gz") for i in (0, 1)])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "scans").symlink_to(folder, target_is_directory=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    images = [Path(subject["image"]) for subject in read_section("~/scans").subjects]
+    assert images == [tmp_path / f"home/scans/imagesTr/P_000{i}_0000.nii.gz" for i in (0, 1)]
+
+
+def test_a_data_list_may_begin_with_a_byte_order_mark(datalist: Path) -> None:
+    expected = read_section(datalist)
+    path = datalist / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_section(datalist) == expected
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent does not exist"):
         read_section(tmp_path / "absent")

@@ -145,6 +145,13 @@ def test_hash_in_a_later_config_and_deep_below(config: str, tmp_path: Path) -> N
     assert as_meant(given) == {"dataset_dir": as_text("a#1"), "handlers::1::end": as_text("#")}
 
 
+def test_yaml_is_read_as_json_is(config: str, tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "mine.yaml").write_text("lr: 0.5\noutput_dir: 'run #4'\n")
+    given = read("--config_file", f"['{config}','{tmp_path}/mine.yaml']", "--args_file", f"{tmp_path}/mine.yaml")
+    assert given.config["lr"] == 0.5 and as_meant(given) == {"output_dir": as_text("run #4")}
+
+
 def test_a_flag_takes_no_other_flag_for_its_value(config: str) -> None:
     assert read("--config_file", config, "--flag", "--moving", "a.nii").words["flag"] is None
 

@@ -106,3 +106,13 @@ def test_damaged_lists_are_named(tmp_path: Path, name: str, content: Any, messag
 def test_missing_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_pair_list(tmp_path / "absent.csv")
+
+
+def test_lists_of_pairs_may_begin_with_a_byte_order_mark_and_paths_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, text in (("p.json", '[["a", "~/b"]]'), ("p.csv", "fixed,moving\na,~/b\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        (pair,) = read_pair_list(tmp_path / name).pairs
+        assert (pair.moving, pair.fixed) == ("/home/me/b", "a")
