@@ -98,8 +98,11 @@ OPTIONS: dict[str, Check] = {
     ),
     "spatial_size": _SIZE,
     "image_shape": _SIZES,
-    "labels": Check(
-        lambda value: _are(value, lambda label: _is_whole(label, -(2**63))), 'a list of label values, such as "[1, 2]"'
+    "labels": _or_none(
+        Check(
+            lambda value: _are(value, lambda label: _is_whole(label, -(2**63), 2**63 - 1)),
+            'a list of label values, such as "[1, 2]"',
+        )
     ),
 }
 """By name; an option that no configuration here has is not looked for."""

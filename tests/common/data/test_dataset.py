@@ -143,7 +143,7 @@ def test_a_pair_says_whether_both_have_labels_where_some_have_none(datalist: Pat
     assert whole["labelled"].item() is True and half["labelled"].item() is False
     np.testing.assert_array_equal(whole["moving_label"].numpy()[0], labels[0])
     np.testing.assert_array_equal(whole["fixed_label"].numpy()[0], labels[1])
-    assert half["fixed_label"].shape == whole["fixed_label"].shape and half["fixed_label"].dtype == torch.int16
+    assert half["fixed_label"].shape == whole["fixed_label"].shape and half["fixed_label"].dtype == torch.int32
     (batch,) = DataLoader(pairs, 2, sampler=PairSampler(pairs, "listed", [(0, 2), (1, 0)]))
     assert batch["labelled"].tolist() == [True, False] and batch["moving_label"].shape[0] == 2
     # Where all have labels, or none, nothing needs to be said.
