@@ -47,7 +47,7 @@ class PairDataset(Dataset):
     Attributes:
         data: the list of subjects.
         partial: keys that some subjects lack.
-        labelled: for each subject whether it has a label map.
+        labelled: for each subject whether it has a label map; empty where one of a pair is of use by itself.
         outlines: grids of the subjects, see :class:`common.data.outlines.Outlines`.
 
     Raises:

@@ -64,6 +64,8 @@ class ScanPairDataset(PairDataset):
         cache_rate: float = 1.0,
     ) -> None:
         super().__init__(data, transform, cache_rate, progress=len(data) > 2)
+        # Labels of one scan are of use by themselves: they are warped.
+        self.labelled = []
         self.spacing = _checked_spacing(spacing)
         self.affine = affine
         self.intensity = intensity
