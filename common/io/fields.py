@@ -20,12 +20,13 @@ from common.io.field_checks import (
     check_shape,
     half_of,
 )
+from common.io.files import first_line
 from common.io.formats.conventions import CONVENTIONS, VECTORS, check_stated
 from common.io.formats.reader import ARRAYS, read_world
 from common.io.formats.vectors import field_of
 from common.io.formats.writer import write_as
 from common.io.learn2reg import from_half_resolution
-from common.io.nifti import NIFTI, first_line, open_nifti, voxels_of
+from common.io.nifti import NIFTI, open_nifti, voxels_of
 from common.spatial.rounding import BORDER
 from common.spatial.transform import Affine
 from common.spatial.world import Grid, between_grids

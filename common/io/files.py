@@ -54,3 +54,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

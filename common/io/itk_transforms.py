@@ -16,8 +16,8 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import check_to_write
-from common.io.files import replacing
-from common.io.nifti import check_is_file, first_line
+from common.io.files import first_line, replacing
+from common.io.nifti import check_is_file
 from common.spatial.rounding import turned_vectors
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid

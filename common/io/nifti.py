@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import VOXEL_MARK
-from common.io.files import write_bytes
+from common.io.files import first_line, write_bytes
 from common.io.header_forms import affine_of, set_world
 from common.io.label_values import labels_of
 from common.spatial.world import Grid
@@ -236,9 +236,3 @@ def is_dicom(path: Path) -> bool:
     """Whether a file has the mark of DICOM."""
     with open(path, "rb") as file:
         return file.read(_DICOM_PREFIX)[-4:] == b"DICM"
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import check_finite
+from common.io.files import first_line
 from common.io.formats.conventions import check_stated
 from common.io.formats.vectors import field_of
-from common.io.nifti import first_line
 from common.spatial.transform import Affine, Transform
 from common.spatial.world import Grid
 

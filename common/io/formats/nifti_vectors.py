@@ -32,9 +32,9 @@ def read_nifti(
     path: Path, convention: str, reference: Grid | None, moving: Grid | None
 ) -> tuple[Transform, str] | None:
     """A NIfTI of vectors whose place in the world is known; as :func:`common.io.formats.reader.read_world`."""
-    if convention == "itk":
-        raise InputError(f"{path} is a NIfTI image, not an ITK transform file: state --convention lps_mm or voxels.")
     file = open_nifti(path)
+    if convention == "itk" and len(file.shape) != 5:
+        raise InputError(f"{path} is a NIfTI image, not an ITK transform file: state --convention lps_mm or voxels.")
     seen = recognise(path, file)
     if seen is None:
         check_stated(path, f"a NIfTI image of shape {file.shape}", convention, ("voxels", "learn2reg_half"))

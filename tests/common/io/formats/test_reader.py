@@ -148,7 +148,7 @@ def test_values_contradict_a_statement(scene: Any) -> None:
         ("NiftyReg displacement", "lps_mm", "displacement field of NiftyReg, but .* state auto or ras_mm"),
         ("SPM y_", "ras_mm", "deformation of SPM, but .* state auto or ras_positions"),
         ("elastix, ANTs", "flirt", "vector image of intent 1007, that is lps_mm"),
-        ("elastix, ANTs", "itk", "is a NIfTI image, not an ITK transform file"),
+        ("elastix, ANTs", "itk", "vector image of intent 1007, that is lps_mm"),
     ):
         with pytest.raises(InputError, match=message):
             read_world(found[name][0], stated)
