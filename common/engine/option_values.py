@@ -100,8 +100,10 @@ OPTIONS: dict[str, Check] = {
     "image_shape": _SIZES,
     "labels": _or_none(
         Check(
-            lambda value: _are(value, lambda label: _is_whole(label, -(2**63), 2**63 - 1)),
-            'a list of label values, such as "[1, 2]"',
+            lambda value: (
+                _are(value, lambda label: _is_whole(label, -(2**63), 2**63 - 1)) and len(set(value)) == len(value)
+            ),
+            'a list of different label values, such as "[1, 2]"',
         )
     ),
 }

@@ -26,7 +26,7 @@ WRONG: dict[str, list[Any]] = {
     "checkpoint_seconds": [-1, math.inf, "5 min", None],
     "cache_rate": [-0.1, 1.1, math.nan, "all", True],
     "seed": [-1, 2**32, 0.5, None, "0"],
-    "labels": [[], 4, "1,2", [1, "2"], [1.0], {1, 2}, [[1]]],
+    "labels": [[], [1, 1], 4, "1,2", [1, "2"], [1.0], {1, 2}, [[1]]],
     "spacing": [0, [1, 1], [1, 1, 0], [1, 1, -1], [1, 1, math.nan], "1,1,1", [1, 1, None], True],
     "spatial_size": [[0, 1, 1], [8], 8, [8, 8, 8.5], None],
     "image_shape": [[], [[8, 8, 8], 8], "8"],
