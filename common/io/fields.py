@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from common.io.field_checks import (
     check_shape,
     half_of,
 )
+from common.io.field_places import check_place, is_made_up
 from common.io.files import first_line
 from common.io.formats.conventions import CONVENTIONS, VECTORS, check_stated
 from common.io.formats.reader import ARRAYS, read_world
@@ -126,7 +125,7 @@ def _from_array(path: Path, grid: Grid, convention: str, moving: Grid | None) ->
         return field_of(path, vectors, grid, convention, moving).ddf, convention, True
     has_world = file is not None and not is_made_up(file)
     if has_world:
-        _check_orientation(path, file, grid)
+        check_place(path, file, grid)
     return _from_voxels(path, array, grid, convention), convention, has_world
 
 
@@ -178,19 +177,3 @@ def says_voxels(path: str | Path) -> bool:
     """Whether a file says itself that it holds voxels: a NumPy file has no world, a NIfTI has this project's mark."""
     name = Path(path).name.lower()
     return not name.endswith(NIFTI) or bytes(open_nifti(path).header["intent_name"].item()) == VOXEL_MARK
-
-
-def is_made_up(file: Any) -> bool:
-    """Whether a header says nothing about the world: no code or an origin of zero, as challenge entries often have."""
-    coded = int(file.header["sform_code"]) > 0 or int(file.header["qform_code"]) > 0
-    return not coded or not file.affine[:3, 3].any()
-
-
-def _check_orientation(path: Path, file: Any, grid: Grid) -> None:
-    """Refuse an array in voxels whose header says that its axes run along other directions than the fixed image's."""
-    own, fixed = (nibabel.aff2axcodes(affine) for affine in (file.affine, grid.affine.numpy()))
-    if own != fixed:
-        raise InputError(
-            f"{path} has the orientation {''.join(own)}, but the fixed image is {''.join(fixed)}: a field in voxels "
-            "follows the array axes of the fixed image, so write it on that grid."
-        )

@@ -9,10 +9,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import VOXEL_MARK
+from common.io.file_kinds import check_content
 from common.io.files import first_line, write_bytes
 from common.io.header_forms import affine_of, set_world
 from common.io.label_values import labels_of
@@ -93,10 +95,18 @@ def open_nifti(path: str | Path) -> Any:
     if is_dicom(path):
         raise InputError(f"{path} is a DICOM file: convert its series to NIfTI first, for instance with dcm2niix.")
     if not path.name.endswith(NIFTI):
-        raise InputError(f"{path} is neither .nii nor .nii.gz: convert it to NIfTI first.")
+        is_capital = path.name.lower().endswith(NIFTI)
+        advice = "write its ending in small letters" if is_capital else "convert it to NIfTI first"
+        raise InputError(f"{path} is neither .nii nor .nii.gz: {advice}.")
+    check_content(path)
     try:
         return nibabel.load(path)
-    except Exception as error:  # whatever a damaged header makes nibabel raise
+    except (ValueError, HeaderDataError, HeaderTypeError) as error:  # numbers that contradict the standard
+        raise InputError(
+            f"{path} cannot be read as NIfTI, its header is faulty ({first_line(error)}): repair that, or convert the "
+            "image anew."
+        ) from error
+    except Exception as error:  # whatever a damaged file makes nibabel raise
         raise InputError(f"{path} cannot be read as NIfTI ({first_line(error)}); copy it anew.") from error
 
 
@@ -106,10 +116,13 @@ def voxels_of(file: Any, path: str | Path, dtype: Any = np.float32) -> np.ndarra
     ``dtype`` None leaves them as they are, or float64 where they are scaled.
 
     Raises:
-        InputError: when the file ends early, is damaged or holds colours.
+        InputError: when the file ends early, is damaged or holds colours or complex numbers.
     """
-    if file.get_data_dtype().fields:
+    kind = file.get_data_dtype()
+    if kind.fields:
         raise InputError(f"{path} holds colours, but one number per voxel is expected: convert it to grey values.")
+    if kind.kind == "c":
+        raise InputError(f"{path} holds complex numbers, but real ones are expected: save their magnitude first.")
     try:
         return np.asarray(file.dataobj, dtype=dtype)
     except Exception as error:  # gzip, zlib, mmap and reshape each have their own

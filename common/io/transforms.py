@@ -10,7 +10,8 @@ import torch
 
 from common.checks import InputError
 from common.io.field_checks import channel_axis, check_displacements
-from common.io.fields import CONVENTIONS, is_made_up, read_field, says_voxels, write_displacement
+from common.io.field_places import is_made_up, say_place
+from common.io.fields import CONVENTIONS, read_field, says_voxels, write_displacement
 from common.io.formats.reader import ARRAYS, read_world
 from common.io.itk_transforms import write_transform
 from common.io.nifti import open_nifti, read_grid, spatial_grid, voxels_of
@@ -58,6 +59,7 @@ def read_transform(
         return world[0]
     if not path.name.lower().endswith(ARRAYS) and convention != "learn2reg_half":
         file = open_nifti(path)
+        say_place(path, file, reference)
         if not is_made_up(file) and channel_axis(file.shape, file.shape[:3]) == -1:
             field = Field(spatial_grid(file, path), torch.from_numpy(np.moveaxis(voxels_of(file, path), -1, 0))[None])
             check_displacements(path, field.ddf, "voxels", has_world=True)
