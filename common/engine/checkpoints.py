@@ -17,9 +17,12 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from common.checks import InputError
+from common.engine.settings import brief, chosen_settings, differences, option, run_settings, step_settings
 from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 
 logger = logging.getLogger(__name__)
+_NAMED = 5
+"""How many changes a refusal names."""
 
 
 class ResumeHandler:
@@ -29,8 +32,9 @@ class ResumeHandler:
     attached before this one name in ``state_dict_user_keys``), best validation metric. The pairs need no random state:
     they are a function of seed, epoch and index, and the sampler skips what the epoch has seen. It is saved at the end
     of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what happens at the end of
-    an epoch has happened when it is saved. A run goes on with the learning rate, the seed and the batch size (over all
-    processes) that it began with.
+    an epoch has happened when it is saved. A run goes on with the settings that it began with
+    (:func:`common.engine.settings.run_settings` and ``step_settings``). Others, such as the number of epochs, may
+    change: that is logged and kept in ``engine.state.changes``, text by the first epoch that is affected.
 
     Args:
         path: file of the checkpoint.
@@ -41,10 +45,12 @@ class ResumeHandler:
         resume: whether to go on from ``path`` when it exists.
         overwrite: whether to start anew although ``path`` exists.
         every_seconds: longest time between two checkpoints. Of several processes the first one writes.
+        val_interval: epochs from one validation to the next, where it is known.
 
     Raises:
-        InputError: on :meth:`attach`, when there is a checkpoint that may not be replaced, or that is damaged, of
-            another network, or of a run with other settings; and when an epoch's pairs do not make a batch.
+        InputError: on :meth:`attach` or when the trainer starts, when there is a checkpoint that may not be replaced,
+            or that is damaged, of another network, or of a run with other settings; and when an epoch's pairs do not
+            make a batch.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class ResumeHandler:
         resume: bool = False,
         overwrite: bool = False,
         every_seconds: float = 300.0,
+        val_interval: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
@@ -66,8 +73,10 @@ class ResumeHandler:
         self.resume = resume
         self.overwrite = overwrite
         self.every_seconds = every_seconds
-        # The default stays what it was when a scheduler or a checkpoint changes the rate.
-        self.settings: dict[str, Any] = {"learning_rate": optimizer.defaults["lr"]}
+        self.val_interval = val_interval
+        self.settings: dict[str, Any] = {}
+        self.chosen: dict[str, Any] = {}
+        self._began: Mapping[str, Any] | None = None
         self._saved_at = time.monotonic()
 
     def attach(self, engine: Trainer) -> None:
@@ -78,8 +87,11 @@ class ResumeHandler:
                 f"--batch_size {loader.batch_size} is more than the {len(loader.sampler)} pair(s) that a process has "
                 "per epoch: nothing would be trained."
             )
-        self.settings["seed"] = loader.sampler.seed
-        self.settings["batch_size"] = loader.batch_size * loader.sampler.num_replicas
+        engine.state.changes = {}
+        self.settings = run_settings(
+            engine, self.parts["network"], self.parts["optimizer"], self.parts.get("lr_scheduler")
+        )
+        self.chosen = chosen_settings(engine, self.evaluator, self.val_interval)
         if self.resume and self.path.is_file():
             self._load(engine)
         elif self.path.is_file() and not self.overwrite:
@@ -89,8 +101,17 @@ class ResumeHandler:
             )
         elif self.resume:
             logger.info("There is nothing to resume at %s: starting from the beginning.", self.path)
+        if not engine.has_event_handler(self.compare, Events.STARTED):
+            engine.add_event_handler(Events.STARTED, self.compare)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_when_due)
+
+    def compare(self, engine: Engine) -> None:
+        """Compare what the trainer knows only when it starts; to be called before anything is written."""
+        settings = step_settings(engine)
+        self.settings |= settings
+        if self._began is not None:
+            self._check_settings(self._began, settings)
 
     def _save_when_due(self, engine: Engine) -> None:
         # At the last iteration of an epoch validation and scheduler have not run yet: that save comes with the epoch.
@@ -103,7 +124,7 @@ class ResumeHandler:
             content = {name: part.state_dict() for name, part in self.parts.items()}
             check_finite_weights(content["network"], "The network")
             content |= engine.state_dict()
-            content["settings"] = self.settings
+            content |= {"settings": self.settings, "chosen": self.chosen, "changes": dict(engine.state.changes)}
             if self.evaluator is not None:
                 state = self.evaluator.state
                 content["best_metric"], content["best_metric_epoch"] = state.best_metric, state.best_metric_epoch
@@ -112,6 +133,7 @@ class ResumeHandler:
 
     def _load(self, engine: Trainer) -> None:
         content = load_checkpoint(self.path)
+        self._began = content
         self._check(engine, content)
         check_finite_weights(content["network"], str(self.path))
         try:
@@ -121,28 +143,20 @@ class ResumeHandler:
             raise InputError(f"{self.path} does not fit this network or optimiser: {error}") from error
         epoch, done = divmod(content["iteration"], content["epoch_length"])
         self._restore_engine(engine, content, done)
+        self._note_changes(engine, content, epoch + 1)
         logger.info("Resuming from %s: epoch %d, iteration %d.", self.path, epoch + 1, content["iteration"])
 
     def _check(self, engine: Trainer, content: Any) -> None:
-        required = {"settings", *engine.state_dict(), *self.parts}
-        if not isinstance(content, Mapping) or not required <= set(content):
+        if not isinstance(content, Mapping) or not {"settings", *engine.state_dict()} <= set(content):
             raise InputError(
                 f"{self.path} is no checkpoint to resume from, or one of an earlier version: start anew with "
                 "--overwrite true."
             )
+        self._check_settings(content, self.settings)
         if content["epoch_length"] != engine.state.epoch_length:
             raise InputError(
                 f"{self.path} was written with {content['epoch_length']} iterations per epoch, now there are "
                 f"{engine.state.epoch_length}: resume with the data and batch size of the first run."
-            )
-        began, now = content["settings"], self.settings
-        changed = [
-            f"--{name} {began.get(name)}, not {value}" for name, value in now.items() if began.get(name) != value
-        ]
-        if changed:
-            raise InputError(
-                f"{self.path} was written with {', '.join(changed)}: resume with what the run began with, or start "
-                "anew with --overwrite true."
             )
         epoch = content["iteration"] // content["epoch_length"]
         if epoch >= engine.state.max_epochs:
@@ -150,6 +164,37 @@ class ResumeHandler:
                 f"{self.path} has {epoch} epochs behind it, and --max_epochs is {engine.state.max_epochs}: there is "
                 "nothing to resume; raise --max_epochs to train on."
             )
+
+    def _check_settings(self, content: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        began = content["settings"]
+        unknown = [name for name in settings if name not in began]
+        if unknown:
+            logger.info("%s does not say its %s: they are not compared.", self.path, ", ".join(unknown))
+        known = {name: value for name, value in settings.items() if name in began}
+        changed = list(differences({name: began[name] for name in known}, known))
+        if self.chosen["max_epochs"] != content.get("chosen", {}).get("max_epochs", self.chosen["max_epochs"]):
+            # A schedule that ends with the training is another one where the training becomes longer.
+            changed = [change for change in changed if "::lr_lambdas::" not in change[0]]
+        if changed:
+            named = [f"{option(path)} {brief(old)}, not {brief(new)}" for path, old, new in changed[:_NAMED]]
+            more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+            raise InputError(
+                f"{self.path} was written with {', '.join(named)}{more}: resume with what the run began with, or start "
+                "anew with --overwrite true."
+            )
+
+    def _note_changes(self, engine: Trainer, content: Mapping[str, Any], epoch: int) -> None:
+        """Log what the run goes on with instead of what it had, and remember it from ``epoch`` on."""
+        changes = list(differences(content["chosen"], self.chosen)) if "chosen" in content else []
+        changes += [
+            change for change in differences(content["settings"], self.settings) if "::lr_lambdas::" in change[0]
+        ]
+        engine.state.changes = dict(content.get("changes", {}))
+        if changes:
+            text = "; ".join(f"{path} {brief(old)} -> {brief(new)}" for path, old, new in changes)
+            earlier = engine.state.changes.get(epoch)
+            engine.state.changes[epoch] = text if earlier is None else f"{earlier}; {text}"
+            logger.warning("Resuming with other settings: %s.", text)
 
     def _restore_engine(self, engine: Trainer, content: Mapping[str, Any], done: int) -> None:
         saved = {name: content[name] for name in engine.state_dict()}

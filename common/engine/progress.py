@@ -70,8 +70,9 @@ class History:
 
     Rows that a resumed run will repeat are dropped when it starts. The sums of the epoch in hand are part of the
     trainer's state, which a checkpoint keeps. Of several processes it keeps those of the first, and the row of an epoch
-    that was resumed in its middle is only nearly the mean over all. The curves stand in ``report.html`` beside the
-    table, which is written after each validation and at the end.
+    that was resumed in its middle is only nearly the mean over all. Settings that a resumed run has changed stand in
+    the column ``changed``. The curves stand in ``report.html`` beside the table, which is written after each validation
+    and at the end.
 
     Args:
         path: the CSV.
@@ -120,6 +121,8 @@ class History:
             metrics = {k: float(v) for k, v in self.evaluator.state.metrics.items() if isinstance(v, int | float)}
             row |= {f"val_{name}": float(f"{value:.8g}") for name, value in metrics.items()}
             logger.info("epoch %d: %s", state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        changed = getattr(state, "changes", {}).get(state.epoch)
+        row |= {} if changed is None else {"changed": changed}
         state.term_sums = {}
         self._replace([*read_csv(self.path), row])
         if self.evaluator.state.epoch == state.epoch:

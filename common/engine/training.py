@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler
@@ -75,6 +75,10 @@ class TrainingHandlers:
         check_space(training_files(Path(ckpt_path), checkpoint, network, optimizer))
         say_without_labels(evaluator.data_loader)
         self.best_model = BestModelHandler(ckpt_path, network, overwrite, checkpoint if resume else None)
+        self.checkpoint = ResumeHandler(
+            *(checkpoint, network, optimizer, lr_scheduler, evaluator, resume, overwrite, checkpoint_seconds),
+            val_interval=val_interval,
+        )
         self.handlers: list[Any] = [
             StopWhenNotFinite(loss),
             *schedule,
@@ -82,14 +86,13 @@ class TrainingHandlers:
             History(folder / "history.csv", loss, evaluator),
             TensorBoardHandler(folder / "tensorboard", loss, evaluator),
             ProgressBar("training", loss),
-            ResumeHandler(
-                checkpoint, network, optimizer, lr_scheduler, evaluator, resume, overwrite, checkpoint_seconds
-            ),
+            self.checkpoint,
         ]
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, last of its handlers; loads the checkpoint at once when resuming."""
         check_batches(engine.data_loader)
+        engine.add_event_handler(Events.STARTED, self.checkpoint.compare)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
         self.best_model.attach(self.evaluator)
         for handler in self.handlers:

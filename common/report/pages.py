@@ -16,7 +16,7 @@ from common.report.charts import label_bars, line_chart, number
 from common.report.page import VARIANTS, cases_table, document, figure, foot, headline, scrolled
 from common.report.viewer import PARTS, ViewedPair, viewer_section
 
-PROGRESS = ("epoch", "iteration", "seconds")
+PROGRESS = ("epoch", "iteration", "seconds", "changed")
 
 
 def write_report(
