@@ -24,8 +24,8 @@ _APART = 35.0
 """Degrees between two rotations that count as different orientations."""
 _REFINED = 6
 CLEAR = 0.05
-"""Nats by which one orientation has to be better than another one. The right one of two scans of one kind is better
-than any other by 0.2 (heads of two people, with necks) to 1."""
+"""Nats by which one orientation has to be better than another one. The right one of two scans of one kind leads by 0.2
+(heads of two people, with necks) to 1."""
 
 
 @dataclass(frozen=True, eq=False)
