@@ -16,6 +16,7 @@ from common.checks import InputError
 from common.io.fields import read_field
 from common.io.formats.conventions import MEANINGS, meanings
 from common.io.formats.reader import read_world
+from common.io.formats.writer import FORMS
 from common.io.nifti import write_ddf
 from common.io.transforms import Field, read_transform
 
@@ -185,6 +186,15 @@ def test_images_of_afni_must_be_stated(scene: Any) -> None:
     np.testing.assert_allclose(
         scene.found(read_transform(scene.folder / "b.nii", None, "lps_mm")), scene.positions, atol=2e-4
     )
+
+
+def test_the_documentation_has_every_form() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    section = text.partition("## Files of other tools")[2].partition("\n## ")[0]
+    for name in (*MEANINGS, *FORMS):
+        assert name == "auto" or f"`{name}`" in section, name
+    for suffix in (".m3z", ".mif", ".xfm", ".lta", ".mgz", ".mhd", ".nrrd", ".fcsv", ".mrk.json"):
+        assert suffix in section, suffix
 
 
 def test_each_convention_has_its_line_in_help() -> None:
