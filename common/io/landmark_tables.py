@@ -103,7 +103,8 @@ def _columns(names: Sequence[str], path: Path, spatial_dims: int) -> tuple[list[
         wanted = axes[:spatial_dims]
         if all(lower.count(axis) == 1 for axis in wanted):
             return [lower.index(axis) for axis in wanted], coordinates
-    if any(_decimal_comma(name) for name in names):
+    tokens = ",".join(names).split() if len(names) < spatial_dims else names
+    if any(_decimal_comma(token) for token in tokens):
         raise InputError(_COMMA.format(path=path, line=1))
     raise InputError(
         f"{path} has the columns {', '.join(names)}; expected x, y and z, once each, or {spatial_dims} columns "

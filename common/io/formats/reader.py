@@ -74,12 +74,14 @@ def read_world(
         return read_nifti(path, convention, reference, moving)
     if name.endswith(ARRAYS):
         return None
-    raise InputError(f"{path} is no field: expected one of {', '.join(TRANSFORM_SUFFIXES)}.")
+    matrix = parse_matrix(_start(path))
+    if matrix is None:
+        raise InputError(f"{path} is no field: expected one of {', '.join(TRANSFORM_SUFFIXES)}.")
+    return Transform((read_matrix(path, matrix, convention, reference, moving),)), convention
 
 
 def _text_or_itk(path: Path, convention: str, reference: Grid | None, moving: Grid | None) -> tuple[Transform, str]:
-    with open(path, "rb") as file:
-        start = file.read(_LONGEST_MATRIX)
+    start = _start(path)
     for mark, sentence in _TEXTS.items():
         if start.startswith(mark) or b"\n" + mark in start:
             raise InputError(f"{path} is {sentence}.")
@@ -88,3 +90,8 @@ def _text_or_itk(path: Path, convention: str, reference: Grid | None, moving: Gr
         return Transform((read_matrix(path, matrix, convention, reference, moving),)), convention
     check_stated(path, "an ITK transform file", convention, ("itk",))
     return read_itk(path, reference), "itk"
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_LONGEST_MATRIX)

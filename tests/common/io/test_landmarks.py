@@ -62,6 +62,8 @@ def test_landmarks_of_images_in_two_dimensions(tmp_path: Path) -> None:
         ("x;y;z\n1,5;2;3\n", "line 2: numbers with a decimal comma are not read; write them with a point"),
         ("1,5;2;3\n", "line 1: numbers with a decimal comma"),
         ("1,5\t2\t3\n", "line 1: numbers with a decimal comma"),
+        ("1,5 2 3\n", "line 1: numbers with a decimal comma"),
+        ("x y z\n1 2,5 3\n", "line 2: numbers with a decimal comma"),
         ("a,b,c\n1,2,3\n", "columns a, b, c; expected x, y and z"),
         ("x,y,z,x\n1,2,3,4\n", "two columns of the name 'x'"),
     ],

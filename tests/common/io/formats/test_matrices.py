@@ -15,7 +15,7 @@ from common.io.transforms import Grid, read_transform
 IDENTITY = "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
 
 
-@pytest.mark.parametrize("name", ["affine.mat", "affine.txt"])
+@pytest.mark.parametrize("name", ["affine.mat", "affine.txt", "affine.aff", "affine"])
 def test_matrices_of_greedy_niftyreg_and_mrtrix_go_from_the_fixed_to_the_moving_world(scene: Any, name: str) -> None:
     # MRtrix writes comments and tabs, NiftyReg spaces at the ends.
     text = "# mrregister\n" + "\n".join("\t".join(f"{v:.12g}" for v in row) + " " for row in scene.affine)
