@@ -44,7 +44,7 @@ FORMS: Mapping[str, Form] = {
     "niftyreg": Form("ras_positions", 5, 1007, niftyreg.INTENT_NAME, use="reg_resample -trans"),
     "spm": Form("ras_positions", 5, 1007, spm.INTENT_NAME, use="SPM, Deformations, Pullback"),
     "fsl": Form("fsl_relative", 4, fnirt.DISPLACEMENT, use="applywarp --warp; needs --moving"),
-    "freesurfer": Form("ras_mm", 5, 1006, use="mri_convert -at, surfa"),
+    "freesurfer": Form("ras_mm", 5, 1006, use="surfa, FreeSurfer"),
     "mrtrix": Form("ras_positions", 4, use="mrtransform -warp"),
 }
 """What ``apply.py --save_as`` writes."""
