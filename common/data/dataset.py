@@ -118,15 +118,17 @@ class PairDataset(Dataset):
             labelled = all("label" in subject for subject in subjects.values())
             none = torch.zeros((1, *size), dtype=torch.uint8)
             subjects = {side: {"label": none, **subject} for side, subject in subjects.items()}
+        # A recipe for volumes mirrors images along the axes that these have.
+        flips = [axis for axis in drawn.flips if axis < len(size)]
         item: dict[str, Any] = {}
         for key, value in subjects["fixed"].items():
             if isinstance(value, torch.Tensor) and key not in self.partial - {"label"}:
                 for side, subject in subjects.items():
                     name = side if key == "image" else f"{side}_{key}"
-                    item[name] = _mirrored(_collatable(key, subject[key]), key, drawn.flips, size)
+                    item[name] = _mirrored(_collatable(key, subject[key]), key, flips, size)
         if "label" in self.partial:
             item["labelled"] = torch.tensor(labelled)
-        item["affine"] = plain_affine(fixed) @ _mirror(drawn.flips, size)
+        item["affine"] = plain_affine(fixed) @ _mirror(flips, size)
         item["draw"] = torch.tensor(drawn.draw)
         for side, place in places.items():
             item[f"{side}_id"], item[f"path_{side}"] = self.data[place]["id"], paths[side]

@@ -153,7 +153,10 @@ def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, flo
 
 def _grid(image: Tensor, path: str) -> Grid:
     if image.ndim != 4:
-        raise InputError(f"{path} is two-dimensional; registration by header geometry needs volumes.")
+        raise InputError(
+            f"{path} is 2D, but inference registers volumes by the geometry of their headers: evaluate.json measures "
+            "2D pairs of a data set with --network_def#spatial_dims 2; for their fields call the network from Python."
+        )
     try:
         return Grid((image.shape[1], image.shape[2], image.shape[3]), plain_affine(image))
     except InputError as error:

@@ -148,7 +148,10 @@ class CheckSubjectd(MapTransform):
     def _check_dimensions(self, image: torch.Tensor) -> None:
         if image.ndim - 1 not in self.spatial_dims:
             allowed = " or ".join(str(d) for d in self.spatial_dims)
-            raise InputError(f"{_file(image)} has {image.ndim - 1} spatial dimensions, but {allowed} are expected.")
+            raise InputError(
+                f"{_file(image)} has {image.ndim - 1} spatial dimensions, but {allowed} are expected; where a bundle "
+                "has them, network_def#spatial_dims, spatial_size and spacing say for how many it is."
+            )
 
     def _check_labels(self, key: str, image: torch.Tensor) -> dict[str, Any]:
         """What is known of the labels of a label map from now on."""

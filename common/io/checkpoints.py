@@ -92,7 +92,11 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     ]
     if problems:
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise InputError(f"{path} does not fit the network: {listed}.")
+        found, wanted = (max((value.ndim for value in held.values()), default=0) - 2 for held in (state, own))
+        other = (
+            f"; the weights are {found}D: add --network_def#spatial_dims {found}" if {found, wanted} == {2, 3} else ""
+        )
+        raise InputError(f"{path} does not fit the network: {listed}{other}.")
     check_finite_weights(state, str(path))
     network.load_state_dict(state)
     return network

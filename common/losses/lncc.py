@@ -69,7 +69,7 @@ class LNCCLoss(nn.Module):
     also under autocast.
 
     Args:
-        spatial_dims: 2 or 3.
+        spatial_dims: 2 or 3, which images must have; None takes what they have.
         kernel_size: odd side of the window in voxels; it may exceed the image.
         eps: added to the product of the two variances.
         statistics: ``"sum"`` or ``"mean"``, see above.
@@ -82,7 +82,7 @@ class LNCCLoss(nn.Module):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
+        spatial_dims: int | None = None,
         kernel_size: int = 9,
         eps: float = 1e-5,
         statistics: str = "sum",
@@ -90,7 +90,7 @@ class LNCCLoss(nn.Module):
         guard: str = "add",
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
+        if spatial_dims not in (None, 2, 3):
             raise InputError(f"LNCCLoss got spatial_dims={spatial_dims}; choose 2 or 3.")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InputError(f"LNCCLoss got kernel_size={kernel_size}; choose an odd positive number such as 9.")
@@ -116,19 +116,20 @@ class LNCCLoss(nn.Module):
             Scalar: ``offset`` minus the mean of cc (in [0, 1]) over batch, channels and voxels.
 
         Raises:
-            InputError: if the shapes differ or do not have ``spatial_dims`` spatial axes.
+            InputError: if the shapes differ or do not have ``spatial_dims`` spatial axes (2 or 3).
         """
-        if pred.ndim != self.spatial_dims + 2:
+        dims = pred.ndim - 2
+        if dims != (self.spatial_dims or dims) or dims not in (2, 3):
             raise InputError(
                 f"LNCCLoss with spatial_dims={self.spatial_dims} got an image of shape {tuple(pred.shape)}; "
-                f"pass (batch, channels, {self.spatial_dims} spatial axes)."
+                f"pass (batch, channels, {self.spatial_dims or '2 or 3'} spatial axes)."
             )
         if pred.shape != target.shape:
             raise InputError(
                 f"LNCCLoss got pred of shape {tuple(pred.shape)} and target of shape {tuple(target.shape)}; "
                 "resample one to the other's grid."
             )
-        count = self.kernel_size**self.spatial_dims
+        count = self.kernel_size**dims
         eps = self.eps * (count**2 if self.statistics == "mean" else 1)
         return self.offset - mean_squared_lncc(pred, target, self.kernel_size, eps, self.guard == "max")
 

@@ -41,9 +41,17 @@ def check_pair(image: Tensor, spatial_dims: int) -> None:
         spatial_dims: number of spatial axes of the network.
 
     Raises:
-        ValueError: naming the shape.
+        InputError: images have another number of axes than the network; with what to do.
+        ValueError: for all else, naming the shape.
     """
-    if image.ndim != spatial_dims + 2 or image.shape[1] != 2:
+    dims = image.ndim - 2
+    if dims in (2, 3) and dims != spatial_dims and image.shape[1] == 2:
+        size = " x ".join(str(n) for n in image.shape[2:])
+        raise InputError(
+            f"The images are {dims}D ({size}), but the network is {spatial_dims}D: add --network_def#spatial_dims "
+            f"{dims}, to training and to all that uses its weights."
+        )
+    if dims != spatial_dims or image.shape[1] != 2:
         shape = tuple(image.shape)
         raise ValueError(f"image has shape {shape}; expected (B, 2, *spatial) with {spatial_dims} spatial axes.")
 

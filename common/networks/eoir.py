@@ -70,7 +70,10 @@ class EOIR(nn.Module):
         if variant not in ("plain", "acdc", "oasis"):
             raise InputError(f"variant is {variant!r}; expected 'plain', 'acdc' or 'oasis'.")
         if spatial_dims not in (2, 3) or (variant == "acdc" and spatial_dims == 2):
-            raise InputError(f"spatial_dims is {spatial_dims!r}; expected 2 or 3, and 3 for the 'acdc' variant.")
+            raise InputError(
+                f"spatial_dims is {spatial_dims!r}; expected 2 or 3, and 3 for the 'acdc' variant (the 'plain' one, "
+                "--network_def#variant plain, has both)."
+            )
         check_numbers(1, start_channel=start_channel, kernel_size=kernel_size)
         check_numbers(0, int_steps=int_steps, search_radius=search_radius)
         self.arguments: dict[str, Any] = {

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.data.shapes3d import generate_shapes3d
 from common.spatial import warp_within
 
 from .conftest import BUNDLES, ROOT, TINY, environment, run_workflow, tiny
@@ -83,6 +84,33 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> N
     files = {"moving": str(moving), "fixed": str(fixed)}
     run_workflow(bundle, "inference", output_dir=str(folders["infer"]), **options, **files)
     check_registration(folders["infer"], moving, fixed)
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flat") / "data"
+    return generate_shapes3d(folder, num_subjects=8, size=(40, 48), validation=2, test=2, progress=False)
+
+
+# One of each recipe; mirrored pairs, masks, a pyramid of labels, images of a size.
+FLAT: dict[str, dict[str, Any]] = {
+    "eoir_shapes3d": {},
+    "eoir_oasis": {},
+    "vfa_oasis": {},
+    "eoir_acdc": {"spacing": None, "spatial_size": [32, 40], "network_def#variant": "plain"},
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_one_option_makes_it_two_dimensional(name: str, flat: Path, tmp_path: Path) -> None:
+    bundle = ROOT / "bundles" / name
+    data = {"dataset_dir": str(flat), "reader": "datalist", "labels": list(range(1, 9)), **FLAT[name]}
+    options = {**tiny(bundle), **data, "ckpt_path": str(tmp_path / "model.pt"), "network_def#spatial_dims": 2}
+    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2}
+    run_workflow(bundle, "train", output_dir=str(tmp_path / "train"), **options, **short)
+    check_training(tmp_path / "train", tmp_path / "model.pt")
+    run_workflow(bundle, "evaluate", output_dir=str(tmp_path / "evaluate"), **options)
+    check_evaluation(tmp_path / "evaluate")
 
 
 def test_commands_as_people_type_them(phantoms: Path, tmp_path: Path, command_line: Command) -> None:

@@ -77,6 +77,14 @@ def test_a_flipped_pair_is_mirrored_as_a_whole_and_its_affine_still_tells_where_
     assert torch.equal(pairs[0, 2]["moving"], plain["moving"]), "the cache was written to"
 
 
+def test_a_flat_pair_is_mirrored_along_the_axes_that_it_has(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((6, 5), dtype=np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii.gz")
+    one = {"id": "a", "image": str(tmp_path / "a.nii.gz")}
+    item = PairDataset([one, one], Compose([LoadSubjectd("image")]), progress=False)[0, 1, (0, 2)]
+    np.testing.assert_array_equal(item["fixed"][0].numpy(), values[::-1])
+
+
 def test_every_further_tensor_of_the_subjects_comes_with_the_pair(datalist: Path) -> None:
     def further(subject: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         extra: dict[Hashable, Any] = {

@@ -136,7 +136,7 @@ def test_faults_of_a_scan_are_named(scans: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(InputError, match="singular.nii.gz.*cannot be inverted"):
         pair({**scans, "fixed": tmp_path / "singular.nii.gz"})
     flat = save(tmp_path / "flat.nii.gz", np.random.default_rng(0).random((8, 8)).astype(np.float32), np.eye(4))
-    with pytest.raises(InputError, match="two-dimensional"):
+    with pytest.raises(InputError, match="is 2D, but inference registers volumes"):
         pair({"fixed": flat, "moving": flat})
     with pytest.raises(InputError, match="three voxel sizes"):
         pair(scans, spacing=[1.0])

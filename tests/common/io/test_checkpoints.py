@@ -79,6 +79,12 @@ def test_weights_of_another_width_are_listed(tmp_path: Path) -> None:
         load_weights(network(), tmp_path / "model.pt")
 
 
+def test_weights_of_two_dimensions_say_so(tmp_path: Path) -> None:
+    save_atomically(nn.Conv2d(1, 2, 3).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="the weights are 2D: add --network_def#spatial_dims 2"):
+        load_weights(nn.Conv3d(1, 2, 3), tmp_path / "model.pt")
+
+
 def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
     save_atomically({"other": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(InputError, match="missing weight; missing bias; unknown other"):

@@ -196,9 +196,19 @@ def test_bad_settings_are_refused(arguments: dict) -> None:
         LNCCLoss(**arguments)
 
 
+@pytest.mark.parametrize("size", [(9, 8), (9, 8, 7)])
+def test_number_of_axes_is_that_of_the_images(size: tuple[int, ...]) -> None:
+    i, j = torch.rand(2, 2, 1, *size, generator=torch.Generator().manual_seed(0))
+    for statistics in ("sum", "mean"):
+        taken, stated = (LNCCLoss(dims, 3, statistics=statistics)(i, j) for dims in (None, len(size)))
+        assert taken.item() == stated.item() < 1
+
+
 def test_bad_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"spatial_dims=3 got an image of shape \(1, 1, 4, 4\)"):
-        LNCCLoss()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+        LNCCLoss(3)(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="pass .batch, channels, 2 or 3 spatial axes"):
+        LNCCLoss()(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
     with pytest.raises(ValueError, match="resample one to the other's grid"):
         LNCCLoss()(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5))
 

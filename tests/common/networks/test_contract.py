@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common import networks
+from common.checks import InputError
 from common.networks.contract import check_pair, wants
 
 CONVENTIONS = Path(__file__).parents[3] / "docs" / "conventions.md"
@@ -75,6 +76,14 @@ def test_names_and_patterns_choose_outputs() -> None:
 
 def test_what_is_no_pair_is_refused() -> None:
     check_pair(torch.zeros(1, 2, 4, 4), 2)
-    for shape in ((1, 3, 4, 4), (1, 2, 4, 4, 4), (2, 4, 4)):
+    for shape in ((1, 3, 4, 4), (1, 2, 4), (2, 4, 4)):
         with pytest.raises(ValueError, match="expected .B, 2, .spatial. with 2 spatial axes"):
             check_pair(torch.zeros(shape), 2)
+
+
+@pytest.mark.parametrize("size", [(40, 48), (6, 7, 8)])
+def test_images_of_another_number_of_axes_are_told_what_to_set(size: tuple[int, ...]) -> None:
+    dims = len(size)
+    given = f"{dims}D .{size[0]} x {size[1]}"
+    with pytest.raises(InputError, match=f"{given}.*network is {5 - dims}D: add --network_def#spatial_dims {dims},"):
+        check_pair(torch.zeros(1, 2, *size), 5 - dims)
