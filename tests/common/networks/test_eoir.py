@@ -231,7 +231,7 @@ def test_state_dict_holds_parameters_and_no_grids(variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 32, 32, 32), (1, 3, 32, 32, 32), (2, 32, 32, 32), (1, 2, 32, 32), (1, 2, 4, 4, 4, 4)]
+    "shape", [(1, 1, 32, 32, 32), (1, 3, 32, 32, 32), (2, 32, 32, 32), (1, 2, 32), (1, 2, 4, 4, 4, 4)]
 )
 def test_image_without_two_channels_or_of_another_dimension_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected \(B, 2, \*spatial\) with 3 spatial axes"):
