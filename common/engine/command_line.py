@@ -91,9 +91,12 @@ def as_meant(given: Given) -> dict[str, Any]:
     True and False for true and false of a switch, None for None, paths to the letter (a quoted one without its quotes,
     "~" as the home folder), and texts with "#" anywhere in the files.
     """
-    meant: dict[str, Any] = dict(_texts_with_hash(given.config)) | dict(_texts_with_hash(given.recorded))
+    meant: dict[str, Any] = dict(_texts_with_hash(given.config))
+    for name, value in given.recorded.items():
+        _forget(meant, name)
+        meant |= _texts_with_hash(value, SEPARATORS.sub("::", name))
     for name, word in given.words.items():
-        meant.pop(name, None)
+        _forget(meant, name)
         if word is None or name in RUN_OPTIONS:
             continue
         if word == "None":
@@ -142,6 +145,14 @@ def _texts_with_hash(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts_with_hash(value, f"{path}::{position}")
     elif isinstance(config, str) and "#" in config and not config.startswith(("$", "@", "%")):
         yield path, as_text(config)
+
+
+def _forget(meant: dict[str, Any], name: str) -> None:
+    """Leave out what an option has replaced, or is a part of."""
+    option = SEPARATORS.sub("::", name)
+    for path in list(meant):
+        if path == option or path.startswith(f"{option}::") or option.startswith(f"{path}::"):
+            del meant[path]
 
 
 def _is_lower_switch(value: Any) -> bool:

@@ -145,6 +145,15 @@ def test_hash_in_a_later_config_and_deep_below(config: str, tmp_path: Path) -> N
     assert as_meant(given) == {"dataset_dir": as_text("a#1"), "handlers::1::end": as_text("#")}
 
 
+def test_an_option_replaces_a_text_of_the_files_however_it_is_spelt(config: str, tmp_path: Path) -> None:
+    later = tmp_path / "later.json"
+    later.write_text(json.dumps({"title": "a#1", "loader": {"_target_": "print", "end": "#", "sep": "#"}}))
+    files = ["--config_file", f"{config},{later}"]
+    assert set(as_meant(read(*files))) == {"title", "loader::end", "loader::sep"}
+    assert set(as_meant(read(*files, "--loader#end", "x", "--title", "y"))) == {"loader::sep"}
+    assert set(as_meant(read(*files, "--loader", "None"))) == {"title", "loader"}
+
+
 def test_yaml_is_read_as_json_is(config: str, tmp_path: Path) -> None:
     pytest.importorskip("yaml")
     (tmp_path / "mine.yaml").write_text("lr: 0.5\noutput_dir: 'run #4'\n")
