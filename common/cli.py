@@ -53,8 +53,8 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 def _at_home(word: str) -> str:
-    name, equals, path = word.rpartition("=")
-    return f"{name}{equals}{os.path.expanduser(path)}" if path.startswith("~") else word
+    found = re.fullmatch(r"((?:.*=)?(?:inverse:)?)(~.*)", word, re.DOTALL)
+    return f"{found[1]}{os.path.expanduser(found[2])}" if found else word
 
 
 def add_switch(options: argparse.ArgumentParser, name: str, meaning: str) -> None:

@@ -66,10 +66,10 @@ def test_numbers_of_tools(kind: Callable[[str], float], right: dict[str, float],
 
 def test_the_home_folder_is_known_where_the_shell_leaves_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    words = ["--output=~/out", "syn=~/a b", "~/c", "inverse:~/x", "a~/b", "--flag"]
+    words = ["--output=~/out", "syn=~/a b", "~/c", "inverse:~/x", "a~/b", "--flag", "-1"]
     monkeypatch.setattr(sys, "argv", ["tool.py", *words])
     run_tool(lambda: None)
-    assert sys.argv[1:] == ["--output=/home/me/out", "syn=/home/me/a b", "/home/me/c", *words[3:]]
+    assert sys.argv[1:] == ["--output=/home/me/out", "syn=/home/me/a b", "/home/me/c", "inverse:/home/me/x", *words[4:]]
 
 
 def test_messages_and_documents_have_one_spelling_of_switches() -> None:

@@ -151,3 +151,9 @@ def test_a_config_outside_its_bundle_knows_the_metadata(make: Make, tmp_path: Pa
     workflow = create_workflow(**files, workflow_type="train", logging_file=False, dataset_dir="@_meta_::name")
     workflow.run()
     assert lines(tmp_path) == ["2 tiny"]
+
+
+def test_code_of_another_release_is_refused_before_anything_is_made(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "metadata.json").write_text('{"common_version": "99.0"}')
+    sentence = refused(make)
+    assert sentence is not None and f"needs version 99.0 of 'common', but version {common.__version__}" in sentence
