@@ -145,9 +145,13 @@ class ScanPairDataset(PairDataset):
 def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
     if spacing is None:
         return None
-    sizes = [float(size) for size in spacing]
-    if len(sizes) != 3 or min(sizes) <= 0:
-        raise InputError(f"The spacing {list(spacing)} must be three voxel sizes in millimetres, such as [1, 1, 1].")
+    is_list = isinstance(spacing, Sequence) and not isinstance(spacing, str)
+    sizes = [float(size) for size in spacing if isinstance(size, int | float)] if is_list else []
+    if len(sizes) != 3 or not all(0 < size < math.inf for size in sizes):
+        raise InputError(
+            f"The spacing {spacing!r} must be three voxel sizes in millimetres, such as [1,1,1], or None for those of "
+            "the fixed scan."
+        )
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -170,10 +174,10 @@ def _check_scale(scan: Grid, working: Grid, path: str) -> None:
     if math.prod(working.shape) > _MOST_VOXELS:
         raise InputError(
             f"{sentence}, {' x '.join(map(str, working.shape))} of them: check the unit of its header, or take its own "
-            "voxels with --spacing null."
+            "voxels with --spacing None."
         )
     if math.prod(working.spacing) > _COARSE**3 * math.prod(scan.spacing):
-        logger.warning("%s: little of it is left; --spacing null takes its own voxels.", sentence)
+        logger.warning("%s: little of it is left; --spacing None takes its own voxels.", sentence)
 
 
 def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:

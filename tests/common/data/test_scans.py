@@ -138,8 +138,9 @@ def test_faults_of_a_scan_are_named(scans: dict[str, Path], tmp_path: Path) -> N
     flat = save(tmp_path / "flat.nii.gz", np.random.default_rng(0).random((8, 8)).astype(np.float32), np.eye(4))
     with pytest.raises(InputError, match="is 2D, but inference registers volumes"):
         pair({"fixed": flat, "moving": flat})
-    with pytest.raises(InputError, match="three voxel sizes"):
-        pair(scans, spacing=[1.0])
+    for spacing in ([1.0], "null", "1,1,1", 2.0, [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0], ["a", "b", "c"]):
+        with pytest.raises(InputError, match="three voxel sizes"):
+            pair(scans, spacing=spacing)
     with pytest.raises(InputError, match="label map .*nowhere"):
         pair({**scans, "fixed_label": tmp_path / "nowhere.nii.gz"})
 
@@ -182,7 +183,7 @@ def test_voxels_of_another_order_than_those_of_the_network_are_said(
     except InputError as error:
         assert scale > 1 and said in str(error) and "f.nii" not in str(error) and "fixed.nii" in str(error)
     else:
-        assert scale < 1 and said in caplog.text and "--spacing null" in caplog.text
+        assert scale < 1 and said in caplog.text and "--spacing None" in caplog.text
     caplog.clear()
     pair(other)
     assert "--spacing" not in caplog.text
