@@ -29,7 +29,7 @@ _ITK_SHEAR = 3e-4
 """Cosine between two axes up to which ITK takes them for a right angle."""
 _SQUARE = 4 * float(np.finfo(np.float32).eps)
 """Error of the sum of squares of a quaternion's three numbers, which the fourth is computed from."""
-_ITK = "ITK, and with it ANTs, SimpleITK and 3D Slicer"
+_ITK = "ITK (and so ANTs, SimpleITK and 3D Slicer)"
 _named: set[str] = set()
 
 
@@ -124,7 +124,7 @@ def _disagreement(file: Any, affine: np.ndarray) -> str | None:
     if not sform:
         return (
             "neither sform nor qform is set: by nibabel's rule, which counts here, its centre is at 0 and its first "
-            f"axis runs to the left; {_ITK} put it up to {distance} mm elsewhere (further files like this are not "
+            f"axis runs to the left; {_ITK} puts it up to {distance} mm elsewhere (further files like this are not "
             "named)."
         )
     stated, sizes = (
@@ -132,16 +132,16 @@ def _disagreement(file: Any, affine: np.ndarray) -> str | None:
     )
     return (
         f"its sform (code {sform}) has voxels of {stated}, its pixdim says {sizes}; the sform counts here, but {_ITK} "
-        f"take the sizes of pixdim, up to {distance} mm elsewhere: write the right ones into both."
+        f"takes the sizes of pixdim, up to {distance} mm elsewhere: write the right ones into both."
     )
 
 
 def _itks_choice(affine: np.ndarray, sform: int) -> str:
     if _is_sheared(affine):
-        return f"but {_ITK} take the qform, as the axes of the sform are not at right angles"
+        return f"but {_ITK} takes the qform, as the axes of the sform are not at right angles"
     if sform == _SCANNER:
-        return f"as in recent {_ITK} with the voxel sizes of pixdim, but older versions of these take the qform"
-    return f"but {_ITK} take the qform"
+        return f"and in recent {_ITK}, with the voxel sizes of pixdim, but older versions take the qform"
+    return f"but {_ITK} takes the qform"
 
 
 def _qform(file: Any) -> np.ndarray | None:

@@ -79,6 +79,23 @@ def test_every_reader_takes_the_sform_then_the_qform(
         np.testing.assert_allclose(affine.numpy(), right, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["NIfTI-2", "big-endian"])
+def test_so_it_is_in_other_kinds_of_header(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    array = np.zeros(SHAPE, np.float32)
+    file = (
+        nibabel.Nifti2Image(array, None)
+        if kind == "NIfTI-2"
+        else nibabel.Nifti1Image(array, None, nibabel.Nifti1Header(endianness=">"))
+    )
+    file.set_qform(QFORM, 1)
+    file.set_sform(SFORM, 2)
+    file.header.set_xyzt_units("micron")
+    nibabel.save(file, tmp_path / "a.nii.gz")
+    right = np.vstack([SFORM[:3] / 1000, SFORM[3:]])
+    np.testing.assert_allclose(read_grid(tmp_path / "a.nii.gz").affine.numpy(), right, rtol=1e-5, atol=1e-8)
+    assert "its sform (code 2) and its qform (code 1)" in caplog.text
+
+
 def test_a_field_in_voxels_lies_where_the_form_that_counts_says(tmp_path: Path) -> None:
     file = nibabel.Nifti1Image(np.zeros((*SHAPE, 3), np.float32), None)
     file.set_qform(QFORM, 1)
@@ -112,8 +129,8 @@ def test_what_is_said_of_itk_is_what_itk_does(
         assert f"{path}: its sform (code {sform_code}) and its qform (code {qform_code})" in said
         assert f"up to {apart(sform, QFORM):.3g} mm apart" in said
         takes_qform = apart(itks, QFORM) < 1e-3
-        assert ("3D Slicer take the qform" in said) == takes_qform
-        assert ("as in recent ITK" in said) == (not takes_qform)
+        assert ("3D Slicer) takes the qform" in said) == takes_qform
+        assert ("and in recent ITK" in said) == (not takes_qform)
     elif said:
         assert "pixdim says 1.5 x 1.2 x 2;" in said and f"up to {apart(affine, itks):.3g} mm elsewhere" in said
 
