@@ -87,5 +87,5 @@ def test_the_evaluation_says_that_a_header_puts_a_field_elsewhere(
 
 def test_a_field_of_one_shift_is_one_whatever_its_origin(tmp_path: Path) -> None:
     # The moving scan lies 100 mm away in a world whose first fixed voxel is at 0.
-    path = save(tmp_path / "ddf.nii", wave() + np.float32([50, 0, 0]), placed(2.0, (0, 0, 0)))
+    path = save(tmp_path / "ddf.nii", wave() + np.array([50, 0, 0], np.float32), placed(2.0, (0, 0, 0)))
     assert read_field(path, read_grid(save(tmp_path / "f.nii", wave()[..., 0], placed(2.0, (0, 0, 0)))))[1] == "voxels"
