@@ -12,7 +12,7 @@ from common.data.readers import READERS, SECTIONS
 from common.data.request import registration_request
 from common.data.scans import ScanPairDataset
 from common.data.splits import load_split, split_names
-from common.data.subjects import read_section
+from common.data.subjects import read_section, read_subjects
 from common.data.transforms import CheckSubjectd, LoadSubjectd
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "read_group_names",
     "read_label_groups",
     "read_section",
+    "read_subjects",
     "registration_request",
     "split_names",
 ]

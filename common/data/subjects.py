@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.checks import InputError
 from common.data.readers import READERS, SECTIONS, Listing
+from common.data.readers.listing import Subject
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +52,13 @@ def read_section(
             "least two; add subjects or choose another section."
         )
     return listing
+
+
+def read_subjects(
+    dataset_dir: str | Path, reader: str = "datalist", section: str = "training", dataset_json: str | None = None
+) -> list[Subject]:
+    """The subjects of :func:`read_section` alone, as earlier releases read them; kept for code written for these."""
+    return read_section(dataset_dir, reader, section, dataset_json).subjects
 
 
 def _read_listing(dataset_dir: Path, reader: str, section: str, dataset_json: str | None) -> Listing:

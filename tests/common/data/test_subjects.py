@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from common.checks import InputError
-from common.data import read_section
+from common.data import read_section, read_subjects
 
 REAL_BRAINS = Path(__file__).parents[4] / "shared" / "data" / "brain" / "aligned_2mm"
 
@@ -30,6 +30,7 @@ def test_training_subjects_are_listed_with_id_image_and_label(datalist: Path) ->
     assert [s["id"] for s in subjects] == ["P_0000", "P_0001", "P_0002"]
     assert subjects[0]["image"] == str(datalist / "imagesTr" / "P_0000_0000.nii.gz")
     assert subjects[0]["label"] == str(datalist / "labelsTr" / "P_0000_0000.nii.gz")
+    assert read_subjects(datalist) == subjects
 
 
 def test_no_key_is_a_prefix_of_a_string_entry(datalist: Path) -> None:
