@@ -118,6 +118,11 @@ def _searched(
         )
         for spacing, (_, points) in zip(spacings, _LEVELS, strict=True)
     ]
+    headers = torch.eye(4, dtype=torch.float64)
+    before, _ = pairs[-1].similarity(headers)
+    if 1 in moving_grid.shape:
+        # Sampled across it, a slice goes on without an end, and so do the maps that look right.
+        return headers, before, before, "the moving scan is a single slice, so the headers are kept"
     start = best_orientation(
         pairs[0], _best_start(pairs[0]), lambda matrix: _refined(pairs[0], matrix, "rigid", _START_ITERATIONS)[0]
     )
@@ -127,7 +132,6 @@ def _searched(
     affine = rigid
     for pair in pairs[1:]:
         affine, settled = _refined(pair, affine, "affine")
-    before, _ = pairs[-1].similarity(torch.eye(4, dtype=torch.float64))
     matrix, after, reason = _judged(pairs[-1], before, rigid, affine, settled)
     if reason is None and start.lead < CLEAR:
         reason = f"turned by {start.rival:.0f} degrees the scans fit about as well"

@@ -91,6 +91,17 @@ def test_a_body_that_looks_alike_from_two_sides_is_not_trusted() -> None:
     assert found.warning is not None and "turned by 1" in found.warning and "fit about as well" in found.warning
 
 
+@pytest.mark.usefixtures("few_points")
+def test_a_single_slice_keeps_its_header_and_is_not_trusted() -> None:
+    plane = GRID.cropped((0, 0, 17), (35, 35, 18))
+    image = BODY[..., 17:18].contiguous()
+    found = align(image, Grid(plane.shape, turned("z", 180) @ plane.affine), image, plane)
+    assert torch.equal(found.matrix, torch.eye(4).double()) and found.similarity_after == found.similarity_before
+    assert (
+        not found.converged and found.warning is not None and "single slice, so the headers are kept" in found.warning
+    )
+
+
 def test_rotations_are_many_different_ones_with_those_of_the_cube() -> None:
     found = rotations()
     assert found.shape == (272, 3, 3)

@@ -139,6 +139,25 @@ def test_displacements_along_two_axes_leave_the_third_alone() -> None:
     torch.testing.assert_close(found, voxels, rtol=0, atol=2e-6)
 
 
+def test_entries_that_headers_cannot_tell_from_whole_or_half_ones_are_those() -> None:
+    for angles, origin in FRAMES:
+        own = frame(angles, origin)
+        step = np.array([[0, -2, 0, 300], [0.5, 0, 0, -0.25], [0, 0, 1, -7], [0, 0, 0, 1]])
+        found = between_affines(torch.tensor(own), torch.tensor(header(own @ step)))
+        assert np.array_equal(found.numpy(), step)
+
+
+def test_a_position_that_was_summed_up_in_single_precision_is_still_a_half() -> None:
+    label = torch.arange(1, 9).view(1, 1, 8, 1).expand(1, 1, 8, 2)
+    for noise in (-3e-6, 0.0, 3e-6):
+        ddf = torch.zeros(1, 2, 4, 2, dtype=torch.float64)
+        ddf[:, 0] = 1.5 + noise
+        assert warp_labels(label, ddf, by_header=True)[0, 0, :, 0].tolist() == [3, 4, 5, 6]
+    edge = torch.full((1, 2, 1, 2), -0.5 - 3e-6)
+    edge[:, 1] = 0
+    assert (warp_within(label.float(), edge, outside=-9.0) == 1).all()
+
+
 def test_a_quarter_turn_in_the_plane_of_oblique_slices_and_its_inverse_lose_no_slice() -> None:
     labels = LABELS[:8, :8]
     own = frame((0.4, 0.3, -0.5), 9.3, (1.4, 1.4, 8))
