@@ -26,7 +26,7 @@ from common.data.request import pair_name
 from common.io.nifti import write_ddf
 from common.io.tables import write_json
 from common.spatial import identity_grid, warp
-from common.spatial.places import GRID_TOLERANCE, voxels_apart
+from common.spatial.places import GRID_TOLERANCE, arrays_apart
 
 WORKER = Path(__file__).with_name("classical.py")
 # Voxels that are left out on each side (fewer where an axis is short), at both ends of a displacement: tools differ in
@@ -78,7 +78,7 @@ def check_one_grid(moving: LoadedScan, fixed: LoadedScan) -> None:
             f"{names} have the shapes {tuple(moving.image.shape)} and {tuple(fixed.image.shape)}; the baselines need "
             "images on one grid: resample first."
         )
-    apart = voxels_apart(fixed.image.shape, moving.affine, fixed.affine)
+    apart = arrays_apart(fixed.image.shape, moving.affine, fixed.affine)
     if apart > GRID_TOLERANCE:
         raise InputError(
             f"By their headers {names} lie up to {apart:.3g} voxels apart; the baselines need images on one grid: "

@@ -20,7 +20,7 @@ from common.data.counted_labels import PRESENT, check_presence
 from common.data.intensity import FitIntensityd
 from common.data.outlines import Outlines
 from common.data.pairs import DrawnPair
-from common.spatial.places import GRID_TOLERANCE, voxels_apart
+from common.spatial.places import GRID_TOLERANCE, arrays_apart
 
 _logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _check_same_grid(moving: torch.Tensor, fixed: torch.Tensor, path_moving: str
             f"The moving image {path_moving} has shape {tuple(moving.shape)} and the fixed image {path_fixed} has "
             f"shape {tuple(fixed.shape)} (channel first), but a pair must lie on one grid; resample them first."
         )
-    apart = voxels_apart(fixed.shape[1:], plain_affine(moving), plain_affine(fixed))
+    apart = arrays_apart(fixed.shape[1:], plain_affine(moving), plain_affine(fixed))
     if apart > GRID_TOLERANCE:
         raise InputError(
             f"By their headers the voxels of the moving image {path_moving} and the fixed image {path_fixed} lie up to "

@@ -20,7 +20,7 @@ from common.data.counted_labels import PRESENT, listed, presence
 from common.data.pickles import load_arrays
 from common.io.label_values import labels_of
 from common.io.nifti import read_image, read_labels
-from common.spatial.places import GRID_TOLERANCE, voxels_apart
+from common.spatial.places import GRID_TOLERANCE, arrays_apart
 
 _logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _check_label_grid(image: torch.Tensor, label: torch.Tensor) -> None:
             f"{tuple(image.shape[1:])}; both must lie on one grid."
         )
     if isinstance(image, MetaTensor) and isinstance(label, MetaTensor):
-        apart = voxels_apart(image.shape[1:], *(to_affine_nd(3, item.affine.double()) for item in (image, label)))
+        apart = arrays_apart(image.shape[1:], *(to_affine_nd(3, item.affine.double()) for item in (image, label)))
         if apart > GRID_TOLERANCE:
             raise InputError(
                 f"By their headers the voxels of the label map {_file(label)} and its image {_file(image)} lie up to "

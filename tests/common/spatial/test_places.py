@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from common.spatial.places import voxels_apart
+from common.spatial.places import GRID_TOLERANCE, arrays_apart, voxels_apart
 from common.spatial.world import Grid
 
 SHAPE = (40, 44, 36)
@@ -73,3 +74,29 @@ def test_flat_voxels_are_told_from_small_ones(size: float) -> None:
     assert Grid(SHAPE, placed(size)).spacing == pytest.approx((size, size, size))
     with pytest.raises(ValueError, match="cannot be inverted"):
         Grid(SHAPE, placed(size) @ torch.diag(torch.tensor([1, 1e-7, 1, 1], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("tilt", [0.05, 0.2, 0.5, 2.0, 20.0])
+def test_a_label_map_with_a_qform_lies_on_the_grid_of_its_scan_with_a_sform(tilt: float) -> None:
+    shape, generator = (256, 256, 176), np.random.default_rng(0)
+    for _ in range(30):
+        axis = generator.normal(size=3)
+        affine = np.eye(4)
+        turn = Rotation.from_rotvec(np.deg2rad(tilt) * axis / np.linalg.norm(axis)).as_matrix()
+        affine[:3, :3] = turn @ np.diag([-0.9, 1.0, 1.1])
+        affine[:3, 3] = generator.uniform(-120, 120, 3)
+        file = nibabel.Nifti1Image(np.broadcast_to(np.float32(0), shape), None)
+        file.set_qform(affine, 1)
+        file.set_sform(affine, 1)
+        forms = [torch.from_numpy(form) for form in (file.get_sform(), file.get_qform())]
+        assert arrays_apart(shape, *forms) <= GRID_TOLERANCE
+        for change in (torch.diag(torch.tensor([1.001, 1, 1, 1])), torch.eye(4)):
+            other = forms[1] @ change.double()
+            other[0, 3] += 0.05 * float((change == torch.eye(4)).all())
+            assert arrays_apart(shape, forms[0], other) > GRID_TOLERANCE
+
+
+def test_a_turn_that_a_qform_can_tell_is_a_difference() -> None:
+    one, other = placed(1.0), placed(1.0, turn=0.2)
+    assert arrays_apart(SHAPE, one, other) == voxels_apart(SHAPE, one, other) > 0.1
+    assert arrays_apart(SHAPE, one, one) == 0 and arrays_apart(SHAPE, one, float("nan") * one) == float("inf")
