@@ -72,3 +72,13 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     for axis, n in enumerate(size, start=2):
         x = x.narrow(axis, 0, n)
     return x
+
+
+def padded(n: int, unit: int) -> int:
+    """The least multiple of ``unit`` that is ``n`` or more, and two units or more.
+
+    Arithmetic alone, as an exported network works its sizes out by itself: a comparison would be kept as it came out
+    for the size of the export. And without negative numbers, as integer division of ONNX does not round down.
+    """
+    units = (n + unit - 1) // unit
+    return (units + 1 // units) * unit

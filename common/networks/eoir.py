@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.blocks.eoir import Encoder, FlowEstimator, PlainBlock, block
 from common.checks import InputError
-from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.contract import Details, check_numbers, check_pair, crop, padded, wants
 from common.spatial import compose, integrate, resize_image, warp
 
 LEVELS = 5
@@ -184,8 +184,5 @@ def _pair(moving: Tensor, fixed: Tensor, known: Tensor | None) -> Tensor:
 def _padding(size: Sequence[int], resampled_axes: int) -> list[int]:
     """Zeros at the far end of each resampled axis: a multiple of 16, and at least two voxels on the coarsest level."""
     unit = 2 ** (LEVELS - 1)
-    # Without negative numbers: integer division of ONNX does not round down.
-    missing = [
-        max((n + unit - 1) // unit * unit, 2 * unit) - n if axis < resampled_axes else 0 for axis, n in enumerate(size)
-    ]
+    missing = [padded(n, unit) - n if axis < resampled_axes else 0 for axis, n in enumerate(size)]
     return [amount for n in reversed(missing) for amount in (0, n)]

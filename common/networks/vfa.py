@@ -22,7 +22,7 @@ from common.blocks.remade import Remade, not_stored
 from common.blocks.siamese_unet import UNet
 from common.blocks.vector_field_attention import VectorFieldAttention
 from common.checks import InputError
-from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.contract import Details, check_numbers, check_pair, crop, padded, wants
 from common.spatial import resize_ddf, warp
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -177,6 +177,5 @@ def _kept_inside(ddf: Tensor) -> Tensor:
 
 def _padding(size: Sequence[int], unit: int) -> list[int]:
     """Zeros at the far end of each axis: a multiple of ``unit``, and at least two voxels on the coarsest level."""
-    # Without negative numbers: integer division of ONNX does not round down.
-    missing = [max((n + unit - 1) // unit * unit, 2 * unit) - n for n in size]
+    missing = [padded(n, unit) - n for n in size]
     return [amount for n in reversed(missing) for amount in (0, n)]

@@ -48,7 +48,9 @@ def check_ddf(ddf: Tensor, image: Tensor | None = None) -> None:
 
 def axis_factor(size: int) -> float:
     """One voxel in the [-1, 1] units of ``grid_sample``; 0 where there is a single one, with no extent to move in."""
-    return 2.0 / (size - 1) if size > 1 else 0.0
+    # Arithmetic alone: in an exported network a comparison would stay as it came out for the size of the export.
+    single = 1 // size
+    return 2.0 * (1 - single) / (size - 1 + single)
 
 
 def normalised_axis(k: int, ddf: Tensor, source_shape: Sequence[int]) -> tuple[Tensor, float]:
@@ -64,7 +66,8 @@ def normalised_axis(k: int, ddf: Tensor, source_shape: Sequence[int]) -> tuple[T
     """
     shape = ddf.shape[2:]
     factor = axis_factor(source_shape[k])
-    identity = torch.arange(shape[k], device=ddf.device, dtype=ddf.dtype).mul_(factor).sub_(1.0 if factor else 0.0)
+    corner = 1.0 - 1 // source_shape[k]
+    identity = torch.arange(shape[k], device=ddf.device, dtype=ddf.dtype).mul_(factor).sub_(corner)
     return identity.view([-1 if axis == k else 1 for axis in range(len(shape))]), factor
 
 

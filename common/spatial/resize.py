@@ -63,5 +63,6 @@ def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
     ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
     pairs = zip(ddf.shape[2:], size, strict=True)
     factors = [(new - 1) / (old - 1) if old > 1 and new > 1 else 1.0 for old, new in pairs]
-    resized = resize_image(ddf, size)
-    return resized * torch.tensor(factors, device=ddf.device, dtype=ddf.dtype).view(1, -1, *[1] * len(factors))
+    # Not one tensor of all: when a network is exported, sizes are tensors, which have to stay in its graph.
+    scale = torch.stack([torch.as_tensor(factor, device=ddf.device, dtype=ddf.dtype) for factor in factors])
+    return resize_image(ddf, size) * scale.view(1, -1, *[1] * len(factors))

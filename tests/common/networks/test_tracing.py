@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network that was traced for one size gives the field of the network itself for any other."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.networks import EOIR, VFA, SITReg
+from common.networks.contract import padded
+
+NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "eoir": (EOIR, {}),
+    "eoir of acdc": (EOIR, {"variant": "acdc"}),
+    "eoir of oasis": (EOIR, {"variant": "oasis"}),
+    "eoir in two dimensions": (EOIR, {"spatial_dims": 2}),
+    "vfa": (VFA, {}),
+    "sitreg": (SITReg, {}),
+}
+# Long axes, whose working size is a multiple of 16 by itself, and short ones, which need more; a single slice.
+TRACED = ((32, 20, 33), (16, 18, 9))
+OTHERS = ((8, 18, 32), (33, 16, 12), (17, 32, 1))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, TRACED[0]) for name in NETWORKS), ("eoir of acdc", TRACED[1]), ("vfa", TRACED[1])]
+)
+def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> None:
+    kind, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    network = kind(**sys.modules[kind.__module__].CONFIGURATIONS["tiny"], **arguments).eval()
+    for parameter_name, parameter in network.named_parameters():
+        if "flow" in parameter_name:  # displacements of voxels, which those of a fresh network are not
+            parameter.data *= 2
+    dims = arguments.get("spatial_dims", 3)
+    with torch.no_grad():
+        traced = torch.jit.trace(network, torch.rand(1, 2, *size[:dims]), check_trace=False)
+        for other in (size, *OTHERS):
+            coarse = torch.rand(1, 2, *(5, 6, 5)[:dims])
+            image = F.interpolate(coarse, size=other[:dims], mode="trilinear" if dims == 3 else "bilinear")
+            expected = network(image)
+            assert expected.abs().max() > 0.05
+            # Voxels: other operations than those of the network outside of a trace round otherwise.
+            torch.testing.assert_close(traced(image), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [8, 16])
+def test_padded_is_the_least_multiple_of_two_units_or_more(unit: int) -> None:
+    assert [padded(n, unit) for n in range(1, 100)] == [
+        next(m for m in range(2 * unit, 200, unit) if m >= n) for n in range(1, 100)
+    ]
