@@ -41,7 +41,7 @@ _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter
 _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
-        METHOD: (*_NETWORK, *_SCHEDULE, "loss", "optimizer"),
+        METHOD: (*_NETWORK, *_SCHEDULE, "num_classes", "loss", "optimizer"),
         DATA: (*_SUBJECTS, *_LABELS, "classes", *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
         TEXT: ("_desc_",),
     },

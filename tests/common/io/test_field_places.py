@@ -45,7 +45,7 @@ def test_a_field_of_an_image_at_0_keeps_its_place_on_a_shifted_reference(
     field = save(tmp_path / "ddf.nii", wave(), own)
     moving = np.random.default_rng(0).random(SHAPE).astype(np.float32)
     path, reference = save(tmp_path / "m.nii", moving, own), save(tmp_path / "r.nii", moving, shifted)
-    warp_file(path, tmp_path / "out.nii", Chain([str(field)], read_grid(reference)), reference)
+    warp_file(path, tmp_path / "out.nii", Chain([str(field)], read_grid(reference), ["voxels"]), reference)
     # Points of the reference in voxels of the field and of the moving image; the field is 0 outside its grid.
     places = np.indices(SHAPE).astype(float) + (np.array(origin) / 2).reshape(3, 1, 1, 1)
     moved = [places[k] + map_coordinates(wave()[..., k], places, order=1, mode="constant") for k in range(3)]
@@ -59,7 +59,7 @@ def test_a_field_of_an_image_at_0_keeps_its_place_on_a_shifted_reference(
 def test_it_says_itself_where_it_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = save(tmp_path / "ddf.nii", wave(), placed(2.0, (0, 0, 0)))
     for reference in (None, read_grid(save(tmp_path / "r.nii", wave()[..., 0], placed(2.0, (0, 0, 0))))):
-        (stage,) = read_transform(path, reference).stages
+        (stage,) = read_transform(path, reference, "voxels").stages
         assert isinstance(stage, Field) and stage.grid.spacing == (2, 2, 2)
     assert caplog.messages == []
 
