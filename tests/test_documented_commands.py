@@ -28,6 +28,7 @@ from monai.bundle import ConfigParser
 from common.checks import InputError
 from common.data import READERS, SECTIONS
 from common.engine.command_line import RUN_OPTIONS, check_options, read_command_line
+from common.engine.option_names import SEPARATORS, check_names
 
 ROOT = Path(__file__).parents[1]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
@@ -138,6 +139,8 @@ def check_bundle_command(call: Call, arguments: list[str], monkeypatch: pytest.M
             given = read_command_line(arguments)
             assert given is not None
             check_options(given)
+            top = {name: value for name, value in given.changes().items() if not SEPARATORS.search(name)}
+            check_names({**config, **top}, set(given.first))
         if command != "run" or not rest[0].startswith("-"):
             assert rest[0] in config, f"{files} in {folder} has no {rest[0]}"
         assert options.get("reader", "datalist") in READERS and options.get("section", "test") in SECTIONS

@@ -130,6 +130,6 @@ def test_the_package_of_a_release_differs_in_imports_and_texts_alone() -> None:
 def test_no_config_of_a_release_names_common(bundle: Path) -> None:
     parts = [path.stem for path in (bundle / "common").iterdir() if path.stem[0] != "_"]
     for path in (bundle / "configs").glob("*.json"):
-        text = rename_in_text(path.read_text(encoding="utf-8"), "new", parts)
+        text = rename_in_text(path.read_text(encoding="utf-8"), "registration_new", parts)
         assert "common." not in text
-        assert json.loads(text.replace('"new.', '"common.')) == json.loads(path.read_text(encoding="utf-8"))
+        assert json.loads(text.replace("registration_new.", "common.")) == json.loads(path.read_text(encoding="utf-8"))
