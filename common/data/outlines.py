@@ -45,7 +45,7 @@ def _header(subject: dict[str, Any]) -> Hashable:
         image: Any = nibabel.load(str(path))
     except (ImageFileError, OSError):
         return None
-    return image.shape, image.affine.tobytes()
+    return image.shape, image.affine.tobytes(), int(image.header.get("xyzt_units", 0))
 
 
 def _outline(subject: dict[str, Any]) -> MetaTensor:

@@ -117,3 +117,13 @@ def test_an_outline_takes_no_memory_and_keeps_its_place(tmp_path: Path) -> None:
     assert outline is not None and outline.shape == (1, 5, 6, 7)
     assert outline.untyped_storage().nbytes() == 4
     assert torch.equal(plain_affine(outline), torch.as_tensor(TURNED))
+
+
+def test_one_affine_in_two_units_is_two_grids(tmp_path: Path) -> None:
+    data = subjects(tmp_path, *[((5, 6, 7), PLAIN)] * 2)
+    file = nib.load(data[1]["image"])
+    file.header.set_xyzt_units("micron")
+    nib.save(nib.Nifti1Image(np.asarray(file.dataobj), file.affine, file.header), data[1]["image"])
+    for cache_rate in (0.0, 1.0):
+        with pytest.raises(InputError, match="voxels apart"):
+            sampler(data, LoadSubjectd(), cache_rate)
