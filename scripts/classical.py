@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+# Windows lacks it.
+resource, _HAS_RESOURCE = optional_import("resource")
 
 Array = NDArray[Any]
 Spacing = tuple[float, float, float]
@@ -201,7 +200,7 @@ def _check_identity(transform: Any) -> None:
 
 def _cpu_seconds() -> float:
     """Processor time of all threads, and of children that have ended."""
-    if resource is None:
+    if not _HAS_RESOURCE:
         return time.process_time()
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
@@ -214,7 +213,7 @@ def _peak_megabytes() -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
     except (OSError, StopIteration):
-        if resource is None:
+        if not _HAS_RESOURCE:
             return math.nan
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

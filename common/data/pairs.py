@@ -209,6 +209,9 @@ class PairSampler(DistributedSampler):
             rank.
     """
 
+    # Of subjects, whose number is known; DistributedSampler's own annotation has none.
+    dataset: Any
+
     def __init__(
         self,
         dataset: Sized,
@@ -253,7 +256,7 @@ class PairSampler(DistributedSampler):
         labelled = getattr(self.dataset, "labelled", [])
         if any(labelled) and not all(labelled):
             with_labels, count = _labelled_pairs(labelled, self.pairs)
-            without = self.dataset.data[labelled.index(False)]["image"]  # type: ignore[attr-defined]
+            without = self.dataset.data[labelled.index(False)]["image"]
             _logger.warning(
                 "Labels for %d of %d pairs: %d of %d scans have none, such as %s; the other pairs go without the terms "
                 "of the loss and the figures that need labels.",
@@ -262,14 +265,14 @@ class PairSampler(DistributedSampler):
 
     def _possible_pairs(self) -> list[Pair]:
         """What any epoch may draw; where that is all subjects with one another, all of them with the first."""
-        n = len(self.dataset)  # type: ignore[arg-type]
+        n = len(self.dataset)
         if self.pairs is None:
             return [(moving, 0) for moving in range(1, n)]
         return self.epoch_pairs() if self.strategy == "listed" else _listed_pairs(self.strategy, self.pairs, n)
 
     def epoch_pairs(self) -> list[Pair]:
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""
-        n = len(self.dataset)  # type: ignore[arg-type]
+        n = len(self.dataset)
         return draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas)[: self.pairs_per_epoch]
 
     def __iter__(self) -> Iterator[DrawnPair]:

@@ -74,4 +74,5 @@ def run_anew(workflow: ConfigWorkflow) -> None:
             used = resolver.resolved_content
 
     setattr(workflow, _MARK, True)
+    # MONAI has no hook around run(): the attribute of this one workflow hides the method of all.
     workflow.run = run_again  # type: ignore[method-assign]

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import optional_import
 
 import common
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+# Windows lacks it.
+resource, _HAS_RESOURCE = optional_import("resource")
 
 PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "nibabel")
 
@@ -63,7 +62,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     """
     if device.type == "cuda":
         return {"peak_memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
-    if resource is None:
+    if not _HAS_RESOURCE:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_memory_gb": round(peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9, 3)}

@@ -106,6 +106,7 @@ def test_inference_moves_something_and_writes_both_forms(pair: Path, inferred: P
         header = nibabel.load(f"{inferred}_{kind}.nii.gz").header
         for form in (header.get_sform(coded=True), header.get_qform(coded=True)):
             assert form[1] > 0
+            # A qform keeps its rotation as three numbers of single precision.
             np.testing.assert_allclose(form[0], oblique((-30.5, 12.25, -7.0)), atol=1e-4)
     assert set(np.unique(values_of(f"{inferred}_warped_label.nii.gz"))) <= set(LABELS.tolist())
 

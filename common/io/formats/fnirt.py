@@ -53,6 +53,7 @@ def _read_coefficients(path: Path, file: Any, reference: Grid | None, moving: Gr
     header = file.header
     made_for = tuple(int(header[f"qoffset_{axis}"]) for axis in "xyz")
     sizes = np.array([header[f"intent_p{n}"] for n in (1, 2, 3)], dtype=np.float64)
+    # Sizes of voxels in single precision, which are often rounded to three decimals before.
     if made_for != reference.shape or not np.allclose(sizes, reference.spacing, rtol=1e-3):
         raise InputError(
             f"{path} was made for a fixed scan of {made_for} voxels of {tuple(np.round(sizes, 3).tolist())} mm, but "
