@@ -4,6 +4,8 @@
 Example: ``python scripts/new_bundle.py eoir lpba40`` makes ``bundles/eoir_lpba40``. Network and recipe come from a
 bundle of the method, or are a start to work on for a network in ``common.networks`` that has no bundle yet; the data's
 part comes from a bundle of the data set, or is a start of the plainest kind. What is left to write is marked TODO.
+
+Names of methods may have underscores, those of data sets have none: the last one of a bundle's name divides the two.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
 
     Args:
         root: folder of the repository.
-        method: that of a bundle, or a class of ``common.networks`` in small letters.
+        method: that of a bundle, or a class of ``common.networks`` in small letters, with underscores at will.
         dataset: that of a bundle, or any new name.
 
     Returns:
@@ -49,15 +51,18 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
     Raises:
         InputError: the bundle exists, a name is no name, or the method is unknown.
     """
-    for name in (method, dataset):
-        if not re.fullmatch(r"[a-z][a-z0-9]*", name):
-            raise InputError(f"{name!r} is no name for a method or data set; take small letters and digits.")
+    for name, pattern in ((method, r"[a-z][a-z0-9]*(_[a-z0-9]+)*"), (dataset, r"[a-z][a-z0-9]*")):
+        if not re.fullmatch(pattern, name):
+            raise InputError(
+                f"{name!r} is no name for a method or data set; take small letters and digits, in that of a method "
+                "underscores between them."
+            )
     target = root / "bundles" / f"{method}_{dataset}"
     if target.exists():
         raise InputError(f"{target} exists; remove it first, or change it by hand and with scripts/wiring.py.")
-    of_method, of_data = _source(root, f"{method}_*"), _source(root, f"*_{dataset}")
+    of_method, of_data = _source(root, method=method), _source(root, dataset=dataset)
     if of_method is None and _network(method) is None:
-        known = {bundle.name.partition("_")[0] for bundle in wiring.bundles(root)}
+        known = {wiring.parts(bundle.name)[0] for bundle in wiring.bundles(root)}
         known |= {name.lower() for name in networks.__all__}
         raise InputError(
             f"There is no method {method!r}; these exist: {', '.join(sorted(known))}. First write "
@@ -74,16 +79,22 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
     return target
 
 
-def _source(root: Path, names: str) -> Path | None:
-    """The bundle of these names to take from: the pattern if it is one of them, else the first."""
-    found = sorted((root / "bundles").glob(f"{names}/configs/metadata.json"))
-    folders = [path.parent.parent for path in found]
+def _source(root: Path, method: str | None = None, dataset: str | None = None) -> Path | None:
+    """The bundle of a method or data set to take from: the pattern if it is one of them, else the first."""
+    folders = [
+        bundle
+        for bundle in wiring.bundles(root)
+        if all(
+            wanted in (None, part) for wanted, part in zip((method, dataset), wiring.parts(bundle.name), strict=True)
+        )
+    ]
     return next((folder for folder in folders if folder.name == wiring.PATTERN), folders[0] if folders else None)
 
 
 def _network(method: str) -> Any:
     """The class of ``common.networks`` with the name of the method, or None."""
-    return next((getattr(networks, name) for name in networks.__all__ if name.lower() == method), None)
+    written = method.replace("_", "")
+    return next((getattr(networks, name) for name in networks.__all__ if name.lower() == written), None)
 
 
 def _fill(root: Path, folder: Path, bundle: str, of_method: Path | None, of_data: Path | None) -> None:
@@ -101,7 +112,7 @@ def _fill(root: Path, folder: Path, bundle: str, of_method: Path | None, of_data
             mine = wiring.read_config(base / "configs" / file)
             if of_data is None:
                 _start_data(mine, file, texts["reader"])
-            _put_method(mine, file, bundle.partition("_")[0], of_method)
+            _put_method(mine, file, wiring.parts(bundle)[0], of_method)
             _put_texts(mine, file, texts)
             merged = wiring.merge(wiring.wiring(root, file), mine, wiring.own_paths(bundle, file))
             (folder / "configs" / file).write_text(style(merged), encoding="utf-8")
@@ -113,7 +124,7 @@ def _fill(root: Path, folder: Path, bundle: str, of_method: Path | None, of_data
 
 def _texts(bundle: str, of_method: Path | None, of_data: Path | None) -> dict[str, str]:
     """What is written about the bundle: "name", "reader", "network" (where it comes from) and "data_section"."""
-    method, _, dataset = bundle.partition("_")
+    method, dataset = wiring.parts(bundle)
     network = _network(method)
     shown = {"method": method if network is None else network.__name__, "dataset": dataset}
     for key, folder, part in (("method", of_method, 0), ("dataset", of_data, 2)):

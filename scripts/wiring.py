@@ -91,6 +91,12 @@ def bundles(root: Path) -> list[Path]:
     return sorted(path.parent.parent for path in (root / "bundles").glob("*/configs/metadata.json"))
 
 
+def parts(bundle: str) -> tuple[str, str]:
+    """Method and data set of a bundle's name, "dp_conv_c_oasis": only the method has underscores of its own."""
+    method, _, dataset = bundle.rpartition("_")
+    return method, dataset
+
+
 def differences(root: Path) -> list[str]:
     """One line for each path of each file that is not as the pattern has it; empty where all is well.
 

@@ -84,6 +84,32 @@ def test_network_without_a_bundle_on_data_with_one(repository: Path) -> None:
     assert "\nOASIS-1 brains, skull-stripped" in readme and "come from eoir_oasis; correct" in readme
 
 
+def test_variants_of_a_network_are_methods_by_names_with_underscores(repository: Path) -> None:
+    made = new_bundle.make_bundle(repository, "eoir", "lpba40")
+    for number, variant in enumerate(("eo_ir", "eo_ir_2d"), start=1):
+        shutil.copytree(made, repository / "bundles" / f"{variant}_lpba40", symlinks=True)
+        path = repository / "bundles" / f"{variant}_lpba40" / "configs" / "train.json"
+        path.write_text(path.read_text().replace('"start_channel": 32', f'"start_channel": {number}'))
+    assert [wiring.parts(path.name) for path in wiring.bundles(repository)][:2] == [
+        ("eo_ir_2d", "lpba40"),
+        ("eo_ir", "lpba40"),
+    ]
+    for number, variant in enumerate(("eo_ir", "eo_ir_2d"), start=1):
+        bundle = new_bundle.make_bundle(repository, variant, "ixi")
+        assert bundle.name == f"{variant}_ixi" and wiring.differences(repository) == []
+        assert contents(bundle)["train"]["network_def"]["start_channel"] == number
+        assert f"those of {variant}_lpba40" in (bundle / "docs" / "README.md").read_text()
+    # A part of a name is no method.
+    with pytest.raises(InputError, match="no method 'eo'; these exist: eo_ir, eo_ir_2d, eoir, "):
+        new_bundle.make_bundle(repository, "eo", "ixi")
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_class_may_be_written_with_underscores(repository: Path) -> None:
+    bundle = new_bundle.make_bundle(repository, "t_oy", "oasis")
+    assert contents(bundle)["train"]["network_def"]["_target_"] == "common.networks.Toy"
+
+
 @pytest.mark.usefixtures("toy")
 def test_what_a_data_set_needs_of_its_own_comes_along(repository: Path) -> None:
     lumir = contents(new_bundle.make_bundle(repository, "toy", "lumir"))
@@ -129,6 +155,8 @@ def test_folder_is_whole_and_says_what_is_left(repository: Path, capsys: pytest.
         ("EOIR", "oasis", "'EOIR' is no name"),
         ("eoir", "../oasis", "'../oasis' is no name"),
         ("eoir", "two_words", "'two_words' is no name"),
+        ("eoir_", "oasis", "'eoir_' is no name"),
+        ("_eoir", "oasis", "'_eoir' is no name"),
     ],
 )
 def test_impossible_requests_are_refused(repository: Path, method: str, dataset: str, message: str) -> None:
