@@ -6,7 +6,8 @@ from common.data.counted_labels import ClassesOfLabelsd, labels_that_count
 from common.data.dataset import PairDataset
 from common.data.label_groups import LabelGroups, MapLabelsd, read_group_names, read_label_groups
 from common.data.listed_spacing import ListedSpacingd
-from common.data.pairs import PairSampler, draw_pairs
+from common.data.pair_sampler import PairSampler
+from common.data.pairs import draw_pairs
 from common.data.pickles import load_arrays
 from common.data.readers import READERS, SECTIONS
 from common.data.request import registration_request

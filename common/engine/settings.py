@@ -153,6 +153,9 @@ def _data(loader: Any) -> dict[str, Any]:
     """Which subjects, how they are prepared, and which of their pairs are drawn."""
     data, sampler = loader.dataset, loader.sampler
     pairs = {name: described(getattr(sampler, name, None)) for name in ("strategy", "pairs", "atlas", "flip_axes")}
+    if getattr(sampler, "both_ways", False):
+        # Left out otherwise, as in checkpoints of earlier versions.
+        pairs["both_ways"] = True
     if not isinstance(data, PairDataset):
         return {"subjects": len(data), **pairs}
     files = [

@@ -16,7 +16,7 @@ from common.checks import InputError
 from common.data import PairSampler, draw_pairs
 from common.data.pairs import DrawnPair, draw_flips
 
-STRATEGIES = ["random_partner", "all", "atlas", "consecutive"]
+STRATEGIES = ["random_partner", "in_turn", "all", "atlas", "consecutive"]
 
 
 class Echo(Dataset):
@@ -51,7 +51,7 @@ def test_drawing_depends_on_nothing_but_its_arguments(strategy: str) -> None:
     assert draw_pairs(strategy, 9, seed=1, epoch=4) == first
 
 
-@pytest.mark.parametrize("strategy", ["random_partner", "all", "atlas"])
+@pytest.mark.parametrize("strategy", ["random_partner", "in_turn", "all", "atlas"])
 def test_another_epoch_or_seed_draws_another_order(strategy: str) -> None:
     draws = [draw_pairs(strategy, 30, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(pairs) for pairs in draws}) == 4
@@ -64,6 +64,16 @@ def test_random_partner_takes_every_subject_once_as_moving_with_uniform_partners
         assert sorted(moving for moving, _ in pairs) == [0, 1, 2, 3]
         counts.update(pairs)
     assert len(counts) == 12 and all(abs(count - 1000) < 130 for count in counts.values())
+
+
+@pytest.mark.parametrize("count", [3, 7, 17])
+def test_in_turn_every_subject_is_moving_as_often_whatever_an_epoch_is(count: int) -> None:
+    epochs = [draw_pairs("in_turn", 7, seed=0, epoch=epoch, count=count) for epoch in range(14)]
+    assert all(len(pairs) == count for pairs in epochs)
+    row = [pair for pairs in epochs for pair in pairs]
+    passes = [row[start : start + 7] for start in range(0, len(row), 7)]
+    assert all(sorted(moving for moving, _ in pairs) == [*range(7)] for pairs in passes)
+    assert len({tuple(pairs) for pairs in passes}) == len(passes) and len(row) == 14 * count
 
 
 def test_all_takes_every_ordered_pair_once() -> None:
@@ -136,7 +146,7 @@ def test_flips_take_each_axis_with_probability_one_half_whatever_the_pairs_are()
     [
         (
             {"strategy": "some", "n": 3},
-            "'some' is unknown; use one of random_partner, all, atlas, consecutive, listed, either",
+            "'some' is unknown; use one of random_partner, all, atlas, consecutive, in_turn, listed",
         ),
         ({"strategy": "all", "n": 1}, r"Pairs of 1 subject\(s\)"),
         ({"strategy": "listed", "n": 3, "pairs": []}, "'listed' got no pairs"),
@@ -213,6 +223,33 @@ def test_flipped_items_are_the_same_on_any_number_of_ranks_and_after_a_resume() 
     resumed = sampler()
     resumed.start = 5
     assert list(resumed) == whole[5:]
+
+
+@pytest.mark.parametrize(("strategy", "drawn"), [("in_turn", 4), ("random_partner", 3), ("all", 4)])
+def test_both_ways_follow_each_other_on_any_number_of_ranks_and_after_a_resume(strategy: str, drawn: int) -> None:
+    def sampler(**options: Any) -> PairSampler:
+        made = PairSampler(Echo(3), strategy, seed=1, num_samples=7, both_ways=True, **options)
+        made.set_epoch(3)
+        return made
+
+    whole: list[Any] = list(sampler())
+    pairs = [item[:2] for item in whole]
+    # Seven of eight: of the last one only the way that was drawn.
+    assert pairs[::2] == draw_pairs(strategy, 3, 1, 3, count=4)[:drawn]
+    assert pairs[1::2] == [pair[::-1] for pair in pairs[: 2 * (len(pairs) // 2) : 2]]
+    assert len(whole) == min(7, 2 * drawn) and [item.draw[2] for item in whole] == [*range(len(whole))]
+    ranks = [list(sampler(num_replicas=2, rank=rank)) for rank in range(2)]
+    assert [item for both in zip(*ranks, strict=True) for item in both] == whole[:6]
+    resumed = sampler()
+    resumed.start = 3
+    assert list(resumed) == whole[3:]
+
+
+def test_both_ways_of_listed_pairs(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        sampler = PairSampler(Echo(4), "in_turn", [(0, 1), (2, 3)], both_ways=True)
+    assert "lists, both ways round, in random order" in caplog.text
+    assert sorted(item[:2] for item in sampler) == [(0, 1), (1, 0), (2, 3), (3, 2)]
 
 
 def test_listed_pairs_are_dealt_out_to_processes_and_the_same_after_a_resume(caplog: pytest.LogCaptureFixture) -> None:
