@@ -1,11 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates as functions of the epoch, for ``torch.optim.lr_scheduler.LambdaLR``."""
+"""When learning rates change, and rates as functions of the epoch, for ``torch.optim.lr_scheduler.LambdaLR``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from ignite.engine import Engine
+from monai.handlers import LrScheduleHandler
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from common.checks import InputError
+
+
+def schedule_handler(lr_scheduler: Any) -> LrScheduleHandler:
+    """What steps a scheduler of torch: once per epoch, but ``CosineAnnealingWarmRestarts`` after each update.
+
+    That one then stands at epoch + k / n, where k of the epoch's n updates came before the last one. So the first two
+    updates of a training have the first rate, and an epoch begins with that of its predecessor's second last: the
+    recipe of the dual-pyramid networks (H. Liu et al., MIDL 2025 short papers, repository). Of several processes each
+    makes the same n updates, so that restarts fall on the same epochs on any number of them.
+
+    Args:
+        lr_scheduler: any scheduler of torch.
+
+    Returns:
+        A handler to attach before whatever saves the scheduler.
+    """
+    if isinstance(lr_scheduler, CosineAnnealingWarmRestarts):
+        return LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False, step_transform=_epoch_before_update)
+    return LrScheduleHandler(lr_scheduler, print_lr=False)
+
+
+def _epoch_before_update(engine: Engine) -> float:
+    """The epochs, counted from 0, that were over before the update that has just been made."""
+    epoch, done = divmod(engine.state.iteration - 1, engine.state.epoch_length)
+    return epoch + done / engine.state.epoch_length
 
 
 def polynomial_decay(

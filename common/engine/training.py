@@ -10,12 +10,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
-from monai.handlers import LrScheduleHandler
 from torch import nn
 
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.progress import History, ProgressBar
 from common.engine.readiness import check_batches, check_file, check_space, say_without_labels, training_files
+from common.engine.schedules import schedule_handler
 from common.engine.soundness import StopWhenNotFinite
 from common.engine.tensorboard import TensorBoardHandler
 from common.engine.validation import ValidationHandler
@@ -38,7 +38,8 @@ class TrainingHandlers:
         ckpt_path: file of the weights with the best validation metric.
         network: plain module, not the one wrapped for several GPUs.
         optimizer: any torch optimiser.
-        lr_scheduler: any torch scheduler, which steps once per epoch, or None for a constant learning rate.
+        lr_scheduler: any torch scheduler, which steps as :func:`common.engine.schedules.schedule_handler` says, or None
+            for a constant learning rate.
         loss: whose terms are shown and written.
         evaluator: that validates.
         val_interval: epochs from one validation to the next.
@@ -66,7 +67,7 @@ class TrainingHandlers:
         checkpoint_seconds: float = 300.0,
     ) -> None:
         folder = Path(output_dir)
-        schedule = [] if lr_scheduler is None else [LrScheduleHandler(lr_scheduler, print_lr=False)]
+        schedule = [] if lr_scheduler is None else [schedule_handler(lr_scheduler)]
         checkpoint = folder / "checkpoint.pt"
         self.evaluator = evaluator
         check_file(ckpt_path, "--ckpt_path")

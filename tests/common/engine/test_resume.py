@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, ValidationHandler
+from monai.handlers import ValidationHandler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from common.checks import InputError
 from common.data import PairSampler
 from common.engine import ResumeHandler
+from common.engine.schedules import schedule_handler
 
 
 class Pairs(Dataset):
@@ -42,12 +43,15 @@ def run(
     rate: float = 0.1,
     seed: int = 0,
     batch_size: int = 1,
+    restarts: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Train; returns network, scheduler, evaluator. ``kill_at`` raises after that iteration."""
     torch.manual_seed(0)
     network = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, amsgrad=True)
     scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    if restarts:
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=1, T_mult=2)
     data = Pairs()
     evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data, sampler=PairSampler(data)), network)
 
@@ -68,7 +72,7 @@ def run(
         network=network,
         optimizer=optimizer,
         loss_function=nn.MSELoss(),
-        train_handlers=[LrScheduleHandler(scheduler, print_lr=False), ValidationHandler(1, evaluator), handler, Kill()],
+        train_handlers=[schedule_handler(scheduler), ValidationHandler(1, evaluator), handler, Kill()],
     )
     trainer.run()
     return network, scheduler, evaluator
@@ -82,6 +86,16 @@ def test_network_and_scheduler_go_on_where_they_were(kill_at: int, tmp_path: Pat
     resumed, scheduler, _ = run(tmp_path / "killed.pt", resume=True)
     assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
     assert scheduler.get_last_lr() == whole_scheduler.get_last_lr() == [0.1 * 0.5**4]
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 6, 8])
+def test_schedule_by_updates_goes_on_in_the_middle_of_an_epoch(kill_at: int, tmp_path: Path) -> None:
+    whole, whole_scheduler, _ = run(tmp_path / "whole.pt", restarts=True)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed.pt", kill_at=kill_at, restarts=True)
+    resumed, scheduler, _ = run(tmp_path / "killed.pt", resume=True, restarts=True)
+    assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
+    assert scheduler.state_dict() == whole_scheduler.state_dict() and scheduler.T_cur == pytest.approx(0.8)
 
 
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
