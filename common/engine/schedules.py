@@ -27,7 +27,8 @@ def schedule_handler(lr_scheduler: Any) -> LrScheduleHandler:
     Returns:
         A handler to attach before whatever saves the scheduler.
     """
-    if isinstance(lr_scheduler, CosineAnnealingWarmRestarts):
+    by_update = isinstance(lr_scheduler, CosineAnnealingWarmRestarts)
+    if by_update:
         return LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False, step_transform=_epoch_before_update)
     return LrScheduleHandler(lr_scheduler, print_lr=False)
 

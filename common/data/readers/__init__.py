@@ -6,21 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from common.data.readers.abdomenct import read_abdomenct
+from common.data.readers.abdomenct import read_abdomenct, read_abdomenct_dp
 from common.data.readers.acdc import read_acdc
 from common.data.readers.datalist import read_datalist
 from common.data.readers.listing import SECTIONS, Listing
 from common.data.readers.lumir import read_lumir
-from common.data.readers.oasis import read_oasis
+from common.data.readers.oasis import read_oasis, read_oasis_dp
 
 Reader = Callable[[Path, "str | None"], "dict[str, Listing]"]
 
 READERS: dict[str, Reader] = {
     "datalist": read_datalist,
     "oasis": read_oasis,
+    "oasis_dp": read_oasis_dp,
     "acdc": read_acdc,
     "lumir": read_lumir,
     "abdomenct": read_abdomenct,
+    "abdomenct_dp": read_abdomenct_dp,
 }
 
 __all__ = ["READERS", "SECTIONS", "Listing", "Reader", "read_datalist", "read_lumir", "read_oasis"]

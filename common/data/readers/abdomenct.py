@@ -6,6 +6,9 @@
 
 Sections are those of EOIR's split: people 1-20 train, 21-23 validate, 24-30 test. No pairs are listed: every
 ordered pair of a section counts, 380 to train with, 6 and 42 to measure.
+
+The dual-pyramid benchmark has BTCV's own numbers, 1-10, 21-40 and 61-80, the last without labels:
+:func:`read_abdomenct_dp`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import re
 from pathlib import Path
 
 from common.checks import InputError
-from common.data.readers.listing import Listing, Subject
+from common.data.readers.listing import Listing, Subject, published_listings
 from common.data.splits import load_split
 
 _logger = logging.getLogger(__name__)
@@ -40,11 +43,7 @@ def read_abdomenct(dataset_dir: Path, dataset_json: str | None = None) -> dict[s
         InputError: neither layout is found, none of its scans is one of the split's 30, or a list of one's own is asked
             for.
     """
-    if dataset_json is not None:
-        raise InputError(
-            f"The reader 'abdomenct' takes the published split and no list {dataset_json}; for a list of your own use "
-            "the reader 'datalist'."
-        )
+    _refuse_list("abdomenct", dataset_json)
     people = _people(dataset_dir)
     if not people:
         raise InputError(
@@ -58,6 +57,48 @@ def read_abdomenct(dataset_dir: Path, dataset_json: str | None = None) -> dict[s
         for section, key in _KEYS.items()
     }
     return {section: listing for section, listing in listings.items() if listing.subjects}
+
+
+def read_abdomenct_dp(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, Listing]:
+    """Sections of the dual-pyramid benchmark: 30 people train, 10 validate and 10 test, 45 pairs each.
+
+    H. Liu et al., MIDL 2025 short papers; repository HengjieLiu/Unsupervised-DL-DIR-Revisited.
+
+    Args:
+        dataset_dir: folder with files ``imgNNNN.nii.gz`` and ``labelNNNN.nii.gz`` under BTCV's own numbers, in whatever
+            folders below it.
+        dataset_json: not for this reader, as for :func:`read_abdomenct`.
+
+    Returns:
+        Listing per section; sections without subjects are absent. A subject without a label file has no label.
+
+    Raises:
+        InputError: no such file is found, or a list of one's own is asked for.
+    """
+    _refuse_list("abdomenct_dp", dataset_json)
+    files = {path.name: path for path in sorted(dataset_dir.rglob("*.nii.gz"), reverse=True)}
+    people: dict[str, Subject] = {}
+    for name in sorted(files):
+        match = re.fullmatch(_LAYOUTS[0][1], name)
+        if match is not None:
+            people[match[1]] = {"id": match[1], "image": str(files[name])}
+            label = files.get(_LAYOUTS[0][3].format(match[1]))
+            people[match[1]] |= {} if label is None else {"label": str(label)}
+    if not people:
+        raise InputError(
+            f"The folder {dataset_dir} has no scans under BTCV's own numbers, as the dual-pyramid benchmark has them; "
+            "expected imgNNNN.nii.gz and labelNNNN.nii.gz. For the numbers of Learn2Reg use --reader abdomenct."
+        )
+    listings = published_listings(dataset_dir, "abdomenct_dp_v2", people, "pairs_test")
+    return {section: listing for section, listing in listings.items() if listing.subjects}
+
+
+def _refuse_list(reader: str, dataset_json: str | None) -> None:
+    if dataset_json is not None:
+        raise InputError(
+            f"The reader '{reader}' takes the published split and no list {dataset_json}; for a list of your own use "
+            "the reader 'datalist'."
+        )
 
 
 def _people(dataset_dir: Path) -> dict[int, Subject]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.data.pairs import ordered_pairs
+from common.data.splits import load_split
 
 _logger = logging.getLogger(__name__)
 SECTIONS = ("training", "validation", "test")
@@ -43,6 +44,34 @@ class Listing:
         return Listing(
             [self.subjects[i] for i in named], [(place[moving], place[fixed]) for moving, fixed in self.pairs]
         )
+
+
+def published_listings(source: Path, name: str, people: Mapping[str, Subject], test: str) -> dict[str, Listing]:
+    """The sections of a published split that lists pairs, as far as its people are there.
+
+    Args:
+        source: folder of the data set, for messages.
+        name: of the split, see :func:`common.data.load_split`.
+        people: by the ids that the split has; others are left out.
+        test: name of its list of test pairs.
+
+    Returns:
+        Listing per section, also where nobody is left in it; training lists no pairs.
+    """
+    split = load_split(name)
+    ids = {section: split[key] for section, key in zip(SECTIONS, ("train", "val", "test"), strict=True)}
+    missing = sorted({person for section in ids.values() for person in section} - people.keys())
+    if missing:
+        _logger.warning("%s lacks %d people of the split %s, such as %s.", source, len(missing), name, missing[0])
+    listings = {}
+    for section, listed in zip(SECTIONS, (None, split["pairs_val"], split[test]), strict=True):
+        present = [person for person in ids[section] if person in people]
+        place = {person: i for i, person in enumerate(present)}
+        pairs = None
+        if listed is not None:
+            pairs = [(place[moving], place[fixed]) for fixed, moving in listed if {moving, fixed} <= place.keys()]
+        listings[section] = Listing([people[person] for person in present], pairs)
+    return listings
 
 
 def keep_pairs_out_of_training(source: Path, training: Listing, held_out: Sequence[Listing]) -> None:

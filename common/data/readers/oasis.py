@@ -4,7 +4,8 @@
 * Learn2Reg 2021 task 3: ``OASIS_dataset.json``, ``imagesTr/OASIS_NNNN_0000.nii.gz``, ``labelsTr``. Training 0001-0394,
   validation 0395-0414 with the pairs (fixed n, moving n + 1) of the evaluation configuration, test from 0415.
 * neurite: ``OASIS_OAS1_NNNN_MR1/{aligned_norm,aligned_seg35}.nii.gz``. Its 414 people are split as in the dual-pyramid
-  benchmark (``oasis_dp_v1``: 300/30/84, with pair lists), whose ids are the ranks of the OAS1 numbers among the 414.
+  benchmark (``oasis_dp_v1``: 300/30/84, with pair lists), whose ids are the ranks of the OAS1 numbers among the 414 and
+  the numbers of Learn2Reg; :func:`read_oasis_dp` splits the layout of Learn2Reg so, too.
   A part of the people is split by order: the last fifth (at least two) for test, the tenth before it (at least two) for
   validation, the rest for training, and no pair lists.
 * pickles of TransMorph and EOIR: ``p_NNNN.pkl`` (image, label) for training, ``p_AAAA_BBBB.pkl`` (moving, fixed, moving
@@ -19,13 +20,11 @@ from pathlib import Path
 
 from common.checks import InputError
 from common.data.readers.datalist import find_datalist, read_datalist
-from common.data.readers.listing import SECTIONS, Listing, Subject, file_stem, make_subject
-from common.data.splits import load_split
+from common.data.readers.listing import SECTIONS, Listing, Subject, file_stem, make_subject, published_listings
 
 _logger = logging.getLogger(__name__)
 _PEOPLE = 414
 _LAST_TRAINING, _LAST_VALIDATION = 394, 414
-_SPLIT_KEYS = {"training": ("train", None), "validation": ("val", "pairs_val"), "test": ("test", "pairs_test_200")}
 _PICKLE_FOLDERS = {"training": ("train", "training"), "validation": ("val", "validation"), "test": ("test",)}
 
 
@@ -56,6 +55,36 @@ def read_oasis(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, 
             "labelsTr, folders OASIS_OAS1_NNNN_MR1, or p_NNNN.pkl files (also in train, val and test)."
         )
     return {section: listings[section] for section in SECTIONS if section in listings and listings[section].subjects}
+
+
+def read_oasis_dp(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, Listing]:
+    """Sections of the dual-pyramid benchmark: 300 people train, 30 pairs validate, 200 pairs test.
+
+    H. Liu et al., MIDL 2025 short papers; repository HengjieLiu/Unsupervised-DL-DIR-Revisited.
+
+    Args:
+        dataset_dir: folder of the release of Learn2Reg, or of neurite with all its 414 people.
+        dataset_json: data list of the Learn2Reg layout, if it is not ``OASIS_dataset.json``.
+
+    Returns:
+        Listing per section; sections without subjects are absent.
+
+    Raises:
+        InputError: neither layout is found, the data list is damaged, or people of neurite are missing.
+    """
+    if dataset_json is not None or (dataset_dir / "OASIS_dataset.json").is_file():
+        listed = read_datalist(dataset_dir, dataset_json or "OASIS_dataset.json")
+        people = {_number(subject): subject for listing in listed.values() for subject in listing.subjects}
+        listings = _benchmark(dataset_dir, people)
+    elif len([*dataset_dir.glob("OASIS_OAS1_*_MR1")]) >= _PEOPLE:
+        listings = _read_neurite(dataset_dir)
+    else:
+        raise InputError(
+            f"The folder {dataset_dir} does not tell the people of the dual-pyramid benchmark; expected "
+            f"OASIS_dataset.json with imagesTr and labelsTr, or all {_PEOPLE} folders OASIS_OAS1_NNNN_MR1. For other "
+            "forms of OASIS use --reader oasis."
+        )
+    return {section: listing for section, listing in listings.items() if listing.subjects}
 
 
 def _number(subject: Subject) -> int:
@@ -104,14 +133,12 @@ def _read_neurite(dataset_dir: Path) -> dict[str, Listing]:
     people = [_neurite_subject(folder) for folder in folders]
     if len(people) != _PEOPLE:
         return _split_by_order(dataset_dir, people)
-    split = load_split("oasis_dp_v1")
-    by_rank = {f"{rank:04d}": subject for rank, subject in enumerate(people, start=1)}
-    listings = {}
-    for section, (ids, pairs) in _SPLIT_KEYS.items():
-        index = {number: i for i, number in enumerate(split[ids])}
-        listed = [(index[moving], index[fixed]) for fixed, moving in split[pairs]] if pairs else None
-        listings[section] = Listing([by_rank[number] for number in split[ids]], listed)
-    return listings
+    return _benchmark(dataset_dir, dict(enumerate(people, start=1)))
+
+
+def _benchmark(dataset_dir: Path, people: dict[int, Subject]) -> dict[str, Listing]:
+    by_id = {f"{number:04d}": subject for number, subject in people.items()}
+    return published_listings(dataset_dir, "oasis_dp_v1", by_id, "pairs_test_200")
 
 
 def _neurite_subject(folder: Path) -> Subject:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from common.checks import InputError
-from common.data import LoadSubjectd, PairDataset, PrepareAbdomend, prepare_abdomen, read_section
+from common.data import LoadSubjectd, PairDataset, PrepareAbdomend, load_split, prepare_abdomen, read_section
 from common.data.abdomen import body_mask
 
 LAYOUTS = {
@@ -21,7 +22,7 @@ LAYOUTS = {
 }
 
 
-def empty_files(folder: Path, layout: str, numbers: range) -> Path:
+def empty_files(folder: Path, layout: str, numbers: Iterable[int]) -> Path:
     for pattern in LAYOUTS[layout]:
         for number in numbers:
             path = folder / pattern.format(number)
@@ -69,6 +70,35 @@ def test_missing_and_further_people_are_told(tmp_path: Path, caplog: pytest.LogC
         assert len(read_section(tmp_path, "abdomenct", "test").subjects) == 7
     assert "lacks 19 of the 30 people" in caplog.text and "0001" in caplog.text
     assert "3 scans outside the published split, such as 0031" in caplog.text
+
+
+def test_people_of_the_dual_pyramid_benchmark_have_their_own_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = load_split("abdomenct_dp_v2")
+    for folder, numbers in (("Training", [*range(1, 11), *range(21, 41)]), ("Testing", range(61, 81))):
+        (tmp_path / folder).mkdir()
+        empty_files(tmp_path / folder, "img", numbers)
+    for path in (tmp_path / "Testing" / "label").iterdir():
+        path.unlink()
+    sections = {name: read_section(tmp_path, "abdomenct_dp", name) for name in ("training", "validation", "test")}
+    for section, key in (("training", "train"), ("validation", "val"), ("test", "test")):
+        assert [subject["id"] for subject in sections[section].subjects] == split[key]
+    assert sections["training"].pairs is None
+    assert ["label" in subject for subject in sections["training"].subjects] == [True] * 10 + [False] * 20
+    for section, key in (("validation", "val"), ("test", "test")):
+        listing = sections[section]
+        ids = [subject["id"] for subject in listing.subjects]
+        assert [[ids[f], ids[m]] for m, f in listing.every_pair()] == split[f"pairs_{key}"]
+    assert sections["test"].subjects[0]["label"].endswith("Training/label/label0001.nii.gz") and not caplog.text
+
+
+def test_the_dual_pyramid_benchmark_does_not_go_by_other_numbers(tmp_path: Path) -> None:
+    empty_files(tmp_path, "imagesTr", range(1, 31))
+    with pytest.raises(InputError, match=r"expected imgNNNN\.nii\.gz .*use --reader abdomenct"):
+        read_section(tmp_path, "abdomenct_dp")
+    with pytest.raises(InputError, match="no list mine.json"):
+        read_section(tmp_path, "abdomenct_dp", "training", "mine.json")
 
 
 def test_unusable_folders_get_a_sentence(tmp_path: Path) -> None:

@@ -105,6 +105,33 @@ def test_neurite_people_are_split_by_the_rank_of_their_numbers(tmp_path: Path) -
     assert sections["test"][0]["label"].endswith("aligned_seg35.nii.gz")
 
 
+def test_learn2reg_people_of_the_dual_pyramid_benchmark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_learn2reg(tmp_path, list(range(1, 416)))
+    split = load_split("oasis_dp_v1")
+    for name, key, listed in (("validation", "val", "pairs_val"), ("test", "test", "pairs_test_200")):
+        listing = read_section(tmp_path, "oasis_dp", name)
+        ids = [subject["id"].removeprefix("OASIS_") for subject in listing.subjects]
+        assert ids == split[key] and [[ids[f], ids[m]] for m, f in listing.every_pair()] == split[listed]
+    training = read_section(tmp_path, "oasis_dp", "training")
+    assert [subject["id"].removeprefix("OASIS_") for subject in training.subjects] == split["train"]
+    assert training.pairs is None and not caplog.text
+    # Of 4, 236 and 13 the first two are a test pair.
+    few = tmp_path / "few"
+    few.mkdir()
+    write_learn2reg(few, [4, 13, 236])
+    listing = read_section(few, "oasis_dp", "test")
+    assert [subject["id"] for subject in listing.subjects] == ["OASIS_0004", "OASIS_0236"] and listing.pairs == [(1, 0)]
+    assert "lacks 411 people of the split oasis_dp_v1, such as 0001" in caplog.text
+
+
+def test_the_dual_pyramid_benchmark_needs_people_that_can_be_told(tmp_path: Path) -> None:
+    write_neurite(tmp_path, list(range(1, 21)))
+    with pytest.raises(InputError, match="all 414 folders OASIS_OAS1_NNNN_MR1. For other forms .*--reader oasis"):
+        read_section(tmp_path, "oasis_dp")
+    write_neurite(tmp_path, list(range(21, 415)))
+    assert len(read_section(tmp_path, "oasis_dp").subjects) == 300
+
+
 def test_the_rank_rule_agrees_with_the_derived_map_of_people() -> None:
     numbers = load_split("oasis_lkunet")["train_3d"] + list(range(438, 458))
     for person in load_split("malf_to_l2r_oasis")["map"].values():
