@@ -2,7 +2,7 @@
 """Time and memory of the building blocks and of a training step, beside plain forms of the same, as Markdown tables.
 
     python scripts/benchmark.py ops     # losses, warps, pyramid, normalisation: about two minutes
-    python scripts/benchmark.py eoir    # forward and training step of EOIR: about five minutes
+    python scripts/benchmark.py eoir    # forward and training step; also vfa, sitreg: about five minutes each
     python scripts/benchmark.py metrics --threads 2    # evaluation of a full-size pair: about three minutes
     python scripts/benchmark.py contention --threads 2    # a training step beside two busy processes: some minutes
 
@@ -27,33 +27,32 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from common.threads import share_cores
+from scripts.training_steps import COMPARED, VARIANTS
 from scripts.workers import Worker
-
-PUBLISHED = "published form, re-enacted"
-VARIANTS = (PUBLISHED, "ours, float32", "ours, bfloat16 autocast")
-# CPU seconds and GB of one training step of the published code on one thread of another machine (Zen 5), torch 2.13.
-REFERENCE_SECONDS, REFERENCE_GB = 20.4, 3.3
 
 
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", choices=("ops", "eoir", "metrics", "contention", "worker"), help="worker is for internal use"
+        "what", choices=("ops", *COMPARED, "metrics", "contention", "worker"), help="worker is for internal use"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1); more only on idle cores")
     parser.add_argument(
-        "--repeats", type=int, help="timed repeats of each variant (default: 7 ops, 2 eoir, 3 metrics, 5 contention)"
+        "--repeats",
+        type=int,
+        help="timed repeats of each variant (default: 7 ops, 2 networks, 3 metrics, 5 contention)",
     )
-    parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 96), help="image of eoir (default 64 96 96)")
-    parser.add_argument("--channels", type=int, default=32, help="start_channel of eoir (default 32)")
-    parser.add_argument("--only", nargs="*", help="eoir: variants by number from 0; else words in the name")
+    parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 96), help="image of networks (default 64 96 96)")
+    parser.add_argument("--no-training", action="store_true", help="networks: the forward pass alone")
+    parser.add_argument("--only", nargs="*", help="networks: variants by number from 0; else words in the name")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     if arguments.what != "worker":
         share_cores()
-    tasks = {"ops": run_ops, "eoir": run_eoir, "metrics": run_metrics, "contention": run_contention}
+    tasks = {"ops": run_ops, "metrics": run_metrics, "contention": run_contention}
+    tasks |= dict.fromkeys(COMPARED, run_network)
     {**tasks, "worker": run_worker}[arguments.what](arguments)
 
 
@@ -106,69 +105,35 @@ def _network(arguments: argparse.Namespace, task: dict[str, Any]) -> Callable[[]
     import torch
 
     torch.manual_seed(0)
-    size = tuple(arguments.size)
-    published = task["variant"] == PUBLISHED
-    made = _published(size, arguments.channels) if published else _ours(task["variant"], arguments.channels)
-    network, loss, network_forward = made
+    size = arguments.size
+    form = COMPARED[task["method"]].form(task["variant"], size, **task.get("arguments", {}))
     # The same intensities for all; what they show has no influence on the time.
     moving, fixed = torch.rand((2, 1, 1, *size))
-    optimizer = torch.optim.Adam(network.parameters(), lr=4e-4, amsgrad=True)
+    optimizer = torch.optim.Adam(form.network.parameters(), lr=4e-4, amsgrad=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(moving, fixed).backward()
+        form.loss(moving, fixed).backward()
         optimizer.step()
 
     @torch.no_grad()
     def forward() -> None:
-        network_forward(moving, fixed)
+        form.forward(moving, fixed)
 
     return step if task["what"] == "training step" else forward
 
 
-def _published(size: tuple[int, ...], channels: int) -> tuple[Any, Any, Any]:
-    from scripts.textbook import TextbookEOIR, TextbookLoss
-
-    network, criterion = TextbookEOIR(size, channels), TextbookLoss(size)
-
-    def loss(moving: Any, fixed: Any) -> Any:
-        return criterion(moving, fixed, *network(moving, fixed))
-
-    return network, loss, network
-
-
-def _ours(variant: str, channels: int) -> tuple[Any, Any, Any]:
-    import torch
-
-    from common.engine.memory import keep_freed_memory
-    from common.losses import GradientLoss, ImagePyramid, LNCCLoss, RegistrationLoss, Term
-    from common.networks.eoir import EOIR
-
-    keep_freed_memory()
-    network = EOIR(start_channel=channels)
-    terms = {"lncc": Term(LNCCLoss(), ["warped", "fixed"]), "smooth": Term(GradientLoss(), ["velocity"], 5)}
-    criterion = RegistrationLoss(terms, [0.5**level for level in range(5)], ImagePyramid())
-
-    def run(moving: Any, fixed: Any, details: bool = False) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in variant):
-            return network(torch.cat([moving, fixed], dim=1), details)
-
-    def loss(moving: Any, fixed: Any) -> Any:
-        return criterion(run(moving, fixed, True), {"moving": moving, "fixed": fixed})
-
-    return network, loss, run
-
-
-def run_eoir(arguments: argparse.Namespace) -> None:
+def run_network(arguments: argparse.Namespace) -> None:
     """Forward pass and training step of the variants, in turns."""
     chosen = [VARIANTS[int(n)] for n in arguments.only] if arguments.only else list(VARIANTS)
-    size = "x".join(map(str, arguments.size))
+    size, compared = "x".join(map(str, arguments.size)), COMPARED[arguments.what]
     print(
-        f"EOIR, start_channel {arguments.channels}, {size}, batch 1, LUMIR loss, Adam with amsgrad, "
+        f"{compared.title}, {size}, batch 1, Adam with amsgrad, "
         f"{arguments.threads} thread(s); median of {arguments.repeats or 2} runs in turns after one to warm up\n"
     )
-    for what in ("forward without gradient", "training step"):
-        workers = {name: Worker(arguments, {"variant": name, "what": what}) for name in chosen}
+    for what in ("forward without gradient", "training step")[: 1 if arguments.no_training else 2]:
+        tasks = {name: {"method": arguments.what, "variant": name, "what": what} for name in chosen}
+        workers = {name: Worker(arguments, task) for name, task in tasks.items()}
         runs = [{name: worker.run() for name, worker in workers.items()} for _ in range(1 + (arguments.repeats or 2))]
         for worker in workers.values():
             worker.close()
@@ -182,7 +147,7 @@ def run_eoir(arguments: argparse.Namespace) -> None:
                 for name in chosen
             ],
         )
-    reference = f"{REFERENCE_SECONDS} CPU s, {REFERENCE_GB} GB"
+    reference = f"{compared.seconds} CPU s, {compared.gigabytes} GB"
     print(f"The published code itself, training step, 64x96x96, on one thread of a Zen 5 machine: {reference}")
 
 

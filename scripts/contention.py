@@ -25,7 +25,7 @@ def contention(arguments: argparse.Namespace) -> list[list[str]]:
     Fair is what a scheduler owes that treats all processes alike: the CPU seconds of the step in one thread, where none
     waits awake, times processes over cores.
     """
-    arguments.size, arguments.channels = SIZE, CHANNELS
+    arguments.size = SIZE
     ours = dict(os.environ)
     default = {name: text for name, text in ours.items() if name not in WAITING}
     work = _seconds(arguments, {**ours, "OMP_NUM_THREADS": "1"}, 0)[0]
@@ -41,7 +41,8 @@ def contention(arguments: argparse.Namespace) -> list[list[str]]:
 def _seconds(arguments: argparse.Namespace, environment: dict[str, str], busy: int) -> tuple[float, float]:
     """Median CPU and wall seconds of a step."""
     chosen = argparse.Namespace(**{**vars(arguments), "threads": int(environment["OMP_NUM_THREADS"])})
-    worker = Worker(chosen, {"variant": "ours, float32", "what": "training step"}, environment)
+    task = {"method": "eoir", "variant": "ours, float32", "what": "training step", "arguments": {"channels": CHANNELS}}
+    worker = Worker(chosen, task, environment)
     with _busy(busy):
         runs = [worker.run() for _ in range(1 + (arguments.repeats or 5))][1:]
     worker.close()

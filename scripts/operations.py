@@ -16,13 +16,17 @@ from monai.networks.blocks import DVF2DDF, Warp
 from torch import Tensor, nn
 
 from common.blocks.normalisation import instance_norm_prelu
+from common.blocks.vector_field_attention import expected_offset
 from common.losses import BendingLoss, GradientLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
 from common.spatial import integrate, warp
 from scripts.textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
+from scripts.textbook_vfa import unfolded_attention
 
 SIZE = (80, 112, 96)
 CLASSES = 36
 CHANNELS = 32
+# Channels that VFA compares voxels in at full resolution.
+MATCHED = 8
 BRAINS = Path(__file__).resolve().parents[2] / "shared" / "data" / "brain"
 
 Call = Callable[[], object]
@@ -155,7 +159,7 @@ def operations() -> dict[str, Operation]:
             {"dense blur": lambda: blurred_pyramid(moving), "image_pyramid": lambda: image_pyramid(moving, 5)}, 1.3
         ),
     }
-    return {**found, **_of_features(ddf, generator)}
+    return {**found, **_of_features(ddf, generator), **_of_attention(generator)}
 
 
 def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation]:
@@ -178,6 +182,22 @@ def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation
                 "warp": _both(lambda x, u: warp(x, u, padding_mode="zeros"), last, ddf),
             },
             5 * CHANNELS + 6,
+            True,
+        ),
+    }
+
+
+def _of_attention(generator: torch.Generator) -> dict[str, Operation]:
+    query = torch.randn((1, MATCHED, *SIZE), generator=generator)
+    key = torch.randn((1, MATCHED, *(n + 2 for n in SIZE)), generator=generator)
+    last = [x.contiguous(memory_format=torch.channels_last_3d) for x in (query, key)]
+    return {
+        f"attention among 27 neighbours, {MATCHED} channels, forward and backward to both": Operation(
+            {
+                "unfolded keys": _both(unfolded_attention, query, key),
+                "expected_offset": _both(expected_offset, *last),
+            },
+            6 * MATCHED + 6,
             True,
         ),
     }

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MULTIPLIER = 0.99
+# Relative change of the last step to the gradient of an inverse.
+GRADIENT_CHANGE = 1e-2
 # Published bounds of the control points, by factor from fine to coarse voxels.
 BOUNDS = {
     1: 0.36,
@@ -83,7 +85,7 @@ class FixedPointInverse(torch.autograd.Function):
             return torch.autograd.grad(value, inverse, w, retain_graph=True)[0] + grad
 
         def done(y: Tensor, x: Tensor) -> bool:
-            return bool((y - x).norm() / (1e-5 + y.norm()) < 1e-2)
+            return bool((y - x).norm() / (1e-5 + y.norm()) < GRADIENT_CHANGE)
 
         solution = anderson(step, torch.zeros_like(grad), done)
         return torch.autograd.grad(value, ddf, solution)[0], None
@@ -218,7 +220,7 @@ class TextbookSITRegLoss(nn.Module):
             where = self.grid + field
             mask = (sample(torch.ones_like(image), where, "zeros") >= 0.999).float()
             gradient = torch.stack([field.diff(dim=axis).square().mean() for axis in (2, 3, 4)]).mean()
-            total = total + 0.5 * (self.correlation(sample(image, where) * mask, target * mask) + gradient)
+            total = total + 0.5 * (self.correlation(sample(image, where, "zeros") * mask, target * mask) + gradient)
         return total
 
     def correlation(self, pred: Tensor, target: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ class Worker:
     ) -> None:
         size = [str(n) for n in arguments.size]
         command = [sys.executable, "-W", "ignore", str(BENCHMARK), "worker"]
-        command += ["--threads", str(arguments.threads), "--size", *size]
-        command += ["--channels", str(arguments.channels), "--task", json.dumps(task)]
+        command += ["--threads", str(arguments.threads), "--size", *size, "--task", json.dumps(task)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -8,41 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.blocks.vector_field_attention import expected_offset
 from common.losses import WarpedDiceLoss, image_pyramid
-from scripts import benchmark
 from scripts.textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
-
-SIZE = (32, 48, 32)
+from scripts.textbook_vfa import unfolded_attention
 
 
 def assert_close_in_norm(a: Tensor, b: Tensor, allowed: float) -> None:
     assert (a - b).norm() <= allowed * b.norm()
 
 
-def test_training_steps_of_the_benchmark_have_one_loss_and_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    # It would change the allocator of the process.
-    monkeypatch.setattr("common.engine.memory.keep_freed_memory", lambda: None)
-    torch.manual_seed(0)
-    textbook, textbook_loss, textbook_forward = benchmark._published(SIZE, 4)
-    ours, our_loss, our_forward = benchmark._ours("ours, float32", 4)
-    for one, other in zip(textbook.parameters(), ours.parameters(), strict=True):
-        one.data.copy_(other.data)
-    moving, fixed = torch.rand((2, 1, 1, *SIZE))
-    totals = [loss(moving, fixed) for loss in (textbook_loss, our_loss)]
-    assert totals[1].item() == pytest.approx(totals[0].item(), rel=2e-6)
-    for total in totals:
-        total.backward()
-    # Normalisation takes biases in front of it out again: their gradients are rounding.
-    pairs = [
-        (a, b)
-        for (name, a), b in zip(ours.named_parameters(), textbook.parameters(), strict=True)
-        if not ("encoder" in name and name.endswith("bias"))
-    ]
-    assert len(pairs) == 36
-    for a, b in pairs:
-        assert_close_in_norm(a.grad, b.grad, 1e-3)
-    with torch.no_grad():
-        assert_close_in_norm(our_forward(moving, fixed), textbook_forward(moving, fixed)[1][0], 1e-4)
+def test_unfolded_attention_is_the_expected_offset() -> None:
+    query, key = torch.randn(1, 3, 4, 5, 6), torch.randn(1, 3, 6, 7, 8)
+    torch.testing.assert_close(unfolded_attention(query, key), expected_offset(query, key))
 
 
 def test_one_hot_dice_is_the_warped_dice_loss() -> None:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks whose forward pass and training step ``benchmark.py`` measures, in a plain form and in ours.
+
+Imports torch where it is needed: the benchmark sets the environment of threads before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from common.losses import RegistrationLoss
+
+PUBLISHED = "published form, re-enacted"
+VARIANTS = (PUBLISHED, "ours, float32", "ours, bfloat16 autocast")
+
+
+@dataclass
+class Form:
+    """One form of a network.
+
+    Attributes:
+        network: its parameters are what is trained.
+        forward: registers (moving, fixed), (B, 1, *size) each, without a loss.
+        loss: the loss of one training step of (moving, fixed).
+    """
+
+    network: nn.Module
+    forward: Callable[[Tensor, Tensor], Any]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Compared:
+    """A network, and what is known of its published code.
+
+    Attributes:
+        title: network and loss in words.
+        published: makes the plain form for a size of the image; further arguments make it smaller than published.
+        ours: makes network and loss, with the same further arguments.
+        seconds: CPU seconds of one training step of the published code at 64x96x96 on one thread of another machine.
+        gigabytes: its peak memory.
+    """
+
+    title: str
+    published: Callable[..., Form]
+    ours: Callable[..., tuple[nn.Module, RegistrationLoss]]
+    seconds: float
+    gigabytes: float
+
+    def form(self, variant: str, size: Sequence[int], **arguments: Any) -> Form:
+        """The form of one of the variants, for images of a size; with ``arguments`` other than of published size."""
+        if variant == PUBLISHED:
+            return self.published(tuple(size), **arguments)
+        return _as_run(*self.ours(**arguments), bfloat16="bfloat16" in variant)
+
+
+def _as_run(network: nn.Module, criterion: RegistrationLoss, bfloat16: bool) -> Form:
+    """Ours, as the bundles run it."""
+    import torch
+
+    from common.engine.memory import keep_freed_memory
+
+    keep_freed_memory()
+
+    def run(moving: Tensor, fixed: Tensor, details: Any = False) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return network(torch.cat([moving, fixed], dim=1), details)
+
+    def loss(moving: Tensor, fixed: Tensor) -> Tensor:
+        targets = {"moving": moving, "fixed": fixed}
+        # Masks of nothing but ones, for the terms that look at masks.
+        masks = {f"{name}_mask": torch.ones_like(image) for name, image in targets.items()}
+        total: Tensor = criterion(run(moving, fixed, criterion.details), targets | masks)
+        return total
+
+    return Form(network, run, loss)
+
+
+def _published_eoir(size: tuple[int, ...], channels: int = 32) -> Form:
+    from scripts.textbook import TextbookEOIR, TextbookLoss
+
+    network, criterion = TextbookEOIR(size, channels), TextbookLoss(size)
+    return Form(network, network, lambda moving, fixed: criterion(moving, fixed, *network(moving, fixed)))
+
+
+def _our_eoir(channels: int = 32) -> tuple[nn.Module, RegistrationLoss]:
+    from common.losses import GradientLoss, ImagePyramid, LNCCLoss, RegistrationLoss, Term
+    from common.networks import EOIR
+
+    terms = {"lncc": Term(LNCCLoss(), ["warped", "fixed"]), "smooth": Term(GradientLoss(), ["velocity"], 5)}
+    criterion = RegistrationLoss(terms, [0.5**level for level in range(5)], ImagePyramid())
+    return EOIR(start_channel=channels), criterion
+
+
+def _published_vfa(size: tuple[int, ...], channels: int = 8) -> Form:
+    from scripts.textbook_vfa import TextbookVFA, TextbookVFALoss
+
+    network, criterion = TextbookVFA(size, channels), TextbookVFALoss()
+    identity = network.identities[0]
+    return Form(network, network, lambda moving, fixed: criterion(moving, fixed, network(moving, fixed), identity))
+
+
+def _our_vfa(channels: int = 8) -> tuple[nn.Module, RegistrationLoss]:
+    from common.losses import GradientLoss, LNCCLoss, MaskedLoss, RegistrationLoss, Term
+    from common.networks import VFA
+
+    lncc = LNCCLoss(statistics="mean", eps=2.0**-23, guard="max", offset=0.0)
+    terms = {"lncc": Term(MaskedLoss(lncc), ["warped", "fixed", "ddf"]), "smooth": Term(GradientLoss(), ["ddf"])}
+    network = VFA(start_channels=channels, matching_channels=channels)
+    return network, RegistrationLoss(terms, padding_mode="border")
+
+
+def _published_sitreg(size: tuple[int, ...], **arguments: Any) -> Form:
+    from scripts.textbook_sitreg import TextbookSITReg, TextbookSITRegLoss
+
+    network, criterion = TextbookSITReg(size, **arguments), TextbookSITRegLoss(size)
+    return Form(network, network, lambda moving, fixed: criterion(moving, fixed, *network(moving, fixed)))
+
+
+def _our_sitreg(**arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
+    from common.losses import GradientLoss, MaskedLNCCLoss, RegistrationLoss, Term
+    from common.networks import SITReg
+
+    lncc, terms = MaskedLNCCLoss(kernel_size=11, offset=0.0), {}
+    for warped, target, field in (("warped", "fixed", "ddf"), ("warped_back", "moving", "inverse_ddf")):
+        terms[f"lncc_{warped}"] = Term(lncc, [warped, target, f"{warped}_mask", f"{target}_mask"], 0.5)
+        terms[f"smooth_{warped}"] = Term(GradientLoss(), [field], 0.5)
+    return SITReg(**arguments), RegistrationLoss(terms)
+
+
+COMPARED = {
+    "eoir": Compared("EOIR, LUMIR loss", _published_eoir, _our_eoir, 20.4, 3.3),
+    "vfa": Compared("VFA, LUMIR loss", _published_vfa, _our_vfa, 21.6, 4.2),
+    "sitreg": Compared("SITReg, size and first loss of LUMIR", _published_sitreg, _our_sitreg, 26.8, 4.1),
+}
+"""By method; the published code was measured on one core (Zen 5) with torch 2.13 (EOIR) and 2.15."""

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain form of each network that is benchmarked is the same function as ours, in value and in gradient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.training_steps import COMPARED, VARIANTS
+
+SIZE = (32, 48, 32)
+
+Rules = dict[str, str | Callable[[re.Match[str]], str]]
+
+
+class Case(NamedTuple):
+    """How the two forms of a network are compared.
+
+    Attributes:
+        arguments: of both forms, small.
+        rules: pattern and replacement that make of the name of a parameter of the plain form that of ours.
+    """
+
+    arguments: dict[str, Any]
+    rules: Rules
+
+
+VFA: Rules = {
+    r"^first\.0\.": "encoder.first_norm.",
+    r"^first\.1\.": "encoder.first.",
+    r"^(down|up)\.(\d)\.0\.": r"encoder.\1.\2.0.conv.",
+    r"^(down|up)\.(\d)\.1\.": r"encoder.\1.\2.0.norm.",
+    r"^(down|up)\.(\d)\.3\.": r"encoder.\1.\2.1.conv.",
+    r"^(down|up)\.(\d)\.4\.": r"encoder.\1.\2.1.norm.",
+    r"^enlarge\.(\d)\.1\.": r"encoder.enlarge.\1.conv.",
+    r"^enlarge\.(\d)\.2\.": r"encoder.enlarge.\1.norm.",
+    r"^project\.(\d)\.": r"attention.\1.project.",
+    r"^encoder\.down\.4\.": "encoder.bottom.",
+}
+SITREG: Rules = {
+    r"^projection\.": "extractor.projection.",
+    r"^strided\.(\d)\.": r"extractor.downsamplings.\1.downsampling.",
+    r"^skips\.(\d)\.": r"extractor.downsamplings.\1.projection.",
+    r"^updates\.(\d)\.1\.": r"updates.\1.head.",
+    r"^updates\.(\d)\.0\.": r"updates.\1.block.",
+    r"^blocks\.0\.": "extractor.block.",
+    r"^blocks\.(\d)\.": lambda found: f"extractor.downsamplings.{int(found[1]) - 1}.block.",
+    r"block\.(0|3)\.": lambda found: f"block.convolutions.{int(found[1]) // 3}.",
+    r"block\.(1|4)\.": lambda found: f"block.normalisations.{int(found[1]) // 3}.",
+}
+CASES = {
+    "vfa": Case({"channels": 4}, VFA),
+    "sitreg": Case({"channels": (4, 8, 8), "update_channels": (4, 8, 8)}, SITREG),
+}
+
+
+@pytest.fixture(autouse=True)
+def memory_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would change the allocator of the process.
+    monkeypatch.setattr("common.engine.memory.keep_freed_memory", lambda: None)
+
+
+def assert_close_in_norm(a: Tensor, b: Tensor, allowed: float) -> None:
+    assert (a - b).norm() <= allowed * b.norm()
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_both_forms_have_one_loss_and_one_gradient(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[method]
+    # Ours is exact; with the published tolerance the plain form is one per cent away.
+    monkeypatch.setattr("scripts.textbook_sitreg.GRADIENT_CHANGE", 1e-5)
+    torch.manual_seed(0)
+    textbook, ours = (COMPARED[method].form(variant, SIZE, **case.arguments) for variant in VARIANTS[:2])
+    by_name, pairs = dict(ours.network.named_parameters()), []
+    for name, parameter in textbook.network.named_parameters():
+        for pattern, replacement in case.rules.items():
+            name = re.sub(pattern, replacement, name)
+        pairs.append((by_name.pop(name), parameter))
+        parameter.data.copy_(pairs[-1][0].data)
+    assert not by_name
+    moving, fixed = torch.rand((2, 1, 1, *SIZE))
+    totals = [form.loss(moving, fixed) for form in (textbook, ours)]
+    assert totals[1].item() == pytest.approx(totals[0].item(), rel=1e-5)
+    for total in totals:
+        total.backward()
+    gradients = [torch.cat([p.grad.flatten() for p in side if p.grad is not None]) for side in zip(*pairs, strict=True)]
+    assert_close_in_norm(gradients[0], gradients[1], 1e-3)
+
+
+def test_eoir_has_one_loss_and_one_gradient_of_each_parameter() -> None:
+    torch.manual_seed(0)
+    textbook, ours = (COMPARED["eoir"].form(variant, SIZE, channels=4) for variant in VARIANTS[:2])
+    for one, other in zip(textbook.network.parameters(), ours.network.parameters(), strict=True):
+        one.data.copy_(other.data)
+    moving, fixed = torch.rand((2, 1, 1, *SIZE))
+    totals = [form.loss(moving, fixed) for form in (textbook, ours)]
+    assert totals[1].item() == pytest.approx(totals[0].item(), rel=2e-6)
+    for total in totals:
+        total.backward()
+    # Normalisation takes biases in front of it out again: their gradients are rounding.
+    pairs = [
+        (a, b)
+        for (name, a), b in zip(ours.network.named_parameters(), textbook.network.parameters(), strict=True)
+        if not ("encoder" in name and name.endswith("bias"))
+    ]
+    assert len(pairs) == 36
+    for a, b in pairs:
+        assert a.grad is not None and b.grad is not None
+        assert_close_in_norm(a.grad, b.grad, 1e-3)
+    with torch.no_grad():
+        assert_close_in_norm(ours.forward(moving, fixed), textbook.forward(moving, fixed)[1][0], 1e-4)
