@@ -8,7 +8,6 @@ from common.losses.dice import SoftDiceLoss as SoftDiceLoss
 from common.losses.dice import WarpedDiceLoss as WarpedDiceLoss
 from common.losses.folding import FoldingLoss as FoldingLoss
 from common.losses.lncc import LNCCLoss as LNCCLoss
-from common.losses.lncc import MaskedLNCCLoss as MaskedLNCCLoss
 from common.losses.masked import MaskedLoss as MaskedLoss
 from common.losses.masked import MultiScaleLoss as MultiScaleLoss
 from common.losses.mutual_information import MutualInformationLoss as MutualInformationLoss

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checks import InputError
-from common.losses.lncc import MaskedLNCCLoss
+from common.losses.masked import INSIDE
 from common.spatial import warp
 from common.spatial.affine import normalised_spacing
 
@@ -71,7 +71,7 @@ class CycleConsistencyLoss(nn.Module):
         inside = torch.ones_like(masks[::CYCLE])
         for step in reversed(range(CYCLE)) if reverse else range(CYCLE):
             mask = warp(masks[step::CYCLE], where.detach(), padding_mode="zeros")
-            inside = inside * (mask >= MaskedLNCCLoss.INSIDE)
+            inside = inside * (mask >= INSIDE)
             where = where + warp(fields[step::CYCLE], where)
         return where, inside
 

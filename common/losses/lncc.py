@@ -134,31 +134,6 @@ class LNCCLoss(nn.Module):
         return self.offset - mean_squared_lncc(pred, target, self.kernel_size, eps, self.guard == "max")
 
 
-class MaskedLNCCLoss(LNCCLoss):
-    """:class:`LNCCLoss` of two images that are 0 outside both masks (SITReg).
-
-    The images are multiplied by both masks before the windows are summed; the mean is that over all voxels.
-    """
-
-    INSIDE = 0.999
-    """Where linear interpolation made a mask smaller than this, one of the voxels that it came from is outside."""
-
-    def forward(self, pred: Tensor, target: Tensor, pred_mask: Tensor, target_mask: Tensor) -> Tensor:  # type: ignore[override]
-        """Compare two images where both masks are.
-
-        Args:
-            pred: (B, C, *spatial), usually the warped moving image.
-            target: the same shape.
-            pred_mask: (B, 1, *spatial), 0 and 1 and what linear interpolation makes of them.
-            target_mask: the same shape, 0 and 1.
-
-        Returns:
-            As :meth:`LNCCLoss.forward`.
-        """
-        mask = (pred_mask.detach() >= self.INSIDE) & (target_mask.detach() >= self.INSIDE)
-        return super().forward(pred * mask, target * mask)
-
-
 def mean_squared_lncc(pred: Tensor, target: Tensor, kernel_size: int, eps: float, bounded: bool) -> Tensor:
     """Mean of cc of :class:`LNCCLoss` (window sums) over images (B, C, *spatial); differentiable once."""
     dtype = computing_dtype(pred, target)

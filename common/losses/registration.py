@@ -19,8 +19,6 @@ WARPS = {
     "warped_back": ("fixed", "inverse_ddf"),
     "warped_label": ("moving_label", "ddf"),
     "warped_back_label": ("fixed_label", "inverse_ddf"),
-    "warped_mask": ("moving_mask", "ddf"),
-    "warped_back_mask": ("fixed_mask", "inverse_ddf"),
 }
 """What is made where a term looks at it: name to (image, field that it is sampled by)."""
 MAPS = {"map": "ddf", "inverse_map": "inverse_ddf"}

@@ -144,7 +144,6 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
         "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
         "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
-        "MaskedLNCCLoss": lambda: losses.MaskedLNCCLoss(dims)(image, image, image, image),
         "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
         "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
         "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.losses import LNCCLoss, MaskedLNCCLoss
+from common.losses import LNCCLoss
 
 
 def _textbook(i: np.ndarray, j: np.ndarray, size: int, eps: float, mean: bool, guard: str = "add") -> float:
@@ -211,17 +211,3 @@ def test_bad_shapes_are_refused() -> None:
         LNCCLoss()(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
     with pytest.raises(ValueError, match="resample one to the other's grid"):
         LNCCLoss()(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5))
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 9, 8), (1, 1, 6, 7, 5)])
-def test_masked_images_are_zero_outside_both_masks(shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    pred, target = (torch.rand(shape, generator=generator) for _ in range(2))
-    masks = [(torch.rand(shape, generator=generator) > 0.3).float() for _ in range(2)]
-    both = masks[0] * masks[1]
-    # What linear interpolation made of a mask counts from 0.999 on.
-    blurred = masks[0] - 5e-4 * masks[0] + 0.5 * (1 - masks[0])
-    dims = len(shape) - 2
-    found = MaskedLNCCLoss(dims, 3, offset=0.0)(pred, target, blurred, masks[1])
-    assert found.item() == LNCCLoss(dims, 3, offset=0.0)(pred * both, target * both).item()
-    assert -1 <= found.item() < 0

@@ -42,6 +42,19 @@ def test_voxels_outside_the_moving_image_or_its_mask_do_not_count(dims: int, mas
     torch.testing.assert_close(value, expected / warped.numel())
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_all_voxels_that_the_image_is_interpolated_from_have_to_be_in_the_mask(dims: int) -> None:
+    data = case(dims)
+    warped, mask = warp(data["moving"], data["ddf"]), data["moving_mask"].float()
+    # An image of many values is a mask, too: what is above 0.
+    image = torch.where(mask > 0, 0.1 + 100 * data["moving"], 0.0)
+    inside = warp(mask, data["ddf"], padding_mode="zeros") >= 1 - 1e-3
+    assert 0 < inside.float().mean() < warp(mask, data["ddf"], "nearest", "zeros").mean()
+    inside = inside & (data["fixed_mask"] > 0)
+    value = MaskedLoss(nn.MSELoss(), "bilinear")(warped, data["fixed"], data["ddf"], data["fixed_mask"], image)
+    torch.testing.assert_close(value, nn.MSELoss()(warped * inside, data["fixed"] * inside))
+
+
 def test_gradient_goes_through_the_images_alone() -> None:
     data = case(3)
     ddf = data["ddf"].requires_grad_()

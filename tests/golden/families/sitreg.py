@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common import losses, metrics
 from common.blocks.sitreg import UpdateExtraction
+from common.losses.masked import INSIDE
 from common.networks.sitreg import MULTIPLIER, SITReg
 from common.spatial import bspline_bound, bspline_field, compose, invert_contraction, warp
 from common.spatial.fixed_point import SOLVERS, Solver, anderson, solve_inverse
@@ -222,12 +223,16 @@ def _training(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 def _loss(options: dict[str, Any], spatial_dims: int, spacing: Any = None) -> losses.RegistrationLoss:
     """The published loss: both directions alike, each with half the weight."""
-    similarity = losses.MaskedLNCCLoss(spatial_dims, options["ncc"]["window_size"], offset=0.0)
+    lncc = losses.LNCCLoss(spatial_dims, options["ncc"]["window_size"], offset=0.0)
+    similarity = losses.MaskedLoss(lncc, "bilinear")
     smoothness = losses.GradientLoss(spacing=spacing)
-    sides = (("forward", "warped", "fixed", "ddf"), ("inverse", "warped_back", "moving", "inverse_ddf"))
+    sides = (
+        ("forward", "warped", "fixed", "ddf", "moving"),
+        ("inverse", "warped_back", "moving", "inverse_ddf", "fixed"),
+    )
     terms = {}
-    for name, warped, target, field in sides:
-        masked = [warped, target, f"{warped}_mask", f"{target}_mask"]
+    for name, warped, target, field, source in sides:
+        masked = [warped, target, field, f"{target}_mask", f"{source}_mask"]
         terms[f"{name}_ncc"] = losses.Term(similarity, masked, 0.5)
         terms[f"{name}_gradient"] = losses.Term(smoothness, [field], 0.5 * options["gradient_weight"])
     return losses.RegistrationLoss(terms)
@@ -246,7 +251,7 @@ def _loss_v1(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     total = loss({"ddf": fields["forward"], "inverse_ddf": fields["inverse"]}, targets)
     total.backward()
     forward = fields["forward"].detach()
-    inside = warp(targets["moving_mask"], forward, padding_mode="zeros") >= losses.MaskedLNCCLoss.INSIDE
+    inside = warp(targets["moving_mask"], forward, padding_mode="zeros") >= INSIDE
     results = {"out/warped_1": warp(targets["moving"], forward).numpy(), "out/warped_mask_1": inside.float().numpy()}
     results |= {f"grad/{name}": field.grad.numpy() for name, field in fields.items() if field.grad is not None}
     return results | _terms(loss) | {"loss/total": total.detach().numpy()}
