@@ -73,7 +73,7 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> N
     data = {"dataset_dir": str(phantoms), "reader": "datalist", **PHANTOMS.get(bundle.name.partition("_")[2], {})}
     folders = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
 
-    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2}
+    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2, "batch_size": 1}
     run_workflow(bundle, "train", output_dir=str(folders["train"]), **options, **data, **short)
     check_training(folders["train"], model)
 
