@@ -43,6 +43,7 @@ KEY_MAP_2023: KeyMap = {
     _LEVEL + r"double_conv\.convolutions\.": r"extractor.downsamplings.\1.block.convolutions.",
     _LEVEL + r"double_conv\.normalizer_modules\.": r"extractor.downsamplings.\1.block.normalisations.",
     _UPDATES + r"_convolution_block\.convolutions\.": r"updates.\1.block.convolutions.",
+    _UPDATES + r"_convolution_block\.normalizer_modules\.": r"updates.\1.block.normalisations.",
     _UPDATES + r"_final_conv\.": r"updates.\1.head.",
     r"^_affine_extraction_network\._linear_1\.": "affine.hidden.0.",
     r"^_affine_extraction_network\._linear_2\.": "affine.hidden.1.",
