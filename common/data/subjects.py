@@ -14,7 +14,11 @@ _logger = logging.getLogger(__name__)
 
 
 def read_section(
-    dataset_dir: str | Path, reader: str = "datalist", section: str = "training", dataset_json: str | None = None
+    dataset_dir: str | Path,
+    reader: str = "datalist",
+    section: str = "training",
+    dataset_json: str | None = None,
+    first: int | None = None,
 ) -> Listing:
     """The subjects of one section of a data set, and the pairs that it lists.
 
@@ -25,14 +29,15 @@ def read_section(
         reader: name of the layout, a key of ``common.data.READERS``.
         section: "training", "validation" or "test".
         dataset_json: name of the data list in the folder, where the reader's own choice is not wanted.
+        first: how many subjects count, from the first one of the list on (of hearts each frame is one); None for all.
 
     Returns:
         ``subjects``, dictionaries {"id", "image", "label"}, "label" absent where there is none; ``pairs``, (moving,
         fixed) indices into them, None where the data set lists none.
 
     Raises:
-        InputError: folder missing or empty, list missing or damaged, listed files missing, no such section, or fewer
-            than two subjects.
+        InputError: folder missing or empty, list missing or damaged, listed files missing, no such section, fewer
+            than two subjects, or fewer than ``first``.
     """
     listed = _read_listing(Path(dataset_dir).expanduser(), reader, section, dataset_json)
     listing = listed.without_unpaired()
@@ -51,7 +56,19 @@ def read_section(
             f"The {section} section of {dataset_dir} has {len(listing.subjects)} subject(s), but registration needs at "
             "least two; add subjects or choose another section."
         )
-    return listing
+    return listing if first is None else _first(listing, first, f"The {section} section of {dataset_dir}")
+
+
+def _first(listing: Listing, number: int, source: str) -> Listing:
+    if not 2 <= number <= len(listing.subjects):
+        raise InputError(
+            f"--train_subjects is {number}, but {source} has {len(listing.subjects)} subjects; give 2 to that many."
+        )
+    kept = listing.first(number)
+    if not kept.subjects:
+        raise InputError(f"--train_subjects is {number}, but none of the pairs of {source} is among these; give more.")
+    _logger.info("%s: the first %d of %d subjects.", source, len(kept.subjects), len(listing.subjects))
+    return kept
 
 
 def read_subjects(

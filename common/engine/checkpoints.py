@@ -133,6 +133,8 @@ class ResumeHandler:
 
     def _load(self, engine: Trainer) -> None:
         content = load_checkpoint(self.path)
+        if isinstance(content, dict):
+            content.setdefault("cpu_seconds", 0.0)  # Earlier releases did not count them.
         self._began = content
         self._check(engine, content)
         check_finite_weights(content["network"], str(self.path))

@@ -82,6 +82,12 @@ OPTIONS: dict[str, Check] = {
     "naming": _one_of(NAMINGS),
     "seed": Check(lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
     "max_epochs": Check(lambda value: _is_whole(value, 1), "the number of epochs, 1 or more"),
+    "train_subjects": Check(
+        lambda value: value is None or _is_whole(value, 2), "the number of subjects, 2 or more, or None for all"
+    ),
+    "max_cpu_seconds": Check(
+        lambda value: value is None or (_is_number(value) and value > 0), "seconds above 0, or None for no end"
+    ),
     "pairs_per_epoch": Check(
         lambda value: value is None or _is_whole(value, 1), "the number of pairs, 1 or more, or None for all"
     ),

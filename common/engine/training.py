@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
+from common.engine.cpu_limit import CpuLimit
 from common.engine.progress import History, ProgressBar
 from common.engine.readiness import check_batches, check_file, check_space, say_without_labels, training_files
 from common.engine.schedules import schedule_handler
@@ -46,6 +47,7 @@ class TrainingHandlers:
         resume: whether to go on from the checkpoint where there is one.
         overwrite: whether to start anew although there is one, or weights.
         checkpoint_seconds: longest time between two checkpoints.
+        max_cpu_seconds: processor time after which the training ends, see :class:`common.engine.cpu_limit.CpuLimit`.
 
     Raises:
         InputError: as :class:`common.engine.ValidationHandler`, :class:`common.engine.BestModelHandler` and, on
@@ -65,6 +67,7 @@ class TrainingHandlers:
         resume: bool = False,
         overwrite: bool = False,
         checkpoint_seconds: float = 300.0,
+        max_cpu_seconds: float | None = None,
     ) -> None:
         folder = Path(output_dir)
         schedule = [] if lr_scheduler is None else [schedule_handler(lr_scheduler)]
@@ -82,6 +85,7 @@ class TrainingHandlers:
         )
         self.handlers: list[Any] = [
             StopWhenNotFinite(loss),
+            CpuLimit(max_cpu_seconds),
             *schedule,
             ValidationHandler(evaluator, val_interval),
             History(folder / "history.csv", loss, evaluator),

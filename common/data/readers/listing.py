@@ -45,6 +45,11 @@ class Listing:
             [self.subjects[i] for i in named], [(place[moving], place[fixed]) for moving, fixed in self.pairs]
         )
 
+    def first(self, number: int) -> Listing:
+        """The first ``number`` subjects in the order of the list, and those of the listed pairs that are among them."""
+        pairs = None if self.pairs is None else [pair for pair in self.pairs if max(pair) < number]
+        return Listing(self.subjects[:number], pairs).without_unpaired()
+
 
 def published_listings(source: Path, name: str, people: Mapping[str, Subject], test: str) -> dict[str, Listing]:
     """The sections of a published split that lists pairs, as far as its people are there.

@@ -123,6 +123,37 @@ def test_training_pairs_that_validation_has_too_are_left_out(
     assert training(folder) == [("P_0004", "P_0003")] and "all 1 training pairs also serve" in caplog.text
 
 
+def test_the_first_subjects_of_the_list_are_chosen_by_their_number(
+    datalist: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        listing = read_section(datalist, first=2)
+    assert [subject["id"] for subject in listing.subjects] == ["P_0000", "P_0001"] and listing.pairs is None
+    assert "the first 2 of 3 subjects" in caplog.text
+    assert read_section(datalist, first=3) == read_section(datalist)
+
+
+def test_of_listed_pairs_those_among_the_first_subjects_are_left(edit_datalist: Callable[..., Path]) -> None:
+    pairs = [pair(0, 4), pair(2, 0), pair(2, 4)]
+    folder = edit_datalist(
+        training=[IMAGE(number) for number in (0, 1, 2, 4)],
+        validation=[IMAGE(3), IMAGE(5)],
+        registration_val=[],
+        training_paired_images=pairs,
+    )
+    listing = read_section(folder, first=2)
+    assert [subject["id"] for subject in listing.subjects] == ["P_0000", "P_0002"] and listing.pairs == [(0, 1)]
+    edit_datalist(training_paired_images=[pair(0, 4), pair(2, 4)])
+    with pytest.raises(InputError, match="--train_subjects is 2, but none of the pairs of .* is among these"):
+        read_section(folder, first=2)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_too_few_or_more_subjects_than_there_are_is_refused(number: int, datalist: Path) -> None:
+    with pytest.raises(InputError, match=f"^--train_subjects is {number}, but .* has 3 subjects; give 2 to that many"):
+        read_section(datalist, first=number)
+
+
 def test_a_training_pair_of_what_is_not_in_training_is_refused(edit_datalist: Callable[..., Path]) -> None:
     folder = edit_datalist(training_paired_images=[pair(0, 1), pair(0, 3)])
     with pytest.raises(

@@ -20,6 +20,8 @@ WRONG: dict[str, list[Any]] = {
     "max_epochs": [0, -3, 1.5, "ten", math.nan, math.inf, [1], None, True],
     "batch_size": [0, -1, 2.0, "2", None, True],
     "pairs_per_epoch": [0, -1, "all", math.inf, False],
+    "train_subjects": [1, 0, 2.5, "ten", True],
+    "max_cpu_seconds": [0, -1, math.inf, "1 h", True],
     "val_interval": [0, "2", None],
     "num_workers": [-1, "two", 0.5, None],
     "learning_rate": [0, -1, "1e-4x", math.nan, math.inf, [0.1], None, True],
@@ -45,6 +47,8 @@ WRONG: dict[str, list[Any]] = {
 RIGHT: dict[str, list[Any]] = {
     "max_epochs": [1, 301],
     "pairs_per_epoch": [None, 1],
+    "train_subjects": [None, 2],
+    "max_cpu_seconds": [None, 0.5],
     "learning_rate": [1e-4, 1],
     "seed": [0, 2**32 - 1],
     "labels": [None, [1], [-5, 614454277], (1, 2), "$range(1, 9)", "$[1] + [2]"],
