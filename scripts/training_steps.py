@@ -123,12 +123,14 @@ def _published_sitreg(size: tuple[int, ...], **arguments: Any) -> Form:
 
 
 def _our_sitreg(**arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
-    from common.losses import GradientLoss, MaskedLNCCLoss, RegistrationLoss, Term
+    from common.losses import GradientLoss, LNCCLoss, MaskedLoss, RegistrationLoss, Term
     from common.networks import SITReg
 
-    lncc, terms = MaskedLNCCLoss(kernel_size=11, offset=0.0), {}
-    for warped, target, field in (("warped", "fixed", "ddf"), ("warped_back", "moving", "inverse_ddf")):
-        terms[f"lncc_{warped}"] = Term(lncc, [warped, target, f"{warped}_mask", f"{target}_mask"], 0.5)
+    # An image is its own mask.
+    lncc, terms = MaskedLoss(LNCCLoss(kernel_size=11, offset=0.0), "bilinear"), {}
+    ways = (("warped", "fixed", "moving", "ddf"), ("warped_back", "moving", "fixed", "inverse_ddf"))
+    for warped, target, source, field in ways:
+        terms[f"lncc_{warped}"] = Term(lncc, [warped, target, field, target, source], 0.5)
         terms[f"smooth_{warped}"] = Term(GradientLoss(), [field], 0.5)
     return SITReg(**arguments), RegistrationLoss(terms)
 
