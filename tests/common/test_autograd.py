@@ -17,6 +17,7 @@ import common.losses
 import common.spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.group_normalisation import group_norm_relu
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
@@ -109,6 +110,8 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "invert_contraction": (invert_contraction, (0.1 * FIELD,)),
     "EOIR": (NETWORK, (normal(1, 2, 32, 32),)),
     "expected_offset": (expected_offset, (normal(1, 2, 4, 5), normal(1, 2, 6, 7))),
+    "local_correlation": (local_correlation, (normal(1, 3, 4, 5), normal(1, 3, 4, 5))),
+    "reversed_correlation": (lambda x: reversed_correlation(x).square(), (MANY,)),
     "AffineNorm": (lambda x: AffineNorm(9, 0.2).double()(x).value, (MANY,)),
     "VFA": (ATTENTION, (normal(1, 2, 8, 8),)),
     "SITReg": (SITREG, (normal(1, 2, 12, 9),)),

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from common import losses, metrics, networks, spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.group_normalisation import group_norm_relu
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
@@ -189,6 +190,8 @@ def block_cases(dims: int) -> dict[str, Case]:
         "normalise_and_convolve": lambda: normalise_and_convolve(x, slope, weight, bias),
         "AffineNorm": lambda: AffineNorm(2, 0.2).to(META)(x).value,
         "expected_offset": lambda: expected_offset(x, values(BATCH, 2, *(n + 2 for n in SIZES[dims]))),
+        "local_correlation": lambda: local_correlation(x, x * 1, padding_mode="border"),
+        "reversed_correlation": lambda: reversed_correlation(values(BATCH, 3**dims, *SIZES[dims])),
         "instance_norm_prelu": lambda: instance_norm_prelu([x, x * 1], slope, x * 1),
         "group_norm_relu": lambda: group_norm_relu(x, 2, values(2), values(2)),
     }
