@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from common.networks.dual_pyramid import DualPyramid
 from common.networks.eoir import EOIR
 from common.networks.sitreg import SITReg
 from common.networks.vfa import VFA
 
-__all__ = ["EOIR", "SITReg", "VFA"]
+__all__ = ["EOIR", "VFA", "DualPyramid", "SITReg"]

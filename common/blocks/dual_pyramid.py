@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the dual-pyramid networks: residual block, encoder, and the block that predicts a displacement.
+
+Source: Liu et al., "Unsupervised deformable image registration revisited" (MIDL 2025 short papers); where the text is
+silent these follow the published code, its initialisation included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.blocks.affine_norm import AffineNorm
+from common.blocks.convolution import convolve
+from common.blocks.remade import not_stored
+
+SLOPE = 0.2
+"""Of the activations at negative numbers."""
+SMALL = 1e-5
+"""Standard deviation of the weights of a fresh convolution that predicts a displacement."""
+
+
+def _convolution(spatial_dims: int, in_channels: int, out_channels: int, size: int = 3, stride: int = 1) -> nn.Module:
+    kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return kind(in_channels, out_channels, size, stride=stride, padding=size // 2)
+
+
+def _convolved(x: Tensor, conv: nn.Module) -> Tensor:
+    assert isinstance(conv, (nn.Conv2d, nn.Conv3d)) and conv.bias is not None
+    if max(conv.stride) > 1:
+        result: Tensor = conv(x)
+        return result
+    return convolve(x, conv.weight, conv.bias)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions of three voxels beside one of a single voxel, their sum activated.
+
+    Each convolution is followed by a normalisation, and the first one by an activation as well.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of the input.
+        out_channels: of the output.
+        stride: of the first convolution and of the one beside it.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = _convolution(spatial_dims, in_channels, out_channels, stride=stride)
+        self.first_norm = AffineNorm(out_channels, SLOPE)
+        self.second = _convolution(spatial_dims, out_channels, out_channels)
+        self.second_norm = AffineNorm(out_channels, slope=1.0)
+        self.skip = _convolution(spatial_dims, in_channels, out_channels, 1, stride)
+        self.skip_norm = AffineNorm(out_channels, slope=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *(ceil(n / stride) for n in spatial))."""
+        hidden = self.first_norm(_convolved(x, self.first))
+        with not_stored(hidden):
+            main = _convolved(hidden.value, self.second)
+        main, skip = self.second_norm(main).value, self.skip_norm(_convolved(x, self.skip)).value
+        return F.leaky_relu_(main + skip, SLOPE)
+
+
+class Encoder(nn.Module):
+    """Feature pyramid of one image, a residual block for each level.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: of each level, finest first.
+    """
+
+    def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.projection = _convolution(spatial_dims, 1, channels[0], 1)
+        inputs = [channels[0], *channels[:-1]]
+        self.blocks = nn.ModuleList(
+            ResidualBlock(spatial_dims, inputs[level], channels[level], stride=2 if level else 1)
+            for level in range(len(channels))
+        )
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight, a=SLOPE)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 1, *spatial) to the features (B, C_i, *spatial / 2**i) of each level, finest first, sizes rounded up."""
+        features: list[Tensor] = []
+        x = _convolved(image, self.projection)
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return features
+
+
+class FlowBlock(nn.Module):
+    """From features to a displacement of one level: a residual block, and a convolution that begins near zero.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of all that is fed.
+        channels: of the residual block.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(spatial_dims, in_channels, channels)
+        self.flow = _convolution(spatial_dims, channels, spatial_dims)
+        assert isinstance(self.flow, (nn.Conv2d, nn.Conv3d)) and self.flow.bias is not None
+        nn.init.normal_(self.flow.weight, std=SMALL)
+        nn.init.zeros_(self.flow.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, d, *spatial), float32 or finer."""
+        flow = _convolved(self.residual(x), self.flow)
+        return flow.float() if flow.dtype.itemsize < 4 else flow

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dual-pyramid networks: one encoder, six ways to go from two feature pyramids to a displacement.
+
+Paper: H. Liu et al., "Unsupervised deformable image registration revisited", MIDL 2025 short papers (OpenReview
+DGvFGbX0EG). Repository: HengjieLiu/Unsupervised-DL-DIR-Revisited (MIT). Layout of its weights:
+:mod:`common.weights.dual_pyramid`.
+
+On purpose different from the published code: the two correlations of an inverse-consistent network are of one set of
+products; only what is returned is composed; each pair of a batch is solved by itself; the gradient of an inverse is
+exact; two-dimensional images and any size (padded inside).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.blocks.correlation import local_correlation, reversed_correlation
+from common.blocks.dual_pyramid import Encoder, FlowBlock
+from common.blocks.vector_field_attention import VectorFieldAttention
+from common.checks import InputError
+from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.sitreg import MULTIPLIER
+from common.spatial import bspline_bound, bspline_field, compose, resize_image, warp
+from common.spatial.fixed_point import SOLVERS
+from common.spatial.symmetric import Halves, advance, at_level
+
+
+class Variant(NamedTuple):
+    """What a level of the decoder is made of.
+
+    Attributes:
+        fed: to its block of convolutions, in this order (:func:`_made` says what they are); nothing where attention
+            compares the features instead.
+        symmetric: whether both images move towards each other, by updates that can be inverted.
+    """
+
+    fed: tuple[str, ...]
+    symmetric: bool = False
+
+
+VARIANTS = {
+    "conv_mf": Variant(("moving", "fixed")),
+    "conv_mfc": Variant(("moving", "correlation", "fixed")),
+    "conv_c": Variant(("correlation",)),
+    "convic_mf": Variant(("moving", "fixed"), symmetric=True),
+    "convic_c": Variant(("correlation_back", "correlation"), symmetric=True),
+    "vfa": Variant(()),
+}
+"""The six networks, in the order of the paper."""
+EXCHANGED = {
+    "moving": "fixed",
+    "fixed": "moving",
+    "correlation": "correlation_back",
+    "correlation_back": "correlation",
+}
+"""What each becomes when the images are exchanged."""
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    **{variant: {"variant": variant} for variant in VARIANTS},
+    "tiny": {"channels": (2, 3, 4), "solver": "tight"},
+}
+"""Arguments of the published networks, and those that make any of them small enough for tests."""
+
+
+class DualPyramid(nn.Module):
+    """Two feature pyramids of one encoder, and from coarse to fine what one level after the other finds.
+
+    Networks of one direction warp the moving features by what is known and add what is found. Inverse-consistent ones
+    move both images towards each other like :class:`common.networks.SITReg`, so that exchanging the images exchanges
+    the results.
+
+    Args:
+        spatial_dims: 2 or 3.
+        variant: what the levels look at, a name of :data:`VARIANTS`.
+        channels: of the features of each level, finest first.
+        decoder_channels: hidden channels of each level; None for twice those of the features or, in attention, as many.
+        radius: of the correlation, in voxels of the level.
+        solver: of the inverses, "default" or "tight" (:data:`common.spatial.fixed_point.SOLVERS`).
+
+    Raises:
+        InputError: for another number of dimensions, an unknown variant or solver, a number below 1, or lists that
+            differ in length.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        *,
+        variant: str = "conv_c",
+        channels: Sequence[int] = (16, 32, 32, 64, 64),
+        decoder_channels: Sequence[int] | None = None,
+        radius: int = 1,
+        solver: str = "default",
+    ) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "variant": variant,
+            "channels": [*channels],
+            "decoder_channels": None if decoder_channels is None else [*decoder_channels],
+            "radius": radius,
+            "solver": solver,
+        }
+        _check(self.arguments)
+        self.spatial_dims, self.levels, self.radius = spatial_dims, len(channels), radius
+        self.variant, self.solver = VARIANTS[variant], SOLVERS[solver]
+        self.encoder = Encoder(spatial_dims, channels)
+        self.decoder = nn.ModuleList(
+            FlowBlock(spatial_dims, fed_channels(variant, spatial_dims, features, radius), hidden)
+            if self.variant.fed
+            else VectorFieldAttention(spatial_dims, features, hidden)
+            for features, hidden in zip(channels, decoder_channels or hidden_channels(variant, channels), strict=True)
+        )
+        self.bounds = [MULTIPLIER * bspline_bound((2**level,) * spatial_dims) for level in range(self.levels)]
+        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
+        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        # torch documents this form of `to`, its annotations lack it.
+        self.to(memory_format=layout)  # type: ignore[call-overload]
+
+    @overload
+    def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, image: Tensor, details: Literal[True] | Collection[str]) -> dict[str, Any]: ...
+
+    def forward(self, image: Tensor, details: Details = False) -> Tensor | dict[str, Any]:
+        """Register a pair.
+
+        Args:
+            image: (B, 2, *spatial), channel 0 moving, channel 1 fixed, any spatial size. Intensities of any scale.
+            details: further outputs that are wanted, by name, or True for all.
+
+        Returns:
+            The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of it and, where asked for,
+
+            - ``pyramid``: of networks of one direction the displacement of each level, finest first, in voxels of its
+              grid, where level 0 covers the image padded at the far ends to the working size; of inverse-consistent
+              ones the result after each level, finest first, all on the grid and in voxels of the image;
+            - of inverse-consistent networks ``inverse_ddf``, the way back, which equals the ``ddf`` of the exchanged
+              images, and ``inverse_pyramid``.
+
+        Raises:
+            ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
+        """
+        check_pair(image, self.spatial_dims)
+        size = image.shape[2:]
+        image = F.pad(image, _padding(size, 2 ** (self.levels - 1)))
+        # One image after the other: the same numbers as a joint batch, at half the transient memory.
+        moving, fixed = (self.encoder(image[:, c : c + 1]) for c in (0, 1))
+        if self.variant.symmetric:
+            return _outputs(self._towards_each_other(moving, fixed, image.shape[2:]), size, details)
+        pyramid = self._one_way(moving, fixed)
+        ddf = crop(pyramid[0], size)
+        if not details:
+            return ddf
+        return {"ddf": ddf, **({"pyramid": pyramid} if wants(details, "pyramid") else {})}
+
+    def _one_way(self, moving: list[Tensor], fixed: list[Tensor]) -> list[Tensor]:
+        """Displacements of all levels, finest first."""
+        ddfs: list[Tensor] = []
+        for level in reversed(range(self.levels)):
+            m, f = moving[level], fixed[level]
+            # As published: twice the displacement from corner to corner, where it should be (2 n - 1) / (n - 1) times.
+            known = 2 * resize_image(ddfs[0], f.shape[2:]) if ddfs else None
+            if known is not None:
+                m = warp(m, known).to(m.dtype)
+            found = self._found(level, m, f)
+            ddfs.insert(0, found if known is None else compose(known, found))
+        return ddfs
+
+    def _found(self, level: int, moving: Tensor, fixed: Tensor) -> Tensor:
+        """What one level finds between features that are warped by what is known."""
+        names, block = self.variant.fed, self.decoder[level]
+        if not names:
+            result: Tensor = block(fixed, moving)
+        else:
+            made = _made(names, moving, fixed, self.radius)
+            result = block(torch.cat([made[name] for name in names], dim=1))
+        return result
+
+    def _towards_each_other(self, moving: list[Tensor], fixed: list[Tensor], size: Sequence[int]) -> list[Halves]:
+        """The halves after the updates of each level, finest first."""
+        halves: list[Halves] = []
+        names = self.variant.fed
+        for level in reversed(range(self.levels)):
+            known = halves[0] if halves else None
+            m, f = moving[level], fixed[level]
+            if known is not None:
+                # The way to the level takes coarse voxels to begin where the image does; convolutions of stride 2
+                # put their centres elsewhere. As published.
+                m, f = (
+                    warp(x, at_level(half, 2**level)).to(x.dtype) for x, half in ((m, known.left), (f, known.right))
+                )
+            made = _made(names, m, f, self.radius)
+            first, second = (
+                self._update(level, [made[name] for name in order], size)
+                for order in (names, [EXCHANGED[name] for name in names])
+            )
+            halves.insert(0, advance(known, first, second, self.solver))
+        return halves
+
+    def _update(self, level: int, fed: list[Tensor], size: Sequence[int]) -> Tensor:
+        """An invertible displacement (B, d, *size)."""
+        control = self.decoder[level](torch.cat(fed, dim=1))
+        return bspline_field(self.bounds[level] * control.tanh(), size, 2**level)
+
+
+def hidden_channels(variant: str, channels: Sequence[int]) -> list[int]:
+    """Channels of the decoder's levels, as published for features of so many."""
+    return [n if variant == "vfa" else 2 * n for n in channels]
+
+
+def fed_channels(variant: str, spatial_dims: int, features: int, radius: int) -> int:
+    """Channels that the block of a level takes, where an image has so many features."""
+    window = (2 * radius + 1) ** spatial_dims
+    return sum(window if name.startswith("correlation") else features for name in VARIANTS[variant].fed)
+
+
+def _made(names: Sequence[str], moving: Tensor, fixed: Tensor, radius: int) -> dict[str, Tensor]:
+    """What can be fed of the features of one level: these themselves, and where asked for
+
+    - ``correlation``: of each voxel of the fixed features with the moving ones around it,
+    - ``correlation_back``: the other way round, of the same products.
+    """
+    made = {"moving": moving, "fixed": fixed}
+    if "correlation" in names:
+        made["correlation"] = local_correlation(fixed, moving, radius)
+    if "correlation_back" in names:
+        made["correlation_back"] = reversed_correlation(made["correlation"], radius)
+    return made
+
+
+def _outputs(halves: list[Halves], size: Sequence[int], details: Details) -> Tensor | dict[str, Any]:
+    """What there is of halves, finest first, on the grid of the image."""
+    if not details:
+        return crop(compose(halves[0].left, halves[0].right_inverse), size)
+    all_levels = wants(details, "pyramid") or wants(details, "inverse_pyramid")
+    levels = [[crop(ddf, size) for ddf in half.between()] for half in (halves if all_levels else halves[:1])]
+    pyramid, inverse_pyramid = ([level[side] for level in levels] for side in (0, 1))
+    outputs = {"inverse_ddf": inverse_pyramid[0], "pyramid": pyramid, "inverse_pyramid": inverse_pyramid}
+    return {"ddf": pyramid[0], **{name: output for name, output in outputs.items() if wants(details, name)}}
+
+
+def _padding(size: Sequence[int], unit: int) -> list[int]:
+    """Zeros at the far end of each axis: multiples of ``unit``, and more than one voxel on the coarsest level.
+
+    Arithmetic alone, see :func:`common.networks.contract.padded`, which gives two voxels along each axis.
+    """
+    units = [(n + unit - 1) // unit for n in size]
+    units[0] = units[0] + 1 // math.prod(units)
+    missing = [count * unit - n for count, n in zip(units, size, strict=True)]
+    return [amount for n in reversed(missing) for amount in (0, n)]
+
+
+def _check(arguments: dict[str, Any]) -> None:
+    dims, variant, solver = arguments["spatial_dims"], arguments["variant"], arguments["solver"]
+    if dims not in (2, 3):
+        raise InputError(f"spatial_dims is {dims!r}; expected 2 or 3.")
+    if variant not in VARIANTS:
+        raise InputError(f"variant is {variant!r}; expected one of {list(VARIANTS)}.")
+    if solver not in SOLVERS:
+        raise InputError(f"solver is {solver!r}; expected one of {sorted(SOLVERS)}.")
+    channels, hidden = arguments["channels"], arguments["decoder_channels"]
+    if not channels or (hidden is not None and len(hidden) != len(channels)):
+        raise InputError(f"channels is {channels} and decoder_channels {hidden}; give one number for each level.")
+    check_numbers(1, radius=arguments["radius"])
+    for name in ("channels", "decoder_channels"):
+        for level, number in enumerate(arguments[name] or ()):
+            check_numbers(1, **{f"{name}[{level}]": number})
