@@ -126,9 +126,14 @@ def test_entry_point_is_executable_and_has_the_paths_of_the_challenge() -> None:
         assert f"${{{variable}:-{path}}}" in text
 
 
-def instructions() -> list[tuple[str, str]]:
-    """(instruction, rest) of each line of the Dockerfile, continued lines joined."""
-    lines = [line for line in (FOLDER / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+BUNDLES = sorted(path.parents[1].name for path in (ROOT / "bundles").glob("*_lumir/configs/submission.json"))
+
+
+def instructions(bundle: str = "eoir_lumir") -> list[tuple[str, str]]:
+    """(instruction, rest) of each line of the Dockerfile for a bundle, continued lines joined."""
+    text = (FOLDER / "Dockerfile").read_text()
+    assert "\nARG BUNDLE=eoir_lumir\n" in text
+    lines = [line for line in text.replace("${BUNDLE}", bundle).splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
 
@@ -147,8 +152,10 @@ def test_base_image_has_a_tag() -> None:
     assert re.fullmatch(r"python:3\.\d+-slim", image), image
 
 
-def test_copied_files_exist_and_lie_in_the_repository() -> None:
-    for word, rest in instructions():
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_copied_files_exist_and_lie_in_the_repository(bundle: str) -> None:
+    assert ("ENV", f"LUMIR_BUNDLE=/bundles/{bundle}") in instructions(bundle)
+    for word, rest in instructions(bundle):
         if word == "COPY":
             *sources, target = [part for part in shlex.split(rest) if not part.startswith("--")]
             assert target.startswith("/") and sources
@@ -156,14 +163,15 @@ def test_copied_files_exist_and_lie_in_the_repository() -> None:
                 assert (ROOT / source).exists() and not Path(source).is_absolute() and ".." not in source
 
 
-def test_link_of_the_bundle_leads_to_the_copied_package() -> None:
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_link_of_the_bundle_leads_to_the_copied_package(bundle: str) -> None:
     targets = {}
-    for word, rest in instructions():
+    for word, rest in instructions(bundle):
         if word == "COPY":
             source, target = [part for part in shlex.split(rest) if not part.startswith("--")]
             targets[source] = target
-    link = os.readlink(ROOT / "bundles" / "eoir_lumir" / "common")
-    assert os.path.normpath(f"{targets['bundles/eoir_lumir']}/{link}") == targets["common"]
+    link = os.readlink(ROOT / "bundles" / bundle / "common")
+    assert os.path.normpath(f"{targets[f'bundles/{bundle}']}/{link}") == targets["common"]
 
 
 def test_dockerfile_names_no_address_and_keeps_no_download() -> None:
