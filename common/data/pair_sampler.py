@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
 from common.checks import InputError
-from common.data.pairs import DrawnPair, Pair, both_ways, draw_flips, draw_pairs, listed_pairs
+from common.data.pairs import CYCLE, DrawnPair, Pair, both_ways, draw_flips, draw_pairs, listed_pairs
 
 _logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 class PairSampler(DistributedSampler):
     """Yields pairs for :class:`common.data.PairDataset`; rank r of R takes the items r, r + R, ...
 
-    An item is a :class:`DrawnPair`.
+    An item is a :class:`DrawnPair`. Of the strategy "cycles" whole circles are dealt out, whose pairs stay together.
 
     Together the ranks' batches of size b are the batch of size R * b that one process would see. The class is a
     ``DistributedSampler`` because MONAI's workflows call ``set_epoch`` on such samplers when an epoch starts, with the
@@ -41,7 +41,7 @@ class PairSampler(DistributedSampler):
         drop_last: True (training) drops the tail that does not fill all ranks; False (evaluation) keeps it, without
             padding by duplicates, so that ranks may differ by one in length.
         flip_axes: spatial axes along which an item is mirrored, each with probability 1/2: both images and labels
-            alike. Drawn per item of the epoch from seed and epoch, like the pairs.
+            alike. Drawn per item (or circle) of the epoch from seed and epoch, like the pairs.
         both_ways: whether each pair that is drawn is followed by the same with moving and fixed exchanged, an item of
             its own. Both count in ``num_samples``.
         num_replicas: number of processes; default: those of the process group, or 1 without one.
@@ -52,8 +52,8 @@ class PairSampler(DistributedSampler):
             epoch; the length stays that of a whole epoch.
 
     Raises:
-        InputError: as :func:`draw_pairs` and ``check_pairs``; also for ``num_samples`` < 1, or no pair left for this
-            rank.
+        InputError: as :func:`draw_pairs` and ``check_pairs``; also for ``num_samples`` < 1 or of no whole circles, or
+            no pair left for this rank.
     """
 
     # Of subjects, whose number is known; DistributedSampler's own annotation has none.
@@ -85,12 +85,20 @@ class PairSampler(DistributedSampler):
         self.flip_axes = tuple(flip_axes)
         self.both_ways = both_ways
         self.start = 0
-        total = len(self.epoch_pairs())
+        # What stays together on one rank.
+        self._unit = CYCLE if strategy == "cycles" else 1
+        if num_samples is not None and num_samples % self._unit:
+            raise InputError(
+                f"num_samples is {num_samples}, but 'cycles' have {CYCLE} pairs; give a multiple of {CYCLE}."
+            )
+        total = len(self.epoch_pairs()) // self._unit
         # DistributedSampler measures subjects here; pairs are what this sampler counts.
-        self.num_samples = total // num_replicas if drop_last else math.ceil((total - rank) / num_replicas)
-        self.total_size = self.num_samples * num_replicas if drop_last else total
+        units = total // num_replicas if drop_last else math.ceil((total - rank) / num_replicas)
+        self.num_samples = units * self._unit
+        self.total_size = self.num_samples * num_replicas if drop_last else total * self._unit
         if self.num_samples < 1:
-            raise InputError(f"{total} pair(s) leave rank {rank} of {num_replicas} without work; use fewer processes.")
+            drawn = "circle(s)" if self._unit > 1 else "pair(s)"
+            raise InputError(f"{total} {drawn} leave rank {rank} of {num_replicas} without work; use fewer processes.")
         check = getattr(dataset, "check_pairs", None)
         if check is not None:
             check(self._possible_pairs())
@@ -124,19 +132,18 @@ class PairSampler(DistributedSampler):
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""
         count = self.pairs_per_epoch
         drawn = math.ceil(count / 2) if count and self.both_ways else count
-        pairs = draw_pairs(self.strategy, len(self.dataset), self.seed, self.epoch, self.pairs, self.atlas, drawn)[
-            :drawn
-        ]
+        n = len(self.dataset)
+        pairs = draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas, drawn)[:drawn]
         return (both_ways(pairs) if self.both_ways else pairs)[:count]
 
     def __iter__(self) -> Iterator[DrawnPair]:
         pairs = self.epoch_pairs()[: self.total_size]
-        flips = draw_flips(len(pairs), self.flip_axes, self.seed, self.epoch)
+        flips = draw_flips(len(pairs) // self._unit, self.flip_axes, self.seed, self.epoch)
         items = [
-            DrawnPair(*pair, flipped, (self.seed, self.epoch, index))
-            for index, (pair, flipped) in enumerate(zip(pairs, flips, strict=True))
+            DrawnPair(*pair, flips[index // self._unit], (self.seed, self.epoch, index))
+            for index, pair in enumerate(pairs)
+            if index // self._unit % self.num_replicas == self.rank
         ]
-        items = items[self.rank :: self.num_replicas]
         start, self.start = self.start, 0
         return iter(items[start:])
 

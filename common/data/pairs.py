@@ -18,6 +18,8 @@ from common.checks import InputError
 Pair = tuple[int, int]
 _FLIPS = 1
 """Third word of the seed of the flips: their random numbers are not those of the pairs."""
+CYCLE = 3
+"""Pairs of a circle."""
 
 
 class DrawnPair(NamedTuple):
@@ -120,6 +122,25 @@ def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
     return [way for pair in pairs for way in (pair, pair[::-1])]
 
 
+def cycles(n: int, seed: int, epoch: int, count: int) -> list[Pair]:
+    """``count`` circles of three different random subjects, each of them (1, 2), (2, 3), (3, 1), one after the other.
+
+    For losses on the way round three subjects (SITReg's second training); circles may come again.
+
+    Raises:
+        InputError: fewer than three subjects.
+    """
+    if n < CYCLE:
+        raise InputError(f"The pair strategy 'cycles' needs {CYCLE} subjects and got {n}; add subjects.")
+    rng = np.random.default_rng([seed, epoch])
+    first, step, skip = (rng.integers(0, n - taken, size=count) for taken in range(CYCLE))
+    second = (first + 1 + step) % n
+    # Of the subjects after the first one, the second is left out.
+    third = (first + 1 + skip + (skip >= step)) % n
+    circles = np.stack([first, second, second, third, third, first], axis=1).reshape(-1, 2)
+    return [(moving, fixed) for moving, fixed in circles.tolist()]
+
+
 def draw_flips(count: int, axes: Sequence[int], seed: int = 0, epoch: int = 0) -> list[tuple[int, ...]]:
     """Which spatial axes to flip in each of the ``count`` items of an epoch: each of ``axes`` with probability 1/2."""
     drawn = np.random.default_rng([seed, epoch, _FLIPS]).random((count, len(axes))) < 0.5
@@ -150,26 +171,35 @@ def draw_pairs(
     and epoch.
 
     Args:
-        strategy: "random_partner", "in_turn", "all", "atlas", "consecutive", "listed" (``pairs`` as they are, in their
-            order), or "either_way" (``pairs`` in random order and direction).
+        strategy: "random_partner", "in_turn", "all", "atlas", "consecutive", "cycles" (:func:`cycles`), "listed"
+            (``pairs`` as they are, in their order), or "either_way" (``pairs`` in random order and direction).
         n: number of subjects.
         seed: seed of the run.
         epoch: number of the epoch.
         pairs: (moving, fixed) indices; None for those of the strategy, all ordered ones for "listed" and "either_way".
         atlas: index of the moving image for the strategy "atlas".
-        count: how many pairs "in_turn" gives, None for ``n``; the other strategies give all that they have.
+        count: how many pairs "in_turn" and "cycles" give, None for ``n`` (circles); the other strategies give all that
+            they have.
 
     Returns:
         Pairs (moving, fixed), moving and fixed in ``range(n)``.
 
     Raises:
-        InputError: unknown strategy, fewer than two subjects, or an index outside the list of subjects.
+        InputError: unknown strategy, fewer than two subjects (three for "cycles"), an index outside the list of
+            subjects, or pairs for "cycles".
     """
-    known = [*_STRATEGIES, "in_turn", "listed", "either_way"]
+    known = [*_STRATEGIES, "in_turn", "cycles", "listed", "either_way"]
     if strategy not in known:
         raise InputError(f"Pair strategy '{strategy}' is unknown; use one of {', '.join(known)}.")
     if n < 2:
         raise InputError(f"Pairs of {n} subject(s) were asked for, but a pair needs two; add subjects.")
+    if strategy == "cycles":
+        if pairs is not None:
+            raise InputError(
+                "The pair strategy 'cycles' draws among all subjects and got pairs: give none "
+                "(--train#dataloader#sampler#pairs None)."
+            )
+        return cycles(n, seed, epoch, n if count is None else count // CYCLE)
     if strategy in ("listed", "either_way") or pairs is not None:
         listed = listed_pairs(strategy, pairs, n)
         if strategy == "listed":

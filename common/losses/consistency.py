@@ -18,29 +18,35 @@ CYCLE = 3
 
 
 class CycleConsistencyLoss(nn.Module):
-    """Mean squared length of the way round three subjects, in both directions (SITReg v2).
+    """Mean squared length of the way round three subjects, in both directions (SITReg's second training).
 
     The batch holds circles of three pairs, (1, 2), (2, 3), (3, 1), as the strategy "cycles" of
     :class:`common.data.PairSampler` draws them. Each way round begins on the grid of image 1 and is followed point by
     point. A point counts while it is inside the mask of each image that it comes to; the mean is that over all voxels.
-    Lengths are in units of half the image's longest extent.
+    Lengths are in units of half the image's longest extent. In the first epoch circles gain their weight, from 0 to 1.
 
     Args:
         spacing: voxel size along each axis; None for cubes.
+        rise: pairs of the first epoch, over all processes; 0 for circles that have their whole weight at once.
     """
 
-    def __init__(self, spacing: Sequence[float] | None = None) -> None:
+    def __init__(self, spacing: Sequence[float] | None = None, rise: int = 0) -> None:
         super().__init__()
         self.spacing = spacing
+        self.rise = rise
 
-    def forward(self, ddf: Tensor, inverse_ddf: Tensor, moving_mask: Tensor, fixed_mask: Tensor) -> Tensor:
+    def forward(
+        self, ddf: Tensor, inverse_ddf: Tensor, moving_mask: Tensor, fixed_mask: Tensor, draw: Tensor | None = None
+    ) -> Tensor:
         """Penalise what is left of both ways round.
 
         Args:
             ddf: (3 n, d, *spatial), in voxels, of n circles.
             inverse_ddf: the same shape.
-            moving_mask: (3 n, 1, *spatial), 0 and 1.
+            moving_mask: (3 n, 1, *spatial), above 0 where the moving image counts.
             fixed_mask: the same shape.
+            draw: (3 n, 3), seed, epoch from 1 and index in the epoch of each pair: what the weight depends on, so that
+                it is the same on any number of processes and after an interruption; None for the whole weight.
 
         Returns:
             A scalar >= 0.
@@ -54,20 +60,29 @@ class CycleConsistencyLoss(nn.Module):
                 f"multiple of {CYCLE} and draw the pairs with the strategy 'cycles'."
             )
         there = self.measure(*self.cycle(ddf, fixed_mask, reverse=True))
-        return 0.5 * (there + self.measure(*self.cycle(inverse_ddf, moving_mask)))
+        back = self.measure(*self.cycle(inverse_ddf, moving_mask))
+        return (0.5 * self._weights(draw).to(there) * (there + back)).mean()
+
+    def _weights(self, draw: Tensor | None) -> Tensor:
+        """Of each circle: the share of the first epoch that is over after it."""
+        if draw is None or self.rise == 0:
+            return torch.ones(1)
+        last = draw[CYCLE - 1 :: CYCLE]
+        return torch.where(last[:, 1] > 1, 1.0, (last[:, 2] + 1) / self.rise)
 
     def cycle(self, fields: Tensor, masks: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """Follow three fields one after the other.
 
         Args:
             fields: (3 n, d, *spatial), in voxels.
-            masks: (3 n, 1, *spatial), of the image on whose grid each field lies.
+            masks: (3 n, 1, *spatial), of the image on whose grid each field lies, above 0 inside.
             reverse: whether to begin with the third.
 
         Returns:
             (n, d, *spatial), where the way ends, as a displacement in voxels, and (n, 1, *spatial), 0 or 1.
         """
         where = torch.zeros_like(fields[::CYCLE])
+        masks = (masks > 0).to(fields.dtype)
         inside = torch.ones_like(masks[::CYCLE])
         for step in reversed(range(CYCLE)) if reverse else range(CYCLE):
             mask = warp(masks[step::CYCLE], where.detach(), padding_mode="zeros")
@@ -76,6 +91,6 @@ class CycleConsistencyLoss(nn.Module):
         return where, inside
 
     def measure(self, ddf: Tensor, inside: Tensor) -> Tensor:
-        """Mean over all voxels of the squared length where ``inside`` is 1."""
+        """Of each circle the mean over all voxels of the squared length where ``inside`` is 1, (n,)."""
         scale = ddf.new_tensor(normalised_spacing(ddf.shape[2:], self.spacing)).view(1, -1, *[1] * (ddf.ndim - 2))
-        return (inside * (scale * ddf).square().sum(dim=1, keepdim=True)).mean()
+        return (inside * (scale * ddf).square().sum(dim=1, keepdim=True)).flatten(1).mean(1)

@@ -78,3 +78,21 @@ def test_gradient_is_exact() -> None:
 def test_batch_without_whole_circles_is_refused() -> None:
     with pytest.raises(InputError, match="batch of 2 pairs; it needs circles of 3: make batch_size a multiple of 3"):
         CycleConsistencyLoss()(shifts(0, 0), shifts(0, 0), MASK[:2], MASK[:2])
+
+
+def test_circles_gain_their_weight_in_the_first_epoch_whatever_process_has_them() -> None:
+    def draws(*indices: int, epoch: int = 1) -> Tensor:
+        return torch.tensor([[7, epoch, index] for index in indices])
+
+    loss, whole = CycleConsistencyLoss(rise=12), CycleConsistencyLoss()
+    there, back, mask = shifts(1, 0, 0, 0, 3, 0), shifts(0, 0, 0, 1, 1, 1), MASK.repeat(2, 1, 1, 1)
+
+    def alone(circle: int) -> Tensor:
+        part = slice(3 * circle, 3 * circle + 3)
+        return whole(there[part], back[part], MASK, MASK)
+
+    for first, shares in ((0, (1 / 4, 2 / 4)), (6, (3 / 4, 4 / 4))):
+        both = loss(there, back, mask, mask, draws(*range(first, first + 6)))
+        torch.testing.assert_close(both, (shares[0] * alone(0) + shares[1] * alone(1)) / 2)
+    for steps in (draws(*range(6), epoch=2), None):
+        torch.testing.assert_close(loss(there, back, mask, mask, steps), (alone(0) + alone(1)) / 2)

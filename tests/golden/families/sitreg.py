@@ -271,7 +271,7 @@ def _loss_v2(meta: dict[str, Any], arrays: Arrays) -> Arrays:
         "forward": consistency.cycle(there, fixed_mask, reverse=True),
         "inverse": consistency.cycle(back, moving_mask),
     }
-    parts = {f"consistency_{side}": consistency.measure(*cycle) for side, cycle in cycles.items()}
+    parts = {f"consistency_{side}": consistency.measure(*cycle).mean() for side, cycle in cycles.items()}
     parts["consistency"] = consistency(there, back, moving_mask, fixed_mask)
     folding, smoothness = losses.FoldingLoss(options["ndv_threshold"]), losses.GradientLoss()
     for name, field in fields.items():
