@@ -52,8 +52,8 @@ class PairSampler(DistributedSampler):
             epoch; the length stays that of a whole epoch.
 
     Raises:
-        InputError: as :func:`draw_pairs` and ``check_pairs``; also for ``num_samples`` < 1 or of no whole circles, or
-            no pair left for this rank.
+        InputError: as :func:`draw_pairs` and ``check_pairs``; also for ``num_samples`` < 1, no pair left for this rank,
+            or circles that are not whole or ``both_ways``.
     """
 
     # Of subjects, whose number is known; DistributedSampler's own annotation has none.
@@ -87,9 +87,10 @@ class PairSampler(DistributedSampler):
         self.start = 0
         # What stays together on one rank.
         self._unit = CYCLE if strategy == "cycles" else 1
-        if num_samples is not None and num_samples % self._unit:
+        if self._unit > 1 and (both_ways or (num_samples or 0) % self._unit):
             raise InputError(
-                f"num_samples is {num_samples}, but 'cycles' have {CYCLE} pairs; give a multiple of {CYCLE}."
+                f"num_samples is {num_samples} and both_ways {both_ways}, but 'cycles' have {CYCLE} pairs, one way: "
+                f"give a multiple of {CYCLE}, and false."
             )
         total = len(self.epoch_pairs()) // self._unit
         # DistributedSampler measures subjects here; pairs are what this sampler counts.
@@ -132,8 +133,9 @@ class PairSampler(DistributedSampler):
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""
         count = self.pairs_per_epoch
         drawn = math.ceil(count / 2) if count and self.both_ways else count
-        n = len(self.dataset)
-        pairs = draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas, drawn)[:drawn]
+        pairs = draw_pairs(self.strategy, len(self.dataset), self.seed, self.epoch, self.pairs, self.atlas, drawn)[
+            :drawn
+        ]
         return (both_ways(pairs) if self.both_ways else pairs)[:count]
 
     def __iter__(self) -> Iterator[DrawnPair]:

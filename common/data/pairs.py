@@ -117,28 +117,35 @@ def shuffled_pairs(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
     return [pairs[i] for i in np.random.default_rng([seed, epoch]).permutation(len(pairs)).tolist()]
 
 
-def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
-    """Each pair as it is, and after it the same with moving and fixed exchanged."""
-    return [way for pair in pairs for way in (pair, pair[::-1])]
-
-
-def cycles(n: int, seed: int, epoch: int, count: int) -> list[Pair]:
-    """``count`` circles of three different random subjects, each of them (1, 2), (2, 3), (3, 1), one after the other.
+def cycles(n: int, seed: int, epoch: int, count: int | None = None) -> list[Pair]:
+    """Circles of three different random subjects, each of them (1, 2), (2, 3), (3, 1), one after the other.
 
     For losses on the way round three subjects (SITReg's second training); circles may come again.
+
+    Args:
+        n: number of subjects.
+        seed: seed of the run.
+        epoch: number of the epoch.
+        count: pairs per epoch, three for each circle; None for ``n`` circles.
 
     Raises:
         InputError: fewer than three subjects.
     """
     if n < CYCLE:
         raise InputError(f"The pair strategy 'cycles' needs {CYCLE} subjects and got {n}; add subjects.")
+    circles = n if count is None else count // CYCLE
     rng = np.random.default_rng([seed, epoch])
-    first, step, skip = (rng.integers(0, n - taken, size=count) for taken in range(CYCLE))
+    first, step, skip = (rng.integers(0, n - taken, size=circles) for taken in range(CYCLE))
     second = (first + 1 + step) % n
     # Of the subjects after the first one, the second is left out.
     third = (first + 1 + skip + (skip >= step)) % n
-    circles = np.stack([first, second, second, third, third, first], axis=1).reshape(-1, 2)
-    return [(moving, fixed) for moving, fixed in circles.tolist()]
+    pairs = np.stack([first, second, second, third, third, first], axis=1).reshape(-1, 2)
+    return [(moving, fixed) for moving, fixed in pairs.tolist()]
+
+
+def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each pair as it is, and after it the same with moving and fixed exchanged."""
+    return [way for pair in pairs for way in (pair, pair[::-1])]
 
 
 def draw_flips(count: int, axes: Sequence[int], seed: int = 0, epoch: int = 0) -> list[tuple[int, ...]]:
@@ -153,6 +160,7 @@ _STRATEGIES: dict[str, Callable[..., list[Pair]]] = {
     "atlas": atlas_pairs,
     "consecutive": consecutive_pairs,
 }
+_COUNTED: dict[str, Callable[..., list[Pair]]] = {"in_turn": in_turn, "cycles": cycles}
 
 
 def draw_pairs(
@@ -171,8 +179,8 @@ def draw_pairs(
     and epoch.
 
     Args:
-        strategy: "random_partner", "in_turn", "all", "atlas", "consecutive", "cycles" (:func:`cycles`), "listed"
-            (``pairs`` as they are, in their order), or "either_way" (``pairs`` in random order and direction).
+        strategy: "random_partner", "in_turn", "all", "atlas", "consecutive", "cycles", "listed" (``pairs`` as they are,
+            in their order), or "either_way" (``pairs`` in random order and direction).
         n: number of subjects.
         seed: seed of the run.
         epoch: number of the epoch.
@@ -188,18 +196,16 @@ def draw_pairs(
         InputError: unknown strategy, fewer than two subjects (three for "cycles"), an index outside the list of
             subjects, or pairs for "cycles".
     """
-    known = [*_STRATEGIES, "in_turn", "cycles", "listed", "either_way"]
+    known = [*_STRATEGIES, *_COUNTED, "listed", "either_way"]
     if strategy not in known:
         raise InputError(f"Pair strategy '{strategy}' is unknown; use one of {', '.join(known)}.")
     if n < 2:
         raise InputError(f"Pairs of {n} subject(s) were asked for, but a pair needs two; add subjects.")
-    if strategy == "cycles":
-        if pairs is not None:
-            raise InputError(
-                "The pair strategy 'cycles' draws among all subjects and got pairs: give none "
-                "(--train#dataloader#sampler#pairs None)."
-            )
-        return cycles(n, seed, epoch, n if count is None else count // CYCLE)
+    if strategy == "cycles" and pairs is not None:
+        raise InputError(
+            "The pair strategy 'cycles' draws among all subjects and got pairs: give none "
+            "(--train#dataloader#sampler#pairs None)."
+        )
     if strategy in ("listed", "either_way") or pairs is not None:
         listed = listed_pairs(strategy, pairs, n)
         if strategy == "listed":
@@ -209,8 +215,8 @@ def draw_pairs(
         if not 0 <= atlas < n:
             raise InputError(f"The atlas index {atlas} is outside the {n} subjects; give an index from 0 to {n - 1}.")
         return atlas_pairs(n, seed, epoch, atlas)
-    if strategy == "in_turn":
-        return in_turn(n, seed, epoch, count)
+    if strategy in _COUNTED:
+        return _COUNTED[strategy](n, seed, epoch, count)
     return _STRATEGIES[strategy](n, seed, epoch)
 
 

@@ -79,6 +79,11 @@ class ResumeHandler:
         self._began: Mapping[str, Any] | None = None
         self._saved_at = time.monotonic()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a checkpoint to go on from, and it is to be."""
+        return self.resume and self.path.is_file()
+
     def attach(self, engine: Trainer) -> None:
         """Register with a trainer; loads the checkpoint at once when resuming."""
         loader: Any = engine.data_loader
@@ -92,7 +97,7 @@ class ResumeHandler:
             engine, self.parts["network"], self.parts["optimizer"], self.parts.get("lr_scheduler")
         )
         self.chosen = chosen_settings(engine, self.evaluator, self.val_interval)
-        if self.resume and self.path.is_file():
+        if self.goes_on:
             self._load(engine)
         elif self.path.is_file() and not self.overwrite:
             raise InputError(

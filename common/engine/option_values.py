@@ -58,6 +58,7 @@ def _one_of(names: Collection[str]) -> Check:
 
 
 _PATH = Check(_is_path, "a path")
+_FILE = Check(lambda value: _is_path(value) and os.path.isfile(value), "a file that exists")
 _SWITCH = Check(lambda value: isinstance(value, bool), "true or false")
 _SIZE = Check(lambda value: _are(value, lambda size: _is_whole(size, 1), (2, 3)), "the voxels along each axis")
 _SIZES = Check(
@@ -70,6 +71,7 @@ PATHS: dict[str, Check] = {
     **dict.fromkeys(
         ("moving", "fixed", "moving_label", "fixed_label", "label_groups", "dataset_json", "archive"), _or_none(_PATH)
     ),
+    "start_from": _or_none(_FILE),
 }
 """Options that name files or folders; their texts are taken to the letter."""
 OPTIONS: dict[str, Check] = {

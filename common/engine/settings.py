@@ -45,7 +45,7 @@ def run_settings(engine: Any, network: nn.Module, optimizer: Any, lr_scheduler: 
         "batch_size": loader.batch_size * loader.sampler.num_replicas,
         "pairs_per_epoch": described(getattr(loader.sampler, "pairs_per_epoch", None)),
         "network_def": {"class": type(network).__name__, **described(getattr(network, "arguments", {}))},
-        "optimizer": {"class": type(optimizer).__name__, "groups": _groups(optimizer)},
+        "optimizer": optimizer_settings(optimizer),
         "lr_scheduler": described(lr_scheduler),
         "training": _data(loader),
     }
@@ -142,11 +142,13 @@ def _function(value: FunctionType, depth: int) -> dict[str, Any]:
     return {"class": value.__qualname__, **plain, "constants": constants if value.__name__ == "<lambda>" else []}
 
 
-def _groups(optimizer: Any) -> list[Any]:
-    return [
+def optimizer_settings(optimizer: Any) -> dict[str, Any]:
+    """Class and options of an optimiser, but for the learning rates."""
+    groups = [
         {name: described(value) for name, value in group.items() if name not in _RATES}
         for group in optimizer.param_groups
     ]
+    return {"class": type(optimizer).__name__, "groups": groups}
 
 
 def _data(loader: Any) -> dict[str, Any]:

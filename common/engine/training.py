@@ -14,6 +14,7 @@ from torch import nn
 
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.cpu_limit import CpuLimit
+from common.engine.earlier import start_from
 from common.engine.progress import History, ProgressBar
 from common.engine.readiness import check_batches, check_file, check_space, say_without_labels, training_files
 from common.engine.schedules import schedule_handler
@@ -48,10 +49,13 @@ class TrainingHandlers:
         overwrite: whether to start anew although there is one, or weights.
         checkpoint_seconds: longest time between two checkpoints.
         max_cpu_seconds: processor time after which the training ends, see :class:`common.engine.cpu_limit.CpuLimit`.
+        start_from: weights, or checkpoint, of an earlier training to begin with, see
+            :func:`common.engine.earlier.start_from`; a run that is resumed has its own.
 
     Raises:
         InputError: as :class:`common.engine.ValidationHandler`, :class:`common.engine.BestModelHandler` and, on
-            :meth:`attach`, :class:`common.engine.ResumeHandler`; and what :mod:`common.engine.readiness` finds.
+            :meth:`attach`, :class:`common.engine.ResumeHandler` and :func:`common.engine.earlier.start_from`; and what
+            :mod:`common.engine.readiness` finds.
     """
 
     def __init__(
@@ -68,11 +72,13 @@ class TrainingHandlers:
         overwrite: bool = False,
         checkpoint_seconds: float = 300.0,
         max_cpu_seconds: float | None = None,
+        start_from: str | Path | None = None,
     ) -> None:
         folder = Path(output_dir)
         schedule = [] if lr_scheduler is None else [schedule_handler(lr_scheduler)]
         checkpoint = folder / "checkpoint.pt"
         self.evaluator = evaluator
+        self.start_from = start_from
         check_file(ckpt_path, "--ckpt_path")
         check_file(checkpoint, "--output_dir")
         check_file(folder / "history.csv", "--output_dir")
@@ -95,13 +101,15 @@ class TrainingHandlers:
         ]
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, last of its handlers; loads the checkpoint at once when resuming."""
+        """Register with a trainer, last of its handlers; loads the checkpoint, or what to start from, at once."""
         check_batches(engine.data_loader)
         engine.add_event_handler(Events.STARTED, self.checkpoint.compare)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
         self.best_model.attach(self.evaluator)
         for handler in self.handlers:
             handler.attach(engine)
+        if self.start_from is not None and not self.checkpoint.goes_on:
+            start_from(self.start_from, self.checkpoint.parts["network"], self.checkpoint.parts["optimizer"])
 
 
 def _list_output(engine: Engine) -> None:

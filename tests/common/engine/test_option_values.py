@@ -43,6 +43,7 @@ WRONG: dict[str, list[Any]] = {
     "resume": ["yes", 0],
     "output_dir": ["", 2024, None, True, ["a"], "  "],
     "moving": [True, 3, ""],
+    "start_from": ["none/here.pt", str(Path(__file__).parent), True, ""],
 }
 RIGHT: dict[str, list[Any]] = {
     "max_epochs": [1, 301],
@@ -59,6 +60,7 @@ RIGHT: dict[str, list[Any]] = {
     "section": [None, "test"],
     "hd95": [None, "millimetres"],
     "moving": [None, "a.nii.gz"],
+    "start_from": [None, __file__],
     "output_dir": ["2024", "a b", "$'a' + 'b'"],
 }
 
