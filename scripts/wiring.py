@@ -37,11 +37,12 @@ _SUBJECTS = ("reader", "preprocessing")
 _LABELS = ("label_groups", "grouping", "counted")
 _GRID = ("spacing", "spatial_size", "zoom")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
+_BOTH_WAYS = "train::dataloader::sampler::both_ways"
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
 _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
-        METHOD: (*_NETWORK, *_SCHEDULE, "num_classes", "loss", "optimizer"),
+        METHOD: (*_NETWORK, *_SCHEDULE, _BOTH_WAYS, "num_classes", "loss", "optimizer"),
         DATA: (*_SUBJECTS, *_LABELS, "classes", *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
         TEXT: ("_desc_",),
     },

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,33 @@ from common.data.shapes3d import generate_shapes3d
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
+
+
+def _network(bundle: Path) -> str:
+    """What makes the network of a bundle."""
+    return json.dumps(json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"])
+
+
+def _recipe(bundle: Path) -> str:
+    """Class of a bundle's network and names of the terms that it is trained with."""
+    train = json.loads((bundle / "configs" / "train.json").read_text(encoding="utf-8"))
+    return json.dumps([train["network_def"]["_target_"], *train["loss"]["terms"]])
+
+
+def _first_of(bundles: list[Path], *kinds: Callable[[Path], str]) -> list[Path]:
+    """The first bundle of each kind; of later kinds those alone that no bundle found before has."""
+    found: list[Path] = []
+    for kind in kinds:
+        known = {kind(bundle) for bundle in found}
+        firsts = {kind(bundle): bundle for bundle in reversed(bundles)}
+        found += [bundle for name, bundle in firsts.items() if name not in known]
+    return sorted(found)
+
+
+NETWORKS = _first_of(BUNDLES, _network)
+"""One bundle of each network: for what depends on no more."""
+RUN = _first_of(BUNDLES, _recipe, lambda bundle: bundle.name.rpartition("_")[2])
+"""Bundles that are trained here: of each network with its loss one, and of each data set."""
 # Small enough for a step in a tenth of a second.
 TINY = ["--network_def#start_channel", "2", "--learning_rate", "0.001"]
 

@@ -17,9 +17,10 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.engine import save_atomically
 
-from .conftest import BUNDLES, tiny
+from .conftest import BUNDLES, NETWORKS, tiny
 
-pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+every_network = pytest.mark.parametrize("bundle", NETWORKS, ids=lambda path: path.name)
 
 
 def workflow(bundle: Path, config: str, kind: str, **override: Any) -> ConfigWorkflow:
@@ -30,6 +31,7 @@ def workflow(bundle: Path, config: str, kind: str, **override: Any) -> ConfigWor
     return made
 
 
+@every_bundle
 def test_bundle_folder_is_complete(bundle: Path) -> None:
     files = ["LICENSE", "docs/README.md", "configs/logging.conf", "configs/metadata.json", "common/__init__.py"]
     files += [f"configs/{name}.json" for name in ("train", "evaluate", "inference", "multi_gpu_train")]
@@ -37,6 +39,7 @@ def test_bundle_folder_is_complete(bundle: Path) -> None:
     assert (bundle / "common").is_symlink() and not Path(bundle / "common").readlink().is_absolute()
 
 
+@every_bundle
 def test_metadata_fits_the_schema(bundle: Path) -> None:
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     jsonschema.validate(metadata, json.loads((Path(__file__).parent / "metadata_schema.json").read_text()))
@@ -46,6 +49,7 @@ def test_metadata_fits_the_schema(bundle: Path) -> None:
     assert channels == {"0": "moving", "1": "fixed"}
 
 
+@every_bundle
 def test_metadata_names_the_pinned_versions(bundle: Path) -> None:
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     lines = (bundle.parents[1] / "requirements.txt").read_text().splitlines()
@@ -57,6 +61,7 @@ def test_metadata_names_the_pinned_versions(bundle: Path) -> None:
     assert metadata["required_packages_version"] == {name: pins[name] for name in pins.keys() - named_above}
 
 
+@every_bundle
 @pytest.mark.parametrize(("config", "kind"), [("train.json", "train"), ("inference.json", "infer")])
 def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
@@ -70,6 +75,7 @@ def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms
     assert made.max_epochs > 0 if kind == "train" else made.evaluator is not None
 
 
+@every_bundle
 def test_network_takes_and_gives_what_the_metadata_says(bundle: Path) -> None:
     configs = bundle / "configs"
     verify_net_in_out(
@@ -82,6 +88,7 @@ def test_network_takes_and_gives_what_the_metadata_says(bundle: Path) -> None:
     )
 
 
+@every_network
 def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
     network = workflow(bundle, "inference.json", "infer", **tiny(bundle)).network_def.eval()
     save_atomically(network.state_dict(), tmp_path / "model.pt")
@@ -100,6 +107,7 @@ def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-4, atol=1e-4)
 
 
+@every_network
 def test_load_returns_the_network_with_its_weights(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +128,7 @@ def test_load_returns_the_network_with_its_weights(
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+@every_bundle
 def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
     configs = [
         json.loads((bundle / "configs" / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
@@ -127,6 +136,7 @@ def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
     assert configs[0]["network_def"] == configs[1]["network_def"] == configs[2]["network_def"]
 
 
+@every_bundle
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_labels_that_are_named_are_those_of_loss_and_measures(bundle: Path, name: str) -> None:
     config = json.loads((bundle / "configs" / f"{name}.json").read_text())
@@ -159,6 +169,7 @@ def test_labels_that_are_named_are_those_of_loss_and_measures(bundle: Path, name
     assert "--labels is 4: give a list" in str(sentence_of(error.value))
 
 
+@every_bundle
 def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
     for name in ("inference", "submission"):
         path = bundle / "configs" / f"{name}.json"
@@ -166,6 +177,7 @@ def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
             assert json.loads(path.read_text())["folder"]["settings"]["network"] == "$@network_def.arguments"
 
 
+@every_bundle
 def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     options = {
         "dataset_dir": str(phantoms),
@@ -190,6 +202,7 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
         assert len(loss.level_weights) in (1, made.network_def.levels)
 
 
+@every_bundle
 def test_resume_without_a_checkpoint_keeps_the_weights(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     weights.touch()

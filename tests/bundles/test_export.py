@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every bundle as an ONNX file for any size, where onnx and onnxruntime are installed."""
+"""Every network as an ONNX file for any size, where onnx and onnxruntime are installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser, onnx_export
 
 from common.engine import save_atomically
 
-from .conftest import BUNDLES, tiny
+from .conftest import NETWORKS, tiny
 
 SIZE = (32, 40, 33)
 # Axes that are no multiples of 16, or no longer than 16, are padded inside, by amounts that the file has to work out.
@@ -31,7 +31,7 @@ OPTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("bundle", NETWORKS, ids=lambda path: path.name)
 def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every bundle trains, evaluates and infers; one of them from the command line, as a person types it."""
+"""Every recipe trains, evaluates and infers; one bundle from the command line, as a person types it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch
 from common.data.shapes3d import generate_shapes3d
 from common.spatial import warp_within
 
-from .conftest import BUNDLES, ROOT, TINY, environment, run_workflow, tiny
+from .conftest import ROOT, RUN, TINY, environment, run_workflow, tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -66,11 +66,11 @@ def scans(phantoms: Path) -> tuple[Path, Path]:
     return moving, fixed
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("bundle", RUN, ids=lambda path: path.name)
 def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.pt"
     options: dict[str, Any] = {"ckpt_path": str(model), **tiny(bundle)}
-    data = {"dataset_dir": str(phantoms), "reader": "datalist", **PHANTOMS.get(bundle.name.partition("_")[2], {})}
+    data = {"dataset_dir": str(phantoms), "reader": "datalist", **PHANTOMS.get(bundle.name.rpartition("_")[2], {})}
     folders = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
 
     short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2, "batch_size": 1}
