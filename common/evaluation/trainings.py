@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles trained and evaluated one after the other, each in processes of its own, and the figures that this gives.
+
+A study compares such trainings: of several methods, or of one method with more and more subjects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.checks import InputError
+from common.io.checkpoints import load_checkpoint
+from common.io.run_record import RunRecord
+from common.io.tables import write_json
+
+OVERLAY = {"+handlers": [{"_target_": "common.engine.study_figures.StudyFigures", "metrics": "@metrics"}]}
+"""What an evaluation of a study has beyond the bundle's own, as a second configuration."""
+ERROR = re.compile(r"^ERROR: (.*)", re.MULTILINE)
+
+
+class Training(NamedTuple):
+    """One training of a study.
+
+    Attributes:
+        name: in the tables, and of its folder.
+        bundle: folder of the bundle.
+        options: words of the command line behind ``train``, such as ``("--learning_rate", "0.001")``; those that name
+            something in ``evaluate.json``, too, also go to the evaluation.
+    """
+
+    name: str
+    bundle: Path
+    options: Sequence[str]
+
+
+def train_and_evaluate(
+    training: Training, folder: Path, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Train a bundle, evaluate the weights that it leaves, and collect the figures; nothing that is finished is redone.
+
+    ``FOLDER/NAME``, without blanks, gets the folders ``train`` and ``evaluate`` with all that both workflows write,
+    ``model.pt``, ``train.log``, ``evaluate.log`` and ``figures.json``. A training that was interrupted goes on with its
+    checkpoint.
+
+    Args:
+        training: what to train.
+        folder: of the study.
+        environment: variables of the processes, beside those of this one.
+
+    Returns:
+        ``name``; means over the pairs as in ``summary.json``, such as ``dice`` and ``dice_before``; ``steps`` and
+        ``train_cpu_seconds`` of the training; ``parameters``; ``train_memory_gb``, the peak of the process, where the
+        system tells.
+
+    Raises:
+        InputError: when the folder holds figures of other options, or a process fails: what it said, and its log.
+    """
+    place = (folder / training.name.replace(" ", "_")).resolve()
+    settings = {"bundle": training.bundle.name, "options": list(training.options)}
+    record = RunRecord(place / "figures.json", place, "figures", settings, option="--output")
+    done: dict[str, Any] = {}
+    if record.path.is_file():
+        (done,) = record.read("figures")
+    variables = {**os.environ, **(environment or {})}
+    if "steps" not in done:
+        memory = _run(train_command(training, place), place / "train.log", variables)
+        done = _of_training(place) | ({} if memory is None else {"train_memory_gb": memory})
+        record.write(figures=done)
+    if "pairs" not in done:
+        write_json(place / "evaluate.json", OVERLAY)
+        _run(evaluate_command(training, place), place / "evaluate.log", variables)
+        done |= _of_evaluation(place)
+        record.write(figures=done)
+    return {"name": training.name, **done}
+
+
+def train_command(training: Training, place: Path) -> list[str]:
+    """The command that trains, or goes on with it, into the folder of the training."""
+    own = ["--output_dir", str(place / "train"), "--ckpt_path", str(place / "model.pt"), "--resume", "true"]
+    return _bundle_command(training.bundle, "train", [str(training.bundle / "configs" / "train.json")], own, training)
+
+
+def evaluate_command(training: Training, place: Path) -> list[str]:
+    """The command that evaluates the weights in the folder of the training."""
+    config = training.bundle / "configs" / "evaluate.json"
+    known = json.loads(config.read_text(encoding="utf-8"))
+    pairs = zip(training.options[::2], training.options[1::2], strict=True)
+    kept = [word for pair in pairs if re.split("#|::", pair[0].removeprefix("--"))[0] in known for word in pair]
+    own = ["--output_dir", str(place / "evaluate"), "--ckpt_path", str(place / "model.pt")]
+    own += ["--history", str(place / "train" / "history.csv"), "--overwrite", "true"]
+    files = [str(config), str(place / "evaluate.json")]
+    return _bundle_command(training.bundle, "evaluate", files, own, training._replace(options=kept))
+
+
+def _bundle_command(bundle: Path, workflow: str, files: list[str], own: list[str], training: Training) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", workflow, "--config_file", str(files)]
+    return [*command, "--bundle_root", str(bundle), *training.options, *own]
+
+
+def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> float | None:
+    """Run a process to its end with its words in a file; returns its largest memory in GB, None where unknown."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            code, memory = _waited(process)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    if code != 0:
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
+        said = ERROR.findall(text) or text.splitlines()[-1:] or ["nothing"]
+        raise InputError(f"{' '.join(command[4:7])} ended with {code} and said: {said[-1]} (all of it: {log})")
+    return memory
+
+
+def _waited(process: subprocess.Popen[Any]) -> tuple[int, float | None]:
+    if sys.platform == "win32":
+        return process.wait(), None
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _of_training(place: Path) -> dict[str, Any]:
+    content = load_checkpoint(place / "train" / "checkpoint.pt")
+    weights = content["network"].values()
+    return {
+        "steps": content["iteration"],
+        "train_cpu_seconds": content["cpu_seconds"],
+        "parameters": sum(weight.numel() for weight in weights),
+    }
+
+
+def _of_evaluation(place: Path) -> dict[str, Any]:
+    summary = json.loads((place / "evaluate" / "summary.json").read_text(encoding="utf-8"))
+    figures: dict[str, Any] = {"pairs": summary["pairs"]}
+    for name, entry in summary["metrics"].items():
+        figures[name] = entry["mean"]
+        figures |= {f"{name}_{kind}": entry[kind] for kind in ("before", "std") if kind in entry}
+    return figures
