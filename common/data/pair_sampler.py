@@ -133,9 +133,8 @@ class PairSampler(DistributedSampler):
         """All pairs of the current epoch, of all ranks, before a tail is dropped."""
         count = self.pairs_per_epoch
         drawn = math.ceil(count / 2) if count and self.both_ways else count
-        pairs = draw_pairs(self.strategy, len(self.dataset), self.seed, self.epoch, self.pairs, self.atlas, drawn)[
-            :drawn
-        ]
+        n = len(self.dataset)
+        pairs = draw_pairs(self.strategy, n, self.seed, self.epoch, self.pairs, self.atlas, drawn)[:drawn]
         return (both_ways(pairs) if self.both_ways else pairs)[:count]
 
     def __iter__(self) -> Iterator[DrawnPair]:
