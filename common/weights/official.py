@@ -113,7 +113,9 @@ def _configured(bundle: Path) -> tuple[Family, dict[str, Any]]:
     network = parser.get_parsed_content("network_def", instantiate=False).get_config()
     family = family_of(network["_target_"])
     parameters = inspect.signature(family.network).parameters
-    return family, {name: network.get(name, parameter.default) for name, parameter in parameters.items()}
+    arguments = {name: network.get(name, parameter.default) for name, parameter in parameters.items()}
+    # As JSON has them.
+    return family, {name: [*value] if isinstance(value, tuple) else value for name, value in arguments.items()}
 
 
 def _advice(family: Family, bundle: Path, weights: Description, configured: dict[str, Any]) -> list[str]:
