@@ -15,11 +15,13 @@ from monai.losses import BendingEnergyLoss, DiffusionLoss, LocalNormalizedCrossC
 from monai.networks.blocks import DVF2DDF, Warp
 from torch import Tensor, nn
 
+from common.blocks.correlation import local_correlation
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
 from common.losses import BendingLoss, GradientLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
 from common.spatial import integrate, warp
 from scripts.textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
+from scripts.textbook_dual_pyramid import shifted_correlation, unfolded_correlation
 from scripts.textbook_vfa import unfolded_attention
 
 SIZE = (80, 112, 96)
@@ -27,6 +29,8 @@ CLASSES = 36
 CHANNELS = 32
 # Channels that VFA compares voxels in at full resolution.
 MATCHED = 8
+# Channels of the finest features of the dual-pyramid networks.
+CORRELATED = 16
 BRAINS = Path(__file__).resolve().parents[2] / "shared" / "data" / "brain"
 
 Call = Callable[[], object]
@@ -159,7 +163,7 @@ def operations() -> dict[str, Operation]:
             {"dense blur": lambda: blurred_pyramid(moving), "image_pyramid": lambda: image_pyramid(moving, 5)}, 1.3
         ),
     }
-    return {**found, **_of_features(ddf, generator), **_of_attention(generator)}
+    return {**found, **_of_features(ddf, generator), **_of_attention(generator), **_of_correlation(generator)}
 
 
 def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation]:
@@ -201,6 +205,25 @@ def _of_attention(generator: torch.Generator) -> dict[str, Operation]:
             True,
         ),
     }
+
+
+def _of_correlation(generator: torch.Generator) -> dict[str, Operation]:
+    found = {}
+    for size in (tuple(n // 2 for n in SIZE), SIZE):
+        pair = torch.randn((2, 1, CORRELATED, *size), generator=generator)
+        last = [x.contiguous(memory_format=torch.channels_last_3d) for x in pair]
+        found[
+            f"correlation of radius 1, {CORRELATED} channels, {'x'.join(map(str, size))}, forward and backward to both"
+        ] = Operation(
+            {
+                "unfolded neighbours": _both(unfolded_correlation, *pair),
+                "one shift after the other": _both(shifted_correlation, *pair),
+                "local_correlation": _both(local_correlation, *last),
+            },
+            4 * CORRELATED + 2 * 27,
+            True,
+        )
+    return found
 
 
 def _both(function: Callable[[Tensor, Tensor], Tensor], image: Tensor, ddf: Tensor) -> Call:

@@ -38,7 +38,7 @@ def sample(image: Tensor, where: Tensor, padding: str = "border") -> Tensor:
 
 def voxels(size: tuple[int, ...], factor: int = 1) -> Tensor:
     """(1, 3, *size): positions in the image of the voxels of a grid ``factor`` times as coarse."""
-    axes = [factor * torch.arange(n, dtype=torch.float32) + (factor - 1) / 2 for n in size]
+    axes = [factor * torch.arange(float(n)) + (factor - 1) / 2 for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 

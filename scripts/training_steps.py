@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -135,9 +136,41 @@ def _our_sitreg(**arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
     return SITReg(**arguments), RegistrationLoss(terms)
 
 
+def _published_dual_pyramid(size: tuple[int, ...], variant: str, **arguments: Any) -> Form:
+    from scripts.textbook_dual_pyramid import TextbookDualPyramid, TextbookDualPyramidLoss, TextbookInverseConsistent
+
+    criterion = TextbookDualPyramidLoss(size)
+    network: nn.Module
+    if variant == "convic_c":
+        network = TextbookInverseConsistent(size, **arguments)
+        return Form(network, network, lambda moving, fixed: criterion(moving, fixed, *network(moving, fixed)))
+    network = TextbookDualPyramid(size, variant == "vfa", **arguments)
+    return Form(network, network, lambda moving, fixed: criterion(moving, fixed, network(moving, fixed)))
+
+
+def _our_dual_pyramid(variant: str, **arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
+    from common.losses import GradientLoss, LNCCLoss, RegistrationLoss, Term
+    from common.networks import DualPyramid
+
+    lncc, terms = LNCCLoss(statistics="mean", eps=2.0**-23, guard="max"), {}
+    sides = [("warped", "fixed", "ddf"), ("warped_back", "moving", "inverse_ddf")][: 1 + (variant == "convic_c")]
+    for warped, target, field in sides:
+        terms[f"lncc_{warped}"] = Term(lncc, [warped, target], 1 / len(sides))
+        terms[f"smooth_{warped}"] = Term(GradientLoss(), [field], 1 / len(sides))
+    return DualPyramid(variant=variant, **arguments), RegistrationLoss(terms, padding_mode="border")
+
+
+def _dual_pyramid(title: str, variant: str, seconds: float, gigabytes: float) -> Compared:
+    forms = (partial(form, variant=variant) for form in (_published_dual_pyramid, _our_dual_pyramid))
+    return Compared(title, *forms, seconds, gigabytes)
+
+
 COMPARED = {
     "eoir": Compared("EOIR, LUMIR loss", _published_eoir, _our_eoir, 20.4, 3.3),
     "vfa": Compared("VFA, LUMIR loss", _published_vfa, _our_vfa, 21.6, 4.2),
     "sitreg": Compared("SITReg, size and first loss of LUMIR", _published_sitreg, _our_sitreg, 26.8, 4.1),
+    "dp_conv_c": _dual_pyramid("DP-Conv-C", "conv_c", 15.1, 2.4),
+    "dp_convic_c": _dual_pyramid("DP-ConvIC-C", "convic_c", 43.0, 5.0),
+    "dp_vfa": _dual_pyramid("DP-VFA", "vfa", 14.9, 4.1),
 }
 """By method; the published code was measured on one core (Zen 5) with torch 2.13 (EOIR) and 2.15."""

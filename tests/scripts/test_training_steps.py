@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,10 +24,12 @@ class Case(NamedTuple):
     Attributes:
         arguments: of both forms, small.
         rules: pattern and replacement that make of the name of a parameter of the plain form that of ours.
+        size: of the images.
     """
 
     arguments: dict[str, Any]
     rules: Rules
+    size: tuple[int, int, int] = (16, 24, 16)
 
 
 VFA: Rules = {
@@ -53,16 +55,32 @@ SITREG: Rules = {
     r"block\.(0|3)\.": lambda found: f"block.convolutions.{int(found[1]) // 3}.",
     r"block\.(1|4)\.": lambda found: f"block.normalisations.{int(found[1]) // 3}.",
 }
+DUAL_PYRAMID: Rules = {
+    r"^decoder\.(\d)\.0\.": r"decoder.\1.residual.",
+    r"^decoder\.(\d)\.1\.": r"decoder.\1.flow.",
+    r"^decoder\.(\d)\.(weight|bias)": r"decoder.\1.project.\2",
+    r"main\.0\.": "first.",
+    r"main\.1\.": "first_norm.",
+    r"main\.3\.": "second.",
+    r"main\.4\.": "second_norm.",
+    r"skip\.0\.": "skip.",
+    r"skip\.1\.": "skip_norm.",
+}
 CASES = {
-    "vfa": Case({"channels": 4}, VFA),
+    "vfa": Case({"channels": 4}, VFA, SIZE),
     "sitreg": Case({"channels": (4, 8, 8), "update_channels": (4, 8, 8)}, SITREG),
+    "dp_conv_c": Case({"channels": (4, 6, 8), "decoder_channels": (6, 8, 8)}, DUAL_PYRAMID),
+    "dp_convic_c": Case({"channels": (4, 6, 8), "decoder_channels": (6, 8, 8)}, DUAL_PYRAMID),
+    "dp_vfa": Case({"channels": (4, 6, 8)}, DUAL_PYRAMID),
 }
 
 
 @pytest.fixture(autouse=True)
-def memory_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def process_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # It would change the allocator of the process.
     monkeypatch.setattr("common.engine.memory.keep_freed_memory", lambda: None)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def assert_close_in_norm(a: Tensor, b: Tensor, allowed: float) -> None:
@@ -74,8 +92,10 @@ def test_both_forms_have_one_loss_and_one_gradient(method: str, monkeypatch: pyt
     case = CASES[method]
     # Ours is exact; with the published tolerance the plain form is one per cent away.
     monkeypatch.setattr("scripts.textbook_sitreg.GRADIENT_CHANGE", 1e-5)
+    # In float32 rounding decides on the gradient where a voxel is sampled near the border between cells.
+    torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    textbook, ours = (COMPARED[method].form(variant, SIZE, **case.arguments) for variant in VARIANTS[:2])
+    textbook, ours = (COMPARED[method].form(variant, case.size, **case.arguments) for variant in VARIANTS[:2])
     by_name, pairs = dict(ours.network.named_parameters()), []
     for name, parameter in textbook.network.named_parameters():
         for pattern, replacement in case.rules.items():
@@ -83,13 +103,13 @@ def test_both_forms_have_one_loss_and_one_gradient(method: str, monkeypatch: pyt
         pairs.append((by_name.pop(name), parameter))
         parameter.data.copy_(pairs[-1][0].data)
     assert not by_name
-    moving, fixed = torch.rand((2, 1, 1, *SIZE))
+    moving, fixed = torch.rand((2, 1, 1, *case.size))
     totals = [form.loss(moving, fixed) for form in (textbook, ours)]
-    assert totals[1].item() == pytest.approx(totals[0].item(), rel=1e-5)
+    assert totals[1].item() == pytest.approx(totals[0].item(), rel=1e-6)
     for total in totals:
         total.backward()
     gradients = [torch.cat([p.grad.flatten() for p in side if p.grad is not None]) for side in zip(*pairs, strict=True)]
-    assert_close_in_norm(gradients[0], gradients[1], 1e-3)
+    assert_close_in_norm(gradients[0], gradients[1], 1e-4)
 
 
 def test_eoir_has_one_loss_and_one_gradient_of_each_parameter() -> None:
