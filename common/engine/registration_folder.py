@@ -87,6 +87,7 @@ class RegistrationFolder:
                 "moving": entry["moving_id"],
                 "fixed": entry["fixed_id"],
                 "field": f"{name}_ddf.nii.gz",
+                **({"inverse": f"{name}_inverse_ddf.nii.gz"} if "inverse_consistency" in entry else {}),
                 "seconds": entry["network_seconds"],
             }
             for name, entry in self.pairs.items()

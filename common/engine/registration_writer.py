@@ -21,7 +21,7 @@ from common.io.files import write_bytes
 from common.io.nifti import write_ddf, write_image
 from common.io.provenance import peak_memory
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
-from common.metrics import dice_l2r, mean_over_labels
+from common.metrics import dice_l2r, inverse_consistency_error, mean_over_labels
 from common.report.panels import as_png, panel
 from common.spatial import (
     Grid,
@@ -34,6 +34,7 @@ from common.spatial import (
     warp_within,
 )
 from common.spatial.finite import check_network_field
+from common.spatial.foreground import foreground, mask_or_everywhere
 from common.spatial.invert import invert
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,10 @@ class RegistrationWriter:
     Per pair ``<moving>_to_<fixed>_``: ``warped.nii.gz`` and ``warped_label.nii.gz`` on the fixed scan's grid;
     ``transform.h5`` (ITK: displacement, then affine) and ``inverse.h5``; ``displacement.nii.gz`` (the whole transform,
     millimetres LPS, as ITK, ANTs and 3D Slicer read it); ``ddf.nii.gz`` (the same in voxels of the fixed grid);
-    ``jacobian.nii.gz`` (its determinant); ``panel.png``. What the network returns under a name that ends in ``_map``
-    is written under that name, on the fixed scan's grid, and shown in the panel.
+    ``jacobian.nii.gz`` (its determinant); ``panel.png``. Of a network that returns the way back, too,
+    ``inverse_ddf.nii.gz`` (the whole of it, in voxels of the fixed grid), and how far it misses to undo the other. What
+    the network returns under a name that ends in ``_map`` is written under that name, on the fixed scan's grid, and
+    shown in the panel.
 
     Args:
         folder: where, and whether to overwrite.
@@ -87,6 +90,7 @@ class RegistrationWriter:
                 "files": [path.name for path in files],
                 "network_seconds": round(self._clock.seconds / len(pairs), 3),
                 **result.figures(),
+                **result.consistency(),
                 **result.dice(self.labels, self.group),
             }
             entry |= peak_memory(engine.state.device)
@@ -112,6 +116,10 @@ class _Registration:
         self.total = displacement_to_moving(self.fixed, self.fixed, self.ddf, self.alignment)
         check_network_field(self.total, self.pair["moving_id"], self.pair["fixed_id"])
         self.determinant = jacobian_determinant(self.total)
+        back = self.pair.get("inverse_ddf")
+        self.back = None if back is None else resample_ddf(back[None].float(), working, self.fixed)
+        if self.back is not None:
+            check_network_field(self.back, self.pair["moving_id"], self.pair["fixed_id"])
         maps = {name: value for name, value in self.pair.items() if name.endswith("_map") and isinstance(value, Tensor)}
         self.maps = {name: resample(value[None].float(), working, self.fixed)[0] for name, value in maps.items()}
         for values in self.maps.values():
@@ -136,6 +144,9 @@ class _Registration:
         write_image(path["jacobian"], self.determinant[0], affine)
         forward = Transform((Field(self.fixed, self.ddf), Affine(self.alignment)))
         write_transform(path["transform"], forward)
+        if self.back is not None:
+            path["inverse_ddf"] = Path(f"{prefix}_inverse_ddf.nii.gz")
+            write_ddf(path["inverse_ddf"], self._whole_way_back(self.back)[0], affine)
         inverse = self._inverse()
         if inverse is not None:
             path["inverse"] = Path(f"{prefix}_inverse.h5")
@@ -145,6 +156,11 @@ class _Registration:
             (write_image if len(values) == 1 else write_ddf)(path[name], values, affine)
         write_bytes(path["panel"], self._picture(warped, scan, outside, Path(prefix).name))
         return list(path.values())
+
+    def _whole_way_back(self, back: Tensor) -> Tensor:
+        """From points of the moving image's world, on the fixed grid: the alignment is undone first."""
+        unaligned = displacement_to_moving(self.fixed, self.fixed, None, torch.linalg.inv(self.alignment))
+        return compose(back, unaligned.float())
 
     def _picture(self, warped: Tensor, scan: Tensor, outside: float, title: str) -> bytes:
         """Before and after; "before" is what the network was given: by header and affine alignment."""
@@ -167,12 +183,25 @@ class _Registration:
         return Transform((Affine(torch.linalg.inv(self.alignment)), Field(self.fixed, inverse)))
 
     def _own_inverse(self) -> Tensor | None:
-        own = self.pair.get("inverse_ddf")
-        if own is None:
+        if self.back is None:
             return None
-        inverse = resample_ddf(own[None].float(), self.working, self.fixed)
-        self.inverse_residual = float(compose(self.ddf, inverse).norm(dim=1).max())
-        return inverse if self.inverse_residual <= INVERSE_TOLERANCE else None
+        self.inverse_residual = float(compose(self.ddf, self.back).norm(dim=1).max())
+        return self.back if self.inverse_residual <= INVERSE_TOLERANCE else None
+
+    def consistency(self) -> dict[str, Any]:
+        """How far the network's way back misses to undo its displacement, in the fixed scan's foreground."""
+        if self.back is None:
+            return {}
+        mask = mask_or_everywhere(foreground(self.pair["fixed_scan"][None, :1]), str(self.pair["path_fixed"]))
+        errors = {"voxels": None, "millimetres": self.fixed.spacing}
+        found = {unit: inverse_consistency_error(self.ddf, self.back, size, mask) for unit, size in errors.items()}
+        return {
+            "inverse_consistency": {
+                f"{name}_{unit}": round(float(value), 5)
+                for unit, error in found.items()
+                for name, value in (("mean", error.mean), ("largest", error.maximum))
+            }
+        }
 
     def figures(self) -> dict[str, Any]:
         """What the record says of the pair."""
@@ -226,6 +255,9 @@ def _sentence(entry: Mapping[str, Any]) -> str:
         f"folded voxels {entry['folded_percent']:.4f} %, "
         f"largest displacement {entry['largest_displacement_voxels']} voxels"
     )
+    if "inverse_consistency" in entry:
+        error = entry["inverse_consistency"]
+        text += f", there and back {error['mean_voxels']:.4f} voxels off, at most {error['largest_voxels']:.4f}"
     if "dice" in entry:
         text += ", Dice " + ", ".join(f"{stage} {value:.4f}" for stage, value in entry["dice"].items())
     return text

@@ -86,7 +86,7 @@ def _state(pair: PairFiles) -> list[list[Any]]:
     """What changes when the list names other files for a pair, or one of them is replaced."""
     sides = (pair.moving, pair.fixed, pair.moving_label, pair.fixed_label, pair.fixed_mask)
     points = (path for files in pair.landmarks for path in (files.moving, files.fixed))
-    paths = [Path(path) for path in (pair.field, *sides, *points) if path is not None]
+    paths = [Path(path) for path in (pair.field, pair.inverse, *sides, *points) if path is not None]
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ FIELD_NAMES = (
     "{moving}_to_{fixed}_ddf", "{moving}_to_{fixed}_displacement", "{moving}_to_{fixed}_transform",
     "{moving}_to_{fixed}", "disp_{fixed}_{moving}",
 )  # fmt: skip
-_NO_FIELD = re.compile(r"_(warped|warped_label|inverse|jacobian|panel|fixed|moving|affine)$")
+_NO_FIELD = re.compile(r"_(warped|warped_label|inverse|inverse_ddf|jacobian|panel|fixed|moving|affine)$")
 _LABEL_ENDING = re.compile(r"_(labels?|seg|segmentation|mask)$")
 
 
@@ -52,6 +52,7 @@ class PairFiles:
     fixed_mask: str | None = None
     landmarks: tuple[LandmarkFiles, ...] = ()
     seconds: float | None = None
+    inverse: str | None = None
 
     @property
     def name(self) -> str:
@@ -104,9 +105,8 @@ class Folder:
             InputError: when several files fit equally well, or only a folder does.
         """
         places = (Path(entry), self.path / entry, self.path.parent / entry) if as_path else ()
-        for candidate in places:
-            if candidate.is_file():
-                return candidate
+        for candidate in filter(Path.is_file, places):
+            return candidate
         wanted = {file_stem(entry), subject_id(entry)}
         for form in (str, subject_id, _without_ending, _number_with_modality, _number):
             found = [file for stem, files in self.files.items() if form(stem) in wanted for file in files]
@@ -115,9 +115,8 @@ class Folder:
                 raise InputError(f"In the {self.what} folder {self.path} several files fit {entry}: {names}.")
             if found:
                 return found[0]
-        for candidate in places:
-            if candidate.is_dir():
-                check_is_file(candidate)
+        for candidate in filter(Path.is_dir, places):
+            check_is_file(candidate)
         return None
 
 
@@ -196,16 +195,19 @@ def _locate_pair(
     found: dict[str, Any] = {}
     field_folder, challenge = folders["field"], listed.challenge
     assert field_folder is not None
-    field = find_field(field_folder, pair, pattern)
-    lacking = [] if field else ["field"]
+    lacking: list[str] = []
+    there_and_back = {"field": pair.field} if pair.inverse is None else {"field": pair.field, "inverse": pair.inverse}
+    for name, file in there_and_back.items():
+        field = find_field(field_folder, replace(pair, field=file), pattern)
+        found[name] = str(field.absolute()) if field else ""
+        lacking += [] if field else [name]
     for side in ("moving", "fixed"):
         for kind, folder in (("image", folders["image"]), ("label", folders["label"])):
             if folder is None:
                 continue
             path = folder.find(getattr(pair, side)) if kind == "image" else _find_label(folder, pair, side)
             found[side if kind == "image" else f"{side}_label"] = None if path is None else str(path.absolute())
-            if path is None:
-                lacking.append(f"{side} {kind}")
+            lacking += [] if path else [f"{side} {kind}"]
     points: list[LandmarkFiles] = []
     if challenge is not None and challenge.masked:
         mask = None if folders["image"] is None else _beside(folders["image"], pair.fixed, "masks")
@@ -217,8 +219,7 @@ def _locate_pair(
         else:
             points.append(LandmarkFiles(name, *map(str, sides)))
     ids = {"moving_id": subject_id(pair.moving), "fixed_id": subject_id(pair.fixed)}
-    where = str(field.absolute()) if field else ""
-    return PairFiles(**ids, field=where, **found, landmarks=tuple(points), seconds=pair.seconds), lacking
+    return PairFiles(**ids, **found, landmarks=tuple(points), seconds=pair.seconds), lacking
 
 
 def _landmarks(

@@ -33,6 +33,7 @@ class ListedPair:
         moving_label: label map of the moving image; None where it is found by its name.
         fixed_label: the same of the fixed image.
         seconds: what the registration took, where the list says so.
+        inverse: file of the field back, where there is one.
     """
 
     moving: str
@@ -41,6 +42,7 @@ class ListedPair:
     moving_label: str | None = None
     fixed_label: str | None = None
     seconds: float | None = None
+    inverse: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
     """Read which images were registered to which.
 
     Args:
-        source: a CSV with the columns ``moving`` and ``fixed`` (or ``moving_id`` and ``fixed_id``, as this evaluation
-            itself writes them; in any order) and, if wanted, ``field``, ``moving_label``, ``fixed_label``, ``seconds``;
-            a JSON list of {"moving", "fixed", ...}, or of [fixed, moving], where the order is that of Learn2Reg's lists
-            and file names; a data list of Learn2Reg or MONAI; an evaluation configuration with "eval_pairs"; or such a
-            list itself.
+        source: a CSV with the columns ``moving`` and ``fixed`` (or ``moving_id`` and ``fixed_id``, as this
+            evaluation itself writes them; in any order) and, if wanted, ``field``, ``moving_label``,
+            ``fixed_label``, ``seconds``, ``inverse`` (on the fixed image's grid, as the field); a JSON list of
+            {"moving", "fixed", ...}, or of [fixed, moving], where the order is that of Learn2Reg's lists and file
+            names; a data list of Learn2Reg or MONAI; an evaluation configuration with "eval_pairs"; or such a list
+            itself.
         section: part of a data list, "validation", "test" or "training"; default: the first with pairs or subjects.
 
     Returns:

@@ -72,6 +72,7 @@ class LoadedPair:
     images: dict[str, Tensor] = field(default_factory=dict)
     ddf: Tensor = field(default_factory=lambda: torch.empty(0))
     convention: str = ""
+    inverse_ddf: Tensor | None = None
 
     @property
     def same_grid(self) -> bool:
@@ -153,6 +154,8 @@ def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> Loade
         pair.images["mask"] = _load({"mask_label": files.fixed_mask})["mask_label"]
     grids = pair.fixed_grid, pair.moving_grid
     pair.ddf, pair.convention = read_field(files.field, grids[0], measures.convention, grids[1])
+    if files.inverse is not None:
+        pair.inverse_ddf, _ = read_field(files.inverse, grids[0], measures.convention, grids[0])
     if judge and not measures.trust:
         _judge(pair)
     return pair
@@ -202,6 +205,7 @@ def _registered(pair: LoadedPair) -> RegisteredPair:
         pair.ddf,
         **{name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images},
         foreground=None if mask is None else mask[None],
+        inverse_ddf=pair.inverse_ddf,
         spacing=pair.fixed_grid.spacing,
         landmarks={files.figure: _landmarks(pair, files) for files in pair.files.landmarks},
         to_moving=pair.to_moving,

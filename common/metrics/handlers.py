@@ -42,7 +42,8 @@ class RegistrationMetrics(Metric):
     * ``hd95``, ``hd95_before``: with ``hd95`` given, mean over labels by the same rule, after and before warping;
     * ``tre``, ``tre_before``: with keypoints, mean distance between corresponding points (Learn2Reg form); with volumes
       of landmarks instead, mean distance between their centroids (LUMIR form);
-    * ``inverse_consistency``: with the inverse field, mean distance by which it misses to undo ``ddf``, foreground;
+    * ``inverse_consistency``, ``inverse_consistency_max``: with the inverse field, mean and largest distance by which
+      it misses to undo ``ddf``, foreground;
     * ``fold_fraction``: percent of all voxels with determinant <= 0;
     * ``sdlogj``: std of log(det) over unfolded voxels of the foreground; ``sdlogj_l2r``: the official form, whole
       interior; ``sdlogj_l2r_masked``: that inside the foreground;

@@ -128,6 +128,7 @@ def _field_figures(pair: RegisteredPair) -> dict[str, Any]:
     if pair.inverse_ddf is not None:
         error = inverse_consistency_error(pair.ddf, pair.inverse_ddf, pair.spacing, pair.foreground)
         figures["inverse_consistency"] = float(error.mean)
+        figures["inverse_consistency_max"] = float(error.maximum)
     statistics = jacobian_statistics(pair.ddf, pair.foreground)
     undefined = _undefined(pair.ddf)
     measure = nda if pair.ddf.ndim == 4 else ndv_lumir

@@ -29,6 +29,7 @@ FIGURES = {
     "dice": Figure("Dice", "", "overlap of labels, mean over labels and pairs", max),
     "hd95": Figure("HD95", "", "95th percentile of the distance between label surfaces", min),
     "tre": Figure("TRE", "mm", "target registration error, distance between landmarks", min),
+    "inverse_consistency": Figure("Inverse consistency", "mm", "how far the way back misses where one started", min),
     "fold_fraction": Figure("Folding", "%", "voxels with Jacobian determinant ≤ 0", min),
     "ndv": Figure("NDV", "%", "non-diffeomorphic volume", min),
     "sdlogj": Figure("SDlogJ", "", "spread of the logarithm of the Jacobian determinant", min),
@@ -37,6 +38,7 @@ FIGURES = {
 }
 # Variants of a figure above: in the table of pairs, but not among the headline numbers and curves.
 VARIANTS = {
+    "inverse_consistency_max": Figure("Inverse consistency, largest", "mm", "the same, largest of all voxels", min),
     "sdlogj_l2r": Figure("SDlogJ (L2R)", "", "as Learn2Reg computes it", min),
     "sdlogj_l2r_masked": Figure("SDlogJ (L2R, foreground)", "", "the same inside the foreground", min),
 }

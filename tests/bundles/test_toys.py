@@ -69,6 +69,7 @@ def test_toy_trains_is_evaluated_and_registers(
         path.name.removeprefix("SHAPES_0002_0000_to_SHAPES_0001_0000_") for path in (tmp_path / "infer").iterdir()
     }
     assert ("speed_map.nii.gz" in written) == (network == "Inverse") and "inverse_map.nii.gz" not in written
+    assert ("inverse_ddf.nii.gz" in written) == ("inverse_consistency" in pair) == (network == "Inverse")
     if network == "Inverse":
         speed = next((tmp_path / "infer").glob("*speed_map.nii.gz"))
         assert nibabel.load(speed).shape == nibabel.load(fixed).shape

@@ -32,8 +32,9 @@ def written(path: Path, content: Any) -> Path:
 
 
 def test_csv_gives_pairs_and_what_else_it_says(tmp_path: Path) -> None:
-    path = written(tmp_path / "p.csv", "fixed,moving,field,seconds,note\na,b,x.nii.gz,1.5,hello\nc,d,,,\n")
-    assert read_pair_list(path).pairs == (ListedPair("b", "a", "x.nii.gz", seconds=1.5), ListedPair("d", "c"))
+    path = written(tmp_path / "p.csv", "fixed,moving,field,seconds,note,inverse\na,b,x.npy,1.5,hello,y.npy\nc,d,,,,\n")
+    first = ListedPair("b", "a", "x.npy", seconds=1.5, inverse="y.npy")
+    assert read_pair_list(path).pairs == (first, ListedPair("d", "c"))
 
 
 def test_csv_columns_go_by_name_not_by_place(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def tensors(seed: int = 0) -> dict[str, Tensor]:
 @pytest.mark.parametrize("side", ["fixed", "moving"])
 def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side: str) -> None:
     pair = tensors()
-    write_ddf(tmp_path / "ddf.nii.gz", pair["ddf"], AFFINE)
+    pair["inverse_ddf"] = 0.1 - pair["ddf"]
+    for name in ("ddf", "inverse_ddf"):
+        write_ddf(tmp_path / f"{name}.nii.gz", pair[name], AFFINE)
     for name in ("moving", "fixed", "moving_label", "fixed_label"):
         write_image(tmp_path / f"{name}.nii.gz", pair[name], AFFINE)
     for name in ("moving", "fixed"):
@@ -44,14 +46,20 @@ def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side:
     images = {name: str(tmp_path / f"{name}.nii.gz") for name in ("moving", "fixed", "moving_label", "fixed_label")}
     points = LandmarkFiles("tre", moving=str(tmp_path / "moving.csv"), fixed=str(tmp_path / "fixed.csv"))
     files = PairFiles(
-        moving_id="m", fixed_id="f", field=str(tmp_path / "ddf.nii.gz"), **images, landmarks=(points,), seconds=1.5
+        moving_id="m",
+        fixed_id="f",
+        field=str(tmp_path / "ddf.nii.gz"),
+        **images,
+        landmarks=(points,),
+        seconds=1.5,
+        inverse=str(tmp_path / "inverse_ddf.nii.gz"),
     )
     measures = Measures(convention="voxels", hd95="millimetres", foreground=side, trust=True)
     metrics = RegistrationMetrics(labels=[1, 2], hd95="millimetres", mask=side)
     metrics.update({**pair, "affine": AFFINE, "fixed_id": "f", "moving_id": "m"})
     expected = metrics.cases[0]
     assert measure_pair(files, measures) == {**expected, "convention": "voxels", "labels_skipped": 0, "seconds": 1.5}
-    assert {"dice_before", "hd95_per_label", "tre_before", "ndv"} <= set(expected)
+    assert {"dice_before", "hd95_per_label", "tre_before", "ndv", "inverse_consistency_max"} <= set(expected)
 
 
 @pytest.mark.parametrize(
