@@ -15,12 +15,14 @@ from typing import Any
 import layout
 import numpy as np
 import torch
+from ignite.engine import Engine
 from torch import Tensor, nn
 
 from common import losses
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.correlation_lines import PaddingMode
 from common.blocks.dual_pyramid import Encoder
+from common.engine.schedules import schedule_handler
 from common.networks import DualPyramid
 from common.spatial import bspline_field, compose, invert_contraction, resize_image, warp
 from common.spatial.fixed_point import SOLVERS
@@ -271,9 +273,29 @@ def _losses(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     return results | {"loss/diffusion": value.detach().numpy(), "grad/diffusion_norm": gradient.norm().numpy()}
 
 
+def _schedule(meta: dict[str, Any], arrays: Arrays) -> Arrays:
+    """Rates of the updates, of one pair each and of two."""
+    published = meta["constructor"]
+    results: Arrays = {}
+    for pairs in (1, 2):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=published["lr"])
+        restarts = {name: published[name] for name in ("T_0", "T_mult", "eta_min")}
+        step = schedule_handler(torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, **restarts))
+        engine = Engine(lambda engine, batch: None)
+        engine.state.epoch_length = published["pairs_per_epoch"] // pairs
+        updates, rates = arrays[f"out/update_index_step{pairs}"], []
+        optimizer.step()
+        for engine.state.iteration in range(1, int(updates.max()) + 2):
+            rates.append(optimizer.param_groups[0]["lr"])
+            step(engine)
+        results |= {f"out/update_index_step{pairs}": updates, f"f64/lr_step{pairs}": np.array(rates)[updates]}
+    return results
+
+
 CASES: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {
     "bspline_upsample": _bspline,
     "correlation": _correlation,
+    "cosine_schedule": _schedule,
     "encoder": _encoder,
     "inversion": _inversion,
     "inversion_tight": _inversion,
