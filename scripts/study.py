@@ -29,6 +29,7 @@ from common.evaluation.training_sizes import PUBLISHED, PUBLISHED_TITLE, possibl
 from common.evaluation.trainings import Training, train_and_evaluate
 from common.report.studies import draw_sizes, write_tables
 
+_PYRAMID = "--network_def#channels [4,8,8,16,16]"
 METHODS: dict[str, tuple[str, str]] = {
     "EOIR": ("eoir_oasis", "--supervised false --network_def#start_channel 8"),
     "VFA": ("vfa_oasis", "--network_def#start_channels 4 --network_def#matching_channels 4"),
@@ -36,12 +37,15 @@ METHODS: dict[str, tuple[str, str]] = {
         "sitreg_oasis",
         "--network_def#channels [4,20,20,20] --network_def#update_channels [8,36,36,36]",
     ),
+    "DP-Conv-C": ("dp_conv_c_oasis", _PYRAMID),
+    "DP-ConvIC-C": ("dp_convic_c_oasis", _PYRAMID),
+    "DP-VFA": ("dp_vfa_oasis", _PYRAMID),
 }
 """Bundle of a method, and options that make its network small enough for a processor."""
 EQUAL = (
     *("--max_epochs", "1000000", "--val_interval", "1000000", "--pairs_per_epoch", "22", "--lr_scheduler", "None"),
     *("--train#dataloader#sampler#strategy", "random_partner", "--train#dataloader#sampler#flip_axes", "[]"),
-    *("--validate#dataloader#sampler#pairs", "[[0, 1]]"),
+    *("--train#dataloader#sampler#both_ways", "False", "--validate#dataloader#sampler#pairs", "[[0, 1]]"),
 )
 """What all methods have alike beside data and rate: pairs, no mirroring, a constant rate; the last weights count."""
 EPILOG = """\
@@ -98,14 +102,21 @@ def data_options(given: argparse.Namespace) -> list[str]:
     return words if given.label_groups is None else [*words, "--label_groups", str(given.label_groups.resolve())]
 
 
+def equal_trainings(given: argparse.Namespace) -> list[Training]:
+    """One training for each method, alike in all but bundle and network."""
+    equal = [*EQUAL, "--max_cpu_seconds", f"{given.cpu_seconds:g}", "--learning_rate", f"{given.learning_rate:g}"]
+    shared = [*data_options(given), *equal, "--device", "cpu"]
+    return [
+        Training(name, bundle_folder(bundle), [*shared, *own.split()])
+        for name, (bundle, own) in METHODS.items()
+        if name in given.methods
+    ]
+
+
 def compare_methods(given: argparse.Namespace) -> str:
     """Train each method for the same processor time; returns the table."""
-    equal = [*EQUAL, "--max_cpu_seconds", f"{given.cpu_seconds:g}", "--learning_rate", f"{given.learning_rate:g}"]
     rows = []
-    for name in given.methods:
-        bundle, own = METHODS[name]
-        options = [*data_options(given), *equal, "--device", "cpu", *own.split()]
-        training = Training(name, bundle_folder(bundle), options)
+    for training in equal_trainings(given):
         rows.append(train_and_evaluate(training, given.output, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}))
         text = write_tables(given.output, "methods", rows)
     return text
