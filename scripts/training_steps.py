@@ -161,8 +161,8 @@ def _our_dual_pyramid(variant: str, **arguments: Any) -> tuple[nn.Module, Regist
 
 
 def _dual_pyramid(title: str, variant: str, seconds: float, gigabytes: float) -> Compared:
-    forms = (partial(form, variant=variant) for form in (_published_dual_pyramid, _our_dual_pyramid))
-    return Compared(title, *forms, seconds, gigabytes)
+    published, ours = partial(_published_dual_pyramid, variant=variant), partial(_our_dual_pyramid, variant)
+    return Compared(title, published, ours, seconds, gigabytes)
 
 
 COMPARED = {
