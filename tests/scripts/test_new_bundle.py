@@ -84,24 +84,21 @@ def test_network_without_a_bundle_on_data_with_one(repository: Path) -> None:
     assert "\nOASIS-1 brains, skull-stripped" in readme and "come from eoir_oasis; correct" in readme
 
 
-def test_variants_of_a_network_are_methods_by_names_with_underscores(repository: Path) -> None:
-    made = new_bundle.make_bundle(repository, "eoir", "lpba40")
-    for number, variant in enumerate(("eo_ir", "eo_ir_2d"), start=1):
-        shutil.copytree(made, repository / "bundles" / f"{variant}_lpba40", symlinks=True)
-        path = repository / "bundles" / f"{variant}_lpba40" / "configs" / "train.json"
-        path.write_text(path.read_text().replace('"start_channel": 32', f'"start_channel": {number}'))
-    assert [wiring.parts(path.name) for path in wiring.bundles(repository)][:2] == [
-        ("eo_ir_2d", "lpba40"),
-        ("eo_ir", "lpba40"),
-    ]
-    for number, variant in enumerate(("eo_ir", "eo_ir_2d"), start=1):
-        bundle = new_bundle.make_bundle(repository, variant, "ixi")
-        assert bundle.name == f"{variant}_ixi" and wiring.differences(repository) == []
-        assert contents(bundle)["train"]["network_def"]["start_channel"] == number
-        assert f"those of {variant}_lpba40" in (bundle / "docs" / "README.md").read_text()
-    # A part of a name is no method.
-    with pytest.raises(InputError, match="no method 'eo'; these exist: eo_ir, eo_ir_2d, eoir, "):
-        new_bundle.make_bundle(repository, "eo", "ixi")
+@pytest.mark.parametrize("variant", ["conv_mf", "convic_mf"])
+def test_variants_of_a_network_are_methods_by_names_with_underscores(repository: Path, variant: str) -> None:
+    bundle = new_bundle.make_bundle(repository, f"dp_{variant}", "lpba40")
+    assert wiring.parts(bundle.name) == (f"dp_{variant}", "lpba40") and wiring.differences(repository) == []
+    made, source = contents(bundle), contents(repository / "bundles" / f"dp_{variant}_lumir")
+    assert all(made[file]["network_def"]["variant"] == variant for file in ("train", "evaluate", "inference"))
+    assert made["train"]["train"]["dataloader"]["sampler"].get("both_ways", False) == (variant == "conv_mf")
+    for own in ("loss", "lr_scheduler", "pairs_per_epoch"):
+        assert made["train"][own] == source["train"][own]
+    assert f"those of dp_{variant}_lumir" in (bundle / "docs" / "README.md").read_text()
+
+
+def test_a_part_of_a_name_is_no_method(repository: Path) -> None:
+    with pytest.raises(InputError, match="no method 'dp'; these exist: dp_conv_c, dp_conv_mf, .*, dualpyramid, eoir, "):
+        new_bundle.make_bundle(repository, "dp", "ixi")
 
 
 @pytest.mark.usefixtures("toy")
@@ -151,7 +148,11 @@ def test_folder_is_whole_and_says_what_is_left(repository: Path, capsys: pytest.
     ("method", "dataset", "message"),
     [
         ("eoir", "oasis", "eoir_oasis exists; remove it first"),
-        ("nothing", "oasis", "no method 'nothing'; these exist: eoir.*First write common/networks/nothing.py"),
+        (
+            "nothing",
+            "oasis",
+            "no method 'nothing'; these exist: dp_conv_c, .*eoir.*First write common/networks/nothing.py",
+        ),
         ("EOIR", "oasis", "'EOIR' is no name"),
         ("eoir", "../oasis", "'../oasis' is no name"),
         ("eoir", "two_words", "'two_words' is no name"),
