@@ -44,8 +44,13 @@ def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Te
     dtype = torch.promote_types(torch.promote_types(image.dtype, points.dtype), torch.float32)
     grid = normalised_points(points.to(dtype), image.shape[2:])
     # By these names, since `F.grid_sample` may choose cuDNN, which cannot be differentiated twice.
-    sample = torch.grid_sampler_2d if dims == 2 else torch.grid_sampler_3d
-    return sample(image.to(dtype), grid, MODES["bilinear"], PADDINGS[padding_mode], True).flatten(2)
+    if dims == 3:
+        return torch.grid_sampler_3d(image.to(dtype), grid, MODES["bilinear"], PADDINGS[padding_mode], True).flatten(2)
+    # Of NaN torch 2.13's backward pass makes a place outside of memory.
+    lost = grid.isnan().any(3)
+    grid = grid.masked_fill(lost[..., None], 0)
+    result = torch.grid_sampler_2d(image.to(dtype), grid, MODES["bilinear"], PADDINGS[padding_mode], True)
+    return result.masked_fill(lost[:, None], torch.nan).flatten(2)
 
 
 def linear_with_derivative(rows: Tensor, shape: Sequence[int], points: Tensor) -> tuple[Tensor, Tensor]:

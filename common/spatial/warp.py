@@ -145,6 +145,10 @@ def warp_backward(
     if _gathers(image, mode, MANY_CHANNELS_BACKWARD):
         return sample_channels_backward(grad, image, ddf, padding == PADDINGS["zeros"], need_image, need_ddf)
     grid = sampling_grid(ddf, image.shape[2:])
+    if ddf.shape[1] == 2:
+        # Of NaN torch 2.13 makes a place outside of memory.
+        lost = grid.isnan()
+        grid.masked_fill_(lost, 0)
     aten = torch.ops.aten
     backward = aten.grid_sampler_2d_backward if ddf.shape[1] == 2 else aten.grid_sampler_3d_backward
     slabs = _slabs(image, ddf, scatters=need_image)
@@ -155,6 +159,8 @@ def warp_backward(
     grad_image, grad_grid = backward(grad, image, grid, mode, padding, True, [need_image, need_ddf])
     if slabs > 1 and need_image:
         grad_image = grad_image.sum(0, keepdim=True)
+    if need_ddf and ddf.shape[1] == 2:
+        grad_grid = grad_grid.masked_fill(lost.view_as(grad_grid), torch.nan)
     return grad_image if need_image else None, _grad_ddf(grad_grid, image, ddf) if need_ddf else None
 
 

@@ -106,3 +106,20 @@ def test_derivative_is_that_of_the_interpolant(shape: tuple[int, ...]) -> None:
         shift[axis] = step
         above, below = (linear_with_derivative(rows, shape, points + s)[0] for s in (shift, -shift))
         torch.testing.assert_close(derivative[:, :, axis], (above - below) / (2 * step), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("padding_mode", ["border", "zeros"])
+def test_at_a_point_that_is_nan_the_value_is_and_all_others_are_as_ever(padding_mode: str) -> None:
+    """Torch's own backward pass in two dimensions ends the process."""
+    image, points = torch.rand(1, 2, 16, 17), 15 * torch.rand(1, 5, 2)
+    lost = points.clone()
+    lost[0, 2, 1] = torch.nan
+    results = []
+    for places in (points, lost):
+        places.requires_grad_()
+        found = sample_at(image.requires_grad_(), places, padding_mode)
+        found[:, :, [0, 1, 3, 4]].sum().backward()
+        results.append(found.detach())
+    assert torch.equal(results[1].isnan(), torch.tensor([False, False, True, False, False]).expand(1, 2, 5))
+    assert torch.equal(*(result[:, :, [0, 1, 3, 4]] for result in results))
+    assert points.grad is not None and lost.grad is not None and torch.equal(points.grad[0, 3], lost.grad[0, 3])

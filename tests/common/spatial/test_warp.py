@@ -324,3 +324,19 @@ def test_outer_field_vanishes_outside_with_zeros_and_continues_with_border() -> 
     outer, inner = torch.full((1, 2, 4, 4), 0.5), torch.full((1, 2, 4, 4), 100.0)
     torch.testing.assert_close(compose(outer, inner, "zeros"), inner, rtol=0, atol=0)
     torch.testing.assert_close(compose(outer, inner, "border"), inner + 0.5, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("padding_mode", ["border", "zeros"])
+@pytest.mark.parametrize("shape", [(16, 17), (6, 7, 8)])
+@pytest.mark.parametrize("channels", [1, 9])
+def test_a_field_that_is_nan_somewhere_has_a_gradient_that_is_nan_there(
+    shape: tuple[int, ...], channels: int, padding_mode: str
+) -> None:
+    """Torch's own backward pass in two dimensions ends the process."""
+    image, ddf = torch.rand(1, channels, *shape, requires_grad=True), torch.zeros(1, len(shape), *shape)
+    ddf[0, 0, 3, 3] = torch.nan
+    ddf.requires_grad_()
+    warp(image, ddf, padding_mode=padding_mode).sum().backward()
+    assert ddf.grad is not None and image.grad is not None
+    if len(shape) == 2:
+        assert torch.equal(ddf.grad.isnan(), ddf.isnan())
