@@ -8,11 +8,12 @@ and ``warped(x) = moving(x + ddf(x))``.
 from __future__ import annotations
 
 from common.spatial.bspline import bspline_bound, bspline_field
+from common.spatial.chain import chain_ddf, chain_map
 from common.spatial.coordinates import identity_grid
 from common.spatial.fixed_point import invert_contraction
 from common.spatial.integrate import integrate
 from common.spatial.invert import invert
-from common.spatial.jacobian import determinant, jacobian_determinant
+from common.spatial.jacobian import cell_determinant, determinant, jacobian_determinant
 from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear
 from common.spatial.maps import field_map
 from common.spatial.points import sample_at
@@ -31,6 +32,9 @@ __all__ = [
     "Grid",
     "bspline_bound",
     "bspline_field",
+    "cell_determinant",
+    "chain_ddf",
+    "chain_map",
     "compose",
     "determinant",
     "displacement_to_moving",

@@ -34,6 +34,38 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     return determinant(rows).unsqueeze(1)
 
 
+def cell_determinant(ddf: Tensor) -> Tensor:
+    """Determinant of the backward differences of ``x + ddf(x)``: the volume of the cell before each voxel, in voxels.
+
+    It is spanned by the edges that lead from the neighbours to the voxel, so that there is none at the first voxels.
+
+    Args:
+        ddf: (B, d, *spatial), in voxels, two voxels or more along each axis.
+
+    Returns:
+        (B, 1, *spatial - 1): entry i is that of voxel i + 1 of each axis.
+
+    Raises:
+        ValueError: when ``ddf`` is no displacement field.
+    """
+    check_ddf(ddf)
+    dims = ddf.shape[1]
+    ends = _narrowed(ddf, [1] * dims)
+    rows: list[list[Tensor]] = [[] for _ in range(dims)]
+    for axis in range(dims):
+        edge = ends - _narrowed(ddf, [int(k != axis) for k in range(dims)])
+        for k, component in enumerate(edge.unbind(1)):
+            rows[k].append(component + (1.0 if k == axis else 0.0))
+    return determinant(rows).unsqueeze(1)
+
+
+def _narrowed(x: Tensor, starts: list[int]) -> Tensor:
+    """All voxels but one along each axis, from ``starts`` on."""
+    for axis, start in enumerate(starts, start=2):
+        x = x.narrow(axis, start, x.shape[axis] - 1)
+    return x
+
+
 def _derivatives(component: Tensor) -> list[Tensor]:
     """Derivative of (B, *spatial) along each axis, 0 along those of one voxel."""
     axes = [axis for axis in range(1, component.ndim) if component.shape[axis] > 1]

@@ -61,8 +61,20 @@ def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
     if len(size) != ddf.shape[1]:
         raise ValueError(f"ddf of shape {tuple(ddf.shape)} cannot be resized to {tuple(size)}.")
     ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
-    pairs = zip(ddf.shape[2:], size, strict=True)
-    factors = [(new - 1) / (old - 1) if old > 1 and new > 1 else 1.0 for old, new in pairs]
+    return resize_image(ddf, size) * voxel_ratios(ddf.shape[2:], size, ddf).view(1, -1, *[1] * len(size))
+
+
+def voxel_ratios(old: Sequence[int], new: Sequence[int], like: Tensor) -> Tensor:
+    """Voxels of a grid of size ``new`` per voxel of one of size ``old`` that covers the same extent corner to corner.
+
+    Args:
+        old: spatial shape.
+        new: spatial shape.
+        like: tensor whose type and device the result has.
+
+    Returns:
+        (d,); 1 along an axis of one voxel.
+    """
+    factors = [(n - 1) / (o - 1) if o > 1 and n > 1 else 1.0 for o, n in zip(old, new, strict=True)]
     # Not one tensor of all: when a network is exported, sizes are tensors, which have to stay in its graph.
-    scale = torch.stack([torch.as_tensor(factor, device=ddf.device, dtype=ddf.dtype) for factor in factors])
-    return resize_image(ddf, size) * scale.view(1, -1, *[1] * len(factors))
+    return torch.stack([torch.as_tensor(factor, device=like.device, dtype=like.dtype) for factor in factors])

@@ -98,7 +98,27 @@ def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Gri
     size = (extent / wanted - 1e-4).ceil().clamp(min=1)
     affine = torch.eye(4, dtype=torch.float64)
     affine[:3, :3] = directions / own * wanted
-    # Both grids have one centre.
+    return _about_centre(image, affine, size)
+
+
+def divided_grid(image: Grid, shape: tuple[int, int, int]) -> Grid:
+    """The grid of another number of voxels whose volume, to the outer faces of its voxels, is that of an image.
+
+    It is where the voxels of an array lie that was resized with ``align_corners=False``, as for a network that takes
+    images of one size alone.
+
+    Args:
+        image: grid of the scan.
+        shape: number of voxels per axis of the scan.
+    """
+    size = torch.tensor(shape, dtype=torch.float64)
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = image.affine[:3, :3] * (torch.tensor(image.shape, dtype=torch.float64) / size)
+    return _about_centre(image, affine, size)
+
+
+def _about_centre(image: Grid, affine: Tensor, size: Tensor) -> Grid:
+    """The grid with the linear part of ``affine``, of so many voxels, whose centre is that of the image."""
     centre = image.affine[:3, :3] @ ((torch.tensor(image.shape, dtype=torch.float64) - 1) / 2) + image.affine[:3, 3]
     affine[:3, 3] = centre - affine[:3, :3] @ ((size - 1) / 2)
     i, j, k = (int(n) for n in size)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.spatial import identity_grid, jacobian_determinant
+from common.spatial import cell_determinant, identity_grid, jacobian_determinant
 
 MATRICES = [
     np.array([[0.1, -0.3], [0.2, -0.05]]),
@@ -85,3 +86,20 @@ def test_a_slice_has_the_determinant_of_the_map_inside_its_plane(axis: int) -> N
 def test_a_tensor_without_one_channel_per_axis_is_no_field() -> None:
     with pytest.raises(ValueError, match="expected"):
         jacobian_determinant(torch.zeros(1, 2, 4, 4, 5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_volume_of_cells_is_that_of_the_edges_to_the_neighbours_before(shape: tuple[int, ...]) -> None:
+    ddf = random_field(2, shape)
+    found = cell_determinant(ddf)
+    assert found.shape == (2, 1, *(n - 1 for n in shape))
+    dims = len(shape)
+    for b, index in itertools.product(range(2), np.ndindex(*found.shape[2:])):
+        here = np.array(index) + 1
+
+        def place(voxel: NDArray[np.int64], b: int = b) -> NDArray[np.float64]:
+            moved: NDArray[np.float64] = voxel + ddf[(b, slice(None), *voxel)].numpy()
+            return moved
+
+        edges = np.stack([place(here) - place(here - np.eye(dims, dtype=int)[axis]) for axis in range(dims)])
+        assert float(found[(b, 0, *index)]) == pytest.approx(np.linalg.det(edges), abs=1e-12)

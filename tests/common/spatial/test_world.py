@@ -20,6 +20,7 @@ from common.spatial import (
     warp_within,
     working_grid,
 )
+from common.spatial.world import divided_grid
 
 
 def oblique(spacing: tuple[float, float, float], origin: tuple[float, float, float], degrees: float = 20.0) -> Tensor:
@@ -146,6 +147,18 @@ def test_the_working_grid_is_nearly_ras_and_covers_the_scan(spacing: tuple[float
     there = torch.from_numpy(world(FIXED, corners.numpy())) @ inverse[:3, :3].T + inverse[:3, 3]
     assert bool((there >= -0.5 - 1e-6).all())
     assert bool((there <= torch.tensor(made.shape) - 0.5 + 1e-6).all())
+
+
+def test_a_divided_grid_is_where_a_resized_array_has_its_voxels() -> None:
+    made = divided_grid(FIXED, (6, 24, 5))
+    # The coordinates of the scan's voxels, resized as an image, are those of the new ones; away from the edges, beyond
+    # which interpolation has nothing.
+    places = torch.from_numpy(world(FIXED, positions(FIXED)).T.reshape(1, 3, *FIXED.shape))
+    resized = torch.nn.functional.interpolate(places, size=made.shape, mode="trilinear", align_corners=False)
+    expected = torch.from_numpy(world(made, positions(made)).T.reshape(1, 3, *made.shape))
+    inner = (..., slice(1, -1), slice(2, -2), slice(1, -1))
+    torch.testing.assert_close(resized[inner], expected[inner])
+    assert divided_grid(FIXED, FIXED.shape).same_as(FIXED, tolerance=0)
 
 
 def test_the_working_grid_of_a_ras_scan_with_its_own_spacing_is_its_own_grid() -> None:
