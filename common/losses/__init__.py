@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+from common.losses.blurred import BlurredMSELoss as BlurredMSELoss
+from common.losses.conserving import IntensityConservingLoss as IntensityConservingLoss
 from common.losses.consistency import CycleConsistencyLoss as CycleConsistencyLoss
+from common.losses.correlation import NCCLoss as NCCLoss
 from common.losses.dice import SoftDiceLoss as SoftDiceLoss
 from common.losses.dice import WarpedDiceLoss as WarpedDiceLoss
 from common.losses.folding import FoldingLoss as FoldingLoss
+from common.losses.gaussian_lncc import GaussianLNCCLoss as GaussianLNCCLoss
+from common.losses.inverse_consistency import GradientInverseConsistencyLoss as GradientInverseConsistencyLoss
+from common.losses.inverse_consistency import InverseConsistencyLoss as InverseConsistencyLoss
 from common.losses.lncc import LNCCLoss as LNCCLoss
 from common.losses.masked import MaskedLoss as MaskedLoss
 from common.losses.masked import MultiScaleLoss as MultiScaleLoss
+from common.losses.mind import MINDSSCLoss as MINDSSCLoss
 from common.losses.mutual_information import MutualInformationLoss as MutualInformationLoss
 from common.losses.pyramid import ImagePyramid as ImagePyramid
 from common.losses.pyramid import image_pyramid as image_pyramid

@@ -10,11 +10,25 @@ import torch
 from torch import Tensor
 
 from common.autograd import first_order
+from common.checks import InputError
 
 
 def computing_dtype(*tensors: Tensor) -> torch.dtype:
     """Float64 if any of the tensors is float64, float32 otherwise (losses never compute in half precision)."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def check_alike(loss: str, pred: Tensor, target: Tensor) -> None:
+    """Refuse images of two shapes.
+
+    Raises:
+        InputError: naming the loss and the shapes.
+    """
+    if pred.shape != target.shape:
+        raise InputError(
+            f"{loss} got pred of shape {tuple(pred.shape)} and target of shape {tuple(target.shape)}; resample one to "
+            "the other's grid."
+        )
 
 
 def needs_gradient(tensor: Tensor) -> bool:

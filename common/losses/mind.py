@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparison of images of different kinds by how each place resembles its neighbours.
+
+Paper: M. Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using self-similarities",
+MICCAI 2013.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.losses.closed_form import check_alike, computing_dtype
+
+_LOW, _HIGH = 1e-3, 1e3
+
+
+class MINDSSCLoss(nn.Module):
+    """Mean squared difference of self-similarity contexts, as ICON and uniGradICON have them.
+
+    A voxel's neighbours are those at one step along each axis, to both sides. Each pair of neighbours on different
+    axes, of which there are twelve in three dimensions and four in two, has a channel: the mean over a window of the
+    squared difference of the image shifted to one and to the other. The smallest of the channels is subtracted, their
+    mean is the variance v, limited to 0.001 to 1000 times the mean of the sample, and a channel m becomes
+    ``exp(-m / v)``. Images repeat their border outside. Of an image of one value all channels are 1.
+
+    Args:
+        radius: of the window, in voxels.
+        dilation: voxels to a neighbour.
+    """
+
+    def __init__(self, radius: int = 2, dilation: int = 2) -> None:
+        super().__init__()
+        self.radius, self.dilation = radius, dilation
+
+    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compare two images.
+
+        Args:
+            pred: (B, 1, *spatial), 2D or 3D, usually the warped moving image.
+            target: the same shape.
+            mask: (B, 1, *spatial) of the target; voxels where it is 0 count as equal.
+
+        Returns:
+            Scalar from 0 to 1.
+
+        Raises:
+            InputError: when the shapes differ.
+        """
+        check_alike("MINDSSCLoss", pred, target)
+        dtype = computing_dtype(pred, target)
+        with torch.autocast(pred.device.type, enabled=False):
+            square = (self.context(pred.to(dtype)) - self.context(target.to(dtype))).square()
+        return square.mean() if mask is None else (square * (mask != 0)).mean()
+
+    def context(self, image: Tensor) -> Tensor:
+        """(B, 1, *spatial), float32 or float64, to (B, channels, *spatial), from 0 to 1."""
+        dims = image.ndim - 2
+        extended = F.pad(image, [self.dilation] * (2 * dims), mode="replicate")
+        neighbours = [(axis, end) for axis in range(dims) for end in (0, 2 * self.dilation)]
+        shifted = {place: self._shifted(extended, *place) for place in neighbours}
+        pairs = [(one, other) for one, other in combinations(neighbours, 2) if one[0] != other[0]]
+        squares = torch.cat([(shifted[one] - shifted[other]).square() for one, other in pairs], dim=1)
+        pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+        size = 2 * self.radius + 1
+        means = pool(F.pad(squares, [self.radius] * (2 * dims), mode="replicate"), size, stride=1)
+        means = means - means.amin(1, keepdim=True)
+        variance = means.mean(1, keepdim=True)
+        typical = variance.detach().flatten(1).mean(1).view(-1, *[1] * (dims + 1))
+        # Where nothing differs anywhere, it is 0.
+        limits = (factor * typical.clamp(min=torch.finfo(image.dtype).tiny / _LOW) for factor in (_LOW, _HIGH))
+        return torch.exp(-means / variance.clamp(*limits))
+
+    def _shifted(self, extended: Tensor, axis: int, start: int) -> Tensor:
+        for k in range(extended.ndim - 2):
+            first = start if k == axis else self.dilation
+            extended = extended.narrow(k + 2, first, extended.shape[k + 2] - 2 * self.dilation)
+        return extended
