@@ -47,7 +47,7 @@ class Family:
         untold: arguments that leave no trace in the weights.
         fitting: values of untold arguments with which a network of any size can be made.
         variants: what ``--variant`` may be.
-        container: entry of an official file that holds the state dict.
+        container: entry of an official file that holds the state dict; None where the file is the state dict itself.
     """
 
     network: type[nn.Module]
@@ -61,7 +61,7 @@ class Family:
     untold: tuple[str, ...] = ()
     fitting: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
-    container: str = "model_state_dict"
+    container: str | None = "model_state_dict"
 
     def shapes(self, arguments: Arguments) -> dict[str, tuple[int, ...]]:
         """Our name to shape, in our order."""
@@ -85,7 +85,7 @@ def to_ours(family: Family, state: Mapping[str, Tensor], arguments: Arguments) -
         arguments: of the network, as ``family.describe_official`` found them.
 
     Returns:
-        Our name to float32 tensor.
+        Our name to tensor, float32 but for counters.
 
     Raises:
         InputError: with the list of differing keys, or when a value is NaN or infinite.
@@ -102,7 +102,7 @@ def to_ours(family: Family, state: Mapping[str, Tensor], arguments: Arguments) -
     if broken is not None:
         raise InputError(f"The entry {broken} has NaN or infinite values; the checkpoint is damaged, copy it anew.")
     renamed = rename_keys(given, key_map)
-    return {name: renamed[name].detach().float().contiguous() for name in family.shapes(arguments)}
+    return {name: _stored(renamed[name]) for name in family.shapes(arguments)}
 
 
 def to_official(
@@ -119,7 +119,7 @@ def to_official(
         size: spatial size that the official network is to be built for; not needed without constant entries.
 
     Returns:
-        Official name to float32 tensor.
+        Official name to tensor, float32 but for counters.
 
     Raises:
         InputError: with the list of differing keys, or for a size that the official network cannot take.
@@ -131,7 +131,11 @@ def to_official(
     for name, shape in family.entries(arguments):
         place = find_place(name, key_map)
         official[name] = torch.zeros(shape) if place is None else convert_back(state[place], name, key_map)
-    return {name: value.detach().float().contiguous() for name, value in official.items()} | constants
+    return {name: _stored(value) for name, value in official.items()} | constants
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.detach().float() if value.is_floating_point() else value).contiguous()
 
 
 def _refuse(family: Family, differing: Sequence[str], arguments: Arguments) -> None:

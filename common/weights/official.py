@@ -62,7 +62,7 @@ def export_weights(
 
     Args:
         bundle: folder of the bundle.
-        output: file to write, the state dict in its container; there is no optimiser in it.
+        output: file to write, the state dict in its container, if it has one; there is no optimiser in it.
         path: weights of the bundle; default: its ``models/model.pt``.
         size: spatial size for the constant entries; default: the size that the bundle's metadata state.
         overwrite: whether ``output`` may exist.
@@ -86,7 +86,7 @@ def export_weights(
             "--size 160 224 192."
         )
     official = to_official(family, state, weights.arguments, size)
-    save_atomically({family.container: official}, output)
+    save_atomically(official if family.container is None else {family.container: official}, output)
     built = f", for {_times(size)} voxels" if size is not None else ""
     return [f"Wrote {output}: {_sentence(family, weights)}{built}."]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from common.checks import InputError
 
-_WRAPPED = "module."
+# Of a data-parallel network, and of one with the loss of ICON.
+_WRAPPERS = ("module.", "regis_net.")
 # What others call it who train the same networks.
 _OTHERS_CONTAINER = "state_dict"
 
@@ -34,14 +35,15 @@ KeyMap = Mapping[str, "str | Converted | None"]
 """Regular expression of official names to our name; None drops the entry."""
 
 
-def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Tensor]:
+def unpack_state_dict(content: Any, source: str, container: str | None) -> dict[str, Tensor]:
     """The network's state dict out of what an official checkpoint file holds.
 
     Args:
         content: a state dict, or a training checkpoint that holds one among other things; names with or without the
-            leading "module." of a data-parallel wrapper.
+            leading "module." of a data-parallel wrapper or "regis_net." of ICON's.
         source: name of the file, for the message.
-        container: entry of a training checkpoint that holds the network's state dict; "state_dict" is taken as well.
+        container: entry of a training checkpoint that holds the network's state dict, None where such files hold
+            nothing else; "state_dict" is taken as well.
 
     Returns:
         Official name to tensor, in the order of the file.
@@ -55,9 +57,12 @@ def unpack_state_dict(content: Any, source: str, container: str) -> dict[str, Te
         holds = (
             f"the entries {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content).__name__
         )
-        raise InputError(f"{source} holds {holds}; expected a state dict, or one under {container!r}.")
-    if all(key.startswith(_WRAPPED) for key in state):
-        return {key.removeprefix(_WRAPPED): value for key, value in state.items()}
+        raise InputError(
+            f"{source} holds {holds}; expected a state dict, or one under {container or _OTHERS_CONTAINER!r}."
+        )
+    for wrapper in _WRAPPERS:
+        if all(key.startswith(wrapper) for key in state):
+            return {key.removeprefix(wrapper): value for key, value in state.items()}
     return dict(state)
 
 

@@ -24,22 +24,31 @@ from common.blocks.vector_field_attention import expected_offset
 from common.checks import InputError
 from common.losses import (
     BendingLoss,
+    BlurredMSELoss,
     CycleConsistencyLoss,
     FoldingLoss,
+    GaussianLNCCLoss,
+    GradientInverseConsistencyLoss,
     GradientLoss,
+    InverseConsistencyLoss,
     LNCCLoss,
+    MINDSSCLoss,
     MutualInformationLoss,
+    NCCLoss,
     RegistrationLoss,
     SoftDiceLoss,
     Term,
     WarpedDiceLoss,
     image_pyramid,
 )
-from common.networks import EOIR, VFA, SITReg
+from common.networks import EOIR, VFA, GradICON, SITReg
 from common.networks.sitreg import CONFIGURATIONS
 from common.spatial import (
     Grid,
     bspline_field,
+    cell_determinant,
+    chain_ddf,
+    chain_map,
     compose,
     determinant,
     field_map,
@@ -72,6 +81,11 @@ def registration(ddf: Tensor) -> Tensor:
     return RegistrationLoss({"mse": Term(nn.MSELoss(), ["warped", "fixed"])})({"ddf": ddf}, images)
 
 
+def consistency(loss: nn.Module, there: Tensor, back: Tensor) -> Tensor:
+    penalty: Tensor = loss(field_map(there), field_map(back), IMAGE, torch.tensor([[0, 1, 2]]))
+    return penalty
+
+
 IMAGE, MANY, FIELD = normal(1, 1, 4, 5), normal(1, 9, 4, 5), normal(1, 2, 4, 5)
 VOLUME, VECTORS = normal(1, 1, 3, 4, 5), normal(1, 3, 3, 4, 5)
 LABEL = (IMAGE > 0).long()
@@ -81,6 +95,7 @@ KERNEL, BIAS = normal(2, 9, 3, 3), normal(2)
 MASK, CYCLE = torch.ones(1, 1, 4, 5), normal(3, 2, 4, 5)
 SITREG = SITReg(2, **CONFIGURATIONS["tiny"]).double()
 NETWORK = EOIR(2, start_channel=2, int_steps=1).double()
+CHAIN = GradICON(2, channels=(3, 4), up_channels=(3, 3), halvings=(1, 0)).double()
 ATTENTION = VFA(2, downsamples=1, start_channels=2, matching_channels=2).double()
 
 REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
@@ -90,10 +105,13 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "warp, nearest": (lambda image: warp(image, FIELD, mode="nearest"), (IMAGE,)),
     "warp_within": (warp_within, (IMAGE, FIELD)),
     "compose": (compose, (FIELD, FIELD)),
+    "chain_ddf": (lambda *fields: chain_ddf(fields, (4, 5)), (FIELD, FIELD)),
     "integrate": (integrate, (FIELD,)),
     "resample": (lambda image: resample(image, GRID, GRID), (VOLUME,)),
     "resample_ddf": (lambda ddf: resample_ddf(ddf, GRID, GRID), (VECTORS,)),
     "LNCCLoss": (LNCCLoss(2, 3), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "GaussianLNCCLoss": (GaussianLNCCLoss(1), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "NCCLoss": (NCCLoss(), (IMAGE, normal(1, 1, 4, 5) * IMAGE)),
     "CycleConsistencyLoss": (lambda x: CycleConsistencyLoss()(x, x, *[MASK.expand(3, 1, 4, 5)] * 2), (CYCLE,)),
     "FoldingLoss": (FoldingLoss(), (10 * FIELD,)),
     "GradientLoss": (GradientLoss(), (FIELD,)),
@@ -114,21 +132,32 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "reversed_correlation": (lambda x: reversed_correlation(x).square(), (MANY,)),
     "AffineNorm": (lambda x: AffineNorm(9, 0.2).double()(x).value, (MANY,)),
     "VFA": (ATTENTION, (normal(1, 2, 8, 8),)),
+    "GradICON": (CHAIN, (normal(1, 2, 9, 8),)),
     "SITReg": (SITREG, (normal(1, 2, 12, 9),)),
 }
 RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),
     "field_map": (lambda ddf, points: field_map(ddf)(points), (FIELD, normal(1, 6, 2))),
+    "chain_map": (lambda ddf, points: chain_map([ddf, ddf], (7, 9))(points), (FIELD, normal(1, 6, 2))),
     "bspline_field": (lambda control: bspline_field(control, (7, 10), 2), (FIELD,)),
     "resize_image": (lambda image: resize_image(image, (3, 3)), (IMAGE,)),
     "resize_ddf": (lambda ddf: resize_ddf(ddf, (3, 3)), (FIELD,)),
+    "cell_determinant": (cell_determinant, (FIELD,)),
     "jacobian_determinant": (jacobian_determinant, (FIELD,)),
     "determinant": (lambda x: determinant([[x[0], x[1]], [x[2], x[3]]]), (normal(4, 3),)),
+    "BlurredMSELoss": (BlurredMSELoss(1), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "MINDSSCLoss": (MINDSSCLoss(1, 1), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "InverseConsistencyLoss": (lambda x, y: consistency(InverseConsistencyLoss(), x, y), (FIELD, 2 * FIELD)),
+    "GradientInverseConsistencyLoss": (
+        lambda x, y: consistency(GradientInverseConsistencyLoss(), x, y),
+        (FIELD, 2 * FIELD),
+    ),
     "SoftDiceLoss": (SoftDiceLoss(), (SOFT, normal(1, 3, 4, 5).softmax(1))),
     "image_pyramid": (lambda image: image_pyramid(image, 2)[1], (IMAGE,)),
     "ImagePyramid": (lambda image: common.losses.ImagePyramid()(image, 2)[1], (IMAGE,)),
 }
 WITHOUT_GRADIENT = {
+    "IntensityConservingLoss": "hands on what its loss makes",
     "MaskedLoss": "hands on what its loss makes",
     "MultiScaleLoss": "hands on what its losses make",
     "Term": "hands on what its loss makes",

@@ -25,6 +25,7 @@ from common.blocks.convolution import convolve, normalise_and_convolve, rectify_
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.group_normalisation import group_norm_relu
 from common.blocks.normalisation import instance_norm_prelu
+from common.blocks.tall_unet import TallUNet
 from common.blocks.vector_field_attention import expected_offset
 from common.engine.inferer import RegistrationInferer
 from common.losses import ImagePyramid, RegistrationLoss, Term
@@ -111,6 +112,9 @@ def spatial_cases(dims: int) -> dict[str, Case]:
     }
     return {
         "bspline_field": lambda: spatial.bspline_field(field, [2 * n - 1 for n in size], 2),
+        "cell_determinant": lambda: spatial.cell_determinant(field),
+        "chain_ddf": lambda: spatial.chain_ddf([values(BATCH, dims, *[5] * dims), field, field], size),
+        "chain_map": lambda: spatial.chain_map([values(BATCH, dims, *[5] * dims), field], size)(points),
         "compose": lambda: spatial.compose(field, field),
         "determinant": lambda: spatial.determinant([[image] * dims] * dims),
         "field_map": lambda: spatial.field_map(field)(points),
@@ -136,15 +140,27 @@ def loss_cases(dims: int) -> dict[str, Case]:
     size = SIZES[dims]
     image, field, maps = (values(BATCH, channels, *size) for channels in (1, dims, CLASSES))
     label, cycle = labels(BATCH, 1, *size), values(3, dims, *size)
+    function, draw = spatial.field_map(field), labels(BATCH, 3).long()
     return {
         "BendingLoss": lambda: losses.BendingLoss()(field),
+        "BlurredMSELoss": lambda: losses.BlurredMSELoss(2)(image, image),
         "CycleConsistencyLoss": lambda: losses.CycleConsistencyLoss()(cycle, cycle, cycle[:, :1], cycle[:, :1]),
         "FoldingLoss": lambda: losses.FoldingLoss()(field),
+        "GaussianLNCCLoss": lambda: [
+            losses.GaussianLNCCLoss(2, square)(image, image, label) for square in (False, True)
+        ],
+        "GradientInverseConsistencyLoss": lambda: losses.GradientInverseConsistencyLoss()(
+            function, function, image, draw
+        ),
         "GradientLoss": lambda: [losses.GradientLoss(penalty)(field) for penalty in ("l1", "l2")],
+        "IntensityConservingLoss": lambda: losses.IntensityConservingLoss(nn.MSELoss())(image, image, field),
+        "InverseConsistencyLoss": lambda: losses.InverseConsistencyLoss()(function, function, image, draw),
         "LNCCLoss": lambda: [losses.LNCCLoss(dims, guard=guard)(image, image) for guard in ("add", "max")],
+        "MINDSSCLoss": lambda: losses.MINDSSCLoss()(image, image, label),
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
         "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
         "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
+        "NCCLoss": lambda: losses.NCCLoss()(image, image),
         "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
         "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
         "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),
@@ -194,6 +210,7 @@ def block_cases(dims: int) -> dict[str, Case]:
         "reversed_correlation": lambda: reversed_correlation(values(BATCH, 3**dims, *SIZES[dims])),
         "instance_norm_prelu": lambda: instance_norm_prelu([x, x * 1], slope, x * 1),
         "group_norm_relu": lambda: group_norm_relu(x, 2, values(2), values(2)),
+        "TallUNet": lambda: TallUNet(dims, (3, 4), (2, 3)).to(META)(x),
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.networks import EOIR, VFA, DualPyramid, SITReg
+from common.networks import EOIR, VFA, DualPyramid, GradICON, SITReg
 from common.networks.contract import padded
 
 NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -23,6 +23,8 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dual pyramid": (DualPyramid, {"variant": "conv_mfc"}),
     "dual pyramid of attention": (DualPyramid, {"variant": "vfa"}),
     "inverse-consistent dual pyramid": (DualPyramid, {"variant": "convic_c", "spatial_dims": 2}),
+    "gradicon": (GradICON, {}),
+    "gradicon in two dimensions": (GradICON, {"spatial_dims": 2}),
 }
 # Long axes, whose working size is a multiple of 16 by itself, and short ones, which need more; a single slice.
 TRACED = ((32, 20, 33), (16, 18, 9))
@@ -40,6 +42,8 @@ def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> N
     for parameter_name, parameter in network.named_parameters():
         if "flow" in parameter_name:  # displacements of voxels, which those of a fresh network are not
             parameter.data *= 2e3 if kind is DualPyramid else 2
+        if ".last." in parameter_name:  # nor are there any
+            parameter.data.normal_(std=0.1)
     dims = arguments.get("spatial_dims", 3)
     with torch.no_grad():
         traced = torch.jit.trace(network, torch.rand(1, 2, *size[:dims]), check_trace=False)
