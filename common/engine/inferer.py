@@ -14,6 +14,9 @@ from torch import Tensor
 
 from common.processor import has_bfloat16
 
+WAYS_BACK = {"inverse_ddf": "ddf", "inverse_pyramid": "pyramid", "inverse_velocity": "velocity", "inverse_map": "map"}
+"""Outputs of one direction, and what they are of the exchanged images."""
+
 
 class RegistrationInferer(Inferer):
     """Calls the network on a pair, in bfloat16 autocast if asked, on any device.
@@ -21,6 +24,9 @@ class RegistrationInferer(Inferer):
     MONAI's own ``amp`` switch is for CUDA alone; this one also serves the CPU. Only the network's convolutions run in
     bfloat16: fields, warps and losses stay in float32, and no gradient scaling is needed. On a processor or GPU without
     bfloat16, where it would take many times as long as float32, all is float32 and a warning says so, once.
+
+    A network in training that has no ``inverse_ddf``, although it is asked for one by this name, is called on the
+    exchanged images, too: so any network can be trained with terms that look at both directions.
 
     Along an axis of one voxel nothing moves: networks pad it, and what they say of it is about the padding.
 
@@ -41,7 +47,18 @@ class RegistrationInferer(Inferer):
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
             if not self.details:
                 return _inside_the_slice({"ddf": network(inputs)})
-            return _inside_the_slice(network(inputs, details=self.details))
+            outputs = network(inputs, details=self.details)
+            if getattr(network, "training", False) and "inverse_ddf" not in outputs:
+                asked = () if isinstance(self.details, bool) else self.details
+                outputs |= _way_back(inputs, network, asked) if "inverse_ddf" in asked else {}
+            return _inside_the_slice(outputs)
+
+
+def _way_back(inputs: Tensor, network: Callable[..., Any], asked: Collection[str]) -> dict[str, Any]:
+    """What the network says of the exchanged images, under the names of the other direction."""
+    wanted = {name: own for name, own in WAYS_BACK.items() if name in asked}
+    exchanged = network(inputs.flip(1), details=tuple(wanted.values()))
+    return {name: exchanged[own] for name, own in wanted.items() if own in exchanged}
 
 
 def _inside_the_slice(outputs: dict[str, Any]) -> dict[str, Any]:

@@ -80,9 +80,36 @@ def test_details_are_asked_for_only_when_wanted() -> None:
     image = torch.rand(1, 2, 4, 4, 4)
     assert set(RegistrationInferer()(image, Recorder())) == {"ddf"}
     assert set(RegistrationInferer(details=True)(image, Recorder())) == {"ddf", "velocity"}
-    recorder = Recorder()
+    recorder = Recorder().eval()
     RegistrationInferer(details=["inverse_ddf", "*_map"])(image, recorder)
     assert recorder.asked == [("inverse_ddf", "*_map")]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_way_back_that_a_network_lacks_is_that_of_the_exchanged_images_in_training(training: bool) -> None:
+    image, network = torch.rand(1, 2, 4, 4, 4), Recorder().train(training)
+    asked = ["ddf", "inverse_ddf", "inverse_velocity", "inverse_map", "moving"]
+    outputs = RegistrationInferer(details=asked)(image, network)
+    if not training:
+        assert set(outputs) == {"ddf", "velocity"} and len(network.asked) == 1
+        return
+    assert network.asked == [tuple(asked), ("ddf", "velocity", "map")]
+    assert set(outputs) == {"ddf", "velocity", "inverse_ddf", "inverse_velocity"}
+    back = network(image.flip(1))
+    assert torch.equal(outputs["inverse_ddf"], back) and torch.equal(outputs["inverse_velocity"], back)
+    assert not torch.equal(outputs["ddf"], back)
+
+
+def test_a_network_is_called_once_that_has_a_way_back_or_is_not_asked_for_it_by_name() -> None:
+    class Inverse(Recorder):
+        def forward(self, image: Tensor, details: Any = False) -> Any:
+            field = super().forward(image)
+            return {"ddf": field, "inverse_ddf": field}
+
+    image = torch.rand(1, 2, 4, 4, 4)
+    for network, details in ((Inverse(), ["inverse_ddf", "inverse_map"]), (Recorder(), ["*_ddf"]), (Recorder(), True)):
+        RegistrationInferer(details=details)(image, network)
+        assert len(network.asked) == 1
 
 
 def test_nothing_leaves_a_single_slice() -> None:
