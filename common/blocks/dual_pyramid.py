@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the dual-pyramid networks: residual block, encoder, and the block that predicts a displacement.
+"""The parts of the dual-pyramid networks: residual block, encoder, flow block, and what can be fed to it.
 
 Source: Liu et al., "Unsupervised deformable image registration revisited" (MIDL 2025 short papers); where the text is
 silent these follow the published code, its initialisation included.
@@ -14,12 +14,24 @@ from torch import Tensor, nn
 
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve
+from common.blocks.correlation import local_correlation, reversed_correlation
+from common.blocks.correlation_lines import PaddingMode
 from common.blocks.remade import not_stored
 
 SLOPE = 0.2
 """Of the activations at negative numbers."""
 SMALL = 1e-5
 """Standard deviation of the weights of a fresh convolution that predicts a displacement."""
+EXCHANGED = {
+    "moving": "fixed",
+    "fixed": "moving",
+    "correlation": "correlation_back",
+    "correlation_back": "correlation",
+    "difference": "difference_back",
+    "difference_back": "difference",
+    "sum": "sum",
+}
+"""What can be fed, and what each becomes when the images are exchanged."""
 
 
 def _convolution(spatial_dims: int, in_channels: int, out_channels: int, size: int = 3, stride: int = 1) -> nn.Module:
@@ -118,3 +130,31 @@ class FlowBlock(nn.Module):
         """(B, in_channels, *spatial) to (B, d, *spatial), float32 or finer."""
         flow = _convolved(self.residual(x), self.flow)
         return flow.float() if flow.dtype.itemsize < 4 else flow
+
+
+def features_to_feed(
+    names: Sequence[str], moving: Tensor, fixed: Tensor, window: tuple[int, PaddingMode]
+) -> dict[str, Tensor]:
+    """What can be fed of the features of one level, by name.
+
+    Args:
+        names: what is asked for, of :data:`EXCHANGED`.
+        moving: (B, C, *spatial).
+        fixed: the same shape.
+        window: radius and padding mode of the correlation.
+
+    Returns:
+        ``moving`` and ``fixed`` themselves, and where asked for
+
+        - ``correlation``: of each voxel of the fixed features with the moving ones around it,
+        - ``correlation_back``: the other way round, of the same products,
+        - ``difference``: moving less fixed, ``difference_back``, and ``sum``.
+    """
+    made = {"moving": moving, "fixed": fixed}
+    if any(name.startswith("correlation") for name in names):
+        made["correlation"] = local_correlation(fixed, moving, *window)
+    if "correlation_back" in names:
+        made["correlation_back"] = reversed_correlation(made["correlation"], *window)
+    if "difference" in names:
+        made |= {"difference": moving - fixed, "difference_back": fixed - moving, "sum": moving + fixed}
+    return made

@@ -38,12 +38,23 @@ class VectorFieldAttention(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: of the features.
         channels: of the projection.
+        cosine: whether features are brought to length 1 before they are compared.
+        temperature: see :func:`expected_offset`.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, channels: int) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        channels: int,
+        *,
+        cosine: bool = False,
+        temperature: float | None = None,
+    ) -> None:
         super().__init__()
         kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.project = kind(in_channels, channels, 3, padding=1)
+        self.cosine, self.temperature = cosine, temperature
 
     def forward(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Compare features.
@@ -61,7 +72,10 @@ class VectorFieldAttention(nn.Module):
         around = _continued(moving)
         kept = moving.detach()
         with not_stored(Remade(around, lambda: _continued(kept))):
-            return expected_offset(query, convolve(around, weight, bias))
+            key = convolve(around, weight, bias)
+            if self.cosine:
+                query, key = F.normalize(query), F.normalize(key)
+            return expected_offset(query, key, self.temperature)
 
 
 def _continued(x: Tensor) -> Tensor:

@@ -13,15 +13,15 @@ exact; two-dimensional images and any size (padded inside).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.blocks.correlation import local_correlation, reversed_correlation
-from common.blocks.dual_pyramid import Encoder, FlowBlock
+from common.blocks.correlation_lines import PADDING, PaddingMode
+from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed
 from common.blocks.vector_field_attention import VectorFieldAttention
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
@@ -35,8 +35,8 @@ class Variant(NamedTuple):
     """What a level of the decoder is made of.
 
     Attributes:
-        fed: to its block of convolutions, in this order (:func:`_made` says what they are); nothing where attention
-            compares the features instead.
+        fed: to its block of convolutions, in this order (:func:`features_to_feed` says what they are); nothing where
+            attention compares the features instead.
         symmetric: whether both images move towards each other, by updates that can be inverted.
     """
 
@@ -53,13 +53,16 @@ VARIANTS = {
     "vfa": Variant(()),
 }
 """The six networks, in the order of the paper."""
-EXCHANGED = {
-    "moving": "fixed",
-    "fixed": "moving",
-    "correlation": "correlation_back",
-    "correlation_back": "correlation",
+FURTHER = {
+    "conv_diff": Variant(("moving", "difference", "fixed")),
+    "conv_diffonly": Variant(("difference",)),
+    "conv_diffsum": Variant(("difference", "sum")),
+    "conv_mfc_flip": Variant(("moving", "correlation_back", "fixed")),
+    "conv_c_flip": Variant(("correlation_back",)),
+    "convic_diffsum": Variant(("difference", "sum"), symmetric=True),
 }
-"""What each becomes when the images are exchanged."""
+"""What else the published code can feed; there are no results of these."""
+KNOWN = {**VARIANTS, **FURTHER}
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     **{variant: {"variant": variant} for variant in VARIANTS},
@@ -77,10 +80,12 @@ class DualPyramid(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
-        variant: what the levels look at, a name of :data:`VARIANTS`.
+        variant: what the levels look at, a name of :data:`VARIANTS` or :data:`FURTHER`.
         channels: of the features of each level, finest first.
         decoder_channels: hidden channels of each level; None for twice those of the features or, in attention, as many.
         radius: of the correlation, in voxels of the level.
+        padding_mode: what the features are outside that the correlation searches, "zeros" or "border".
+        attention: options of :class:`common.blocks.vector_field_attention.VectorFieldAttention`, None for none.
         solver: of the inverses, "default" or "tight" (:data:`common.spatial.fixed_point.SOLVERS`).
 
     Raises:
@@ -96,6 +101,8 @@ class DualPyramid(nn.Module):
         channels: Sequence[int] = (16, 32, 32, 64, 64),
         decoder_channels: Sequence[int] | None = None,
         radius: int = 1,
+        padding_mode: PaddingMode = "zeros",
+        attention: Mapping[str, Any] | None = None,
         solver: str = "default",
     ) -> None:
         super().__init__()
@@ -105,16 +112,18 @@ class DualPyramid(nn.Module):
             "channels": [*channels],
             "decoder_channels": None if decoder_channels is None else [*decoder_channels],
             "radius": radius,
+            "padding_mode": padding_mode,
+            "attention": None if attention is None else {**attention},
             "solver": solver,
         }
         _check(self.arguments)
-        self.spatial_dims, self.levels, self.radius = spatial_dims, len(channels), radius
-        self.variant, self.solver = VARIANTS[variant], SOLVERS[solver]
+        self.spatial_dims, self.levels = spatial_dims, len(channels)
+        self.variant, self.solver, self.window = KNOWN[variant], SOLVERS[solver], (radius, padding_mode)
         self.encoder = Encoder(spatial_dims, channels)
         self.decoder = nn.ModuleList(
             FlowBlock(spatial_dims, fed_channels(variant, spatial_dims, features, radius), hidden)
             if self.variant.fed
-            else VectorFieldAttention(spatial_dims, features, hidden)
+            else VectorFieldAttention(spatial_dims, features, hidden, **(attention or {}))
             for features, hidden in zip(channels, decoder_channels or hidden_channels(variant, channels), strict=True)
         )
         self.bounds = [MULTIPLIER * bspline_bound((2**level,) * spatial_dims) for level in range(self.levels)]
@@ -180,7 +189,7 @@ class DualPyramid(nn.Module):
         if not names:
             result: Tensor = block(fixed, moving)
         else:
-            made = _made(names, moving, fixed, self.radius)
+            made = features_to_feed(names, moving, fixed, self.window)
             result = block(torch.cat([made[name] for name in names], dim=1))
         return result
 
@@ -197,7 +206,7 @@ class DualPyramid(nn.Module):
                 m, f = (
                     warp(x, at_level(half, 2**level)).to(x.dtype) for x, half in ((m, known.left), (f, known.right))
                 )
-            made = _made(names, m, f, self.radius)
+            made = features_to_feed(names, m, f, self.window)
             first, second = (
                 self._update(level, [made[name] for name in order], size)
                 for order in (names, [EXCHANGED[name] for name in names])
@@ -219,21 +228,7 @@ def hidden_channels(variant: str, channels: Sequence[int]) -> list[int]:
 def fed_channels(variant: str, spatial_dims: int, features: int, radius: int) -> int:
     """Channels that the block of a level takes, where an image has so many features."""
     window = (2 * radius + 1) ** spatial_dims
-    return sum(window if name.startswith("correlation") else features for name in VARIANTS[variant].fed)
-
-
-def _made(names: Sequence[str], moving: Tensor, fixed: Tensor, radius: int) -> dict[str, Tensor]:
-    """What can be fed of the features of one level: these themselves, and where asked for
-
-    - ``correlation``: of each voxel of the fixed features with the moving ones around it,
-    - ``correlation_back``: the other way round, of the same products.
-    """
-    made = {"moving": moving, "fixed": fixed}
-    if "correlation" in names:
-        made["correlation"] = local_correlation(fixed, moving, radius)
-    if "correlation_back" in names:
-        made["correlation_back"] = reversed_correlation(made["correlation"], radius)
-    return made
+    return sum(window if name.startswith("correlation") else features for name in KNOWN[variant].fed)
 
 
 def _outputs(halves: list[Halves], size: Sequence[int], details: Details) -> Tensor | dict[str, Any]:
@@ -262,13 +257,17 @@ def _check(arguments: dict[str, Any]) -> None:
     dims, variant, solver = arguments["spatial_dims"], arguments["variant"], arguments["solver"]
     if dims not in (2, 3):
         raise InputError(f"spatial_dims is {dims!r}; expected 2 or 3.")
-    if variant not in VARIANTS:
-        raise InputError(f"variant is {variant!r}; expected one of {list(VARIANTS)}.")
+    if variant not in KNOWN:
+        raise InputError(f"variant is {variant!r}; expected one of {list(KNOWN)}.")
+    if arguments["padding_mode"] not in PADDING:
+        raise InputError(f"padding_mode is {arguments['padding_mode']!r}; expected one of {list(PADDING)}.")
     if solver not in SOLVERS:
         raise InputError(f"solver is {solver!r}; expected one of {sorted(SOLVERS)}.")
     channels, hidden = arguments["channels"], arguments["decoder_channels"]
     if not channels or (hidden is not None and len(hidden) != len(channels)):
         raise InputError(f"channels is {channels} and decoder_channels {hidden}; give one number for each level.")
+    if unknown := set(arguments["attention"] or ()) - {"cosine", "temperature"}:
+        raise InputError(f"attention has {', '.join(sorted(unknown))}; its options are cosine and temperature.")
     check_numbers(1, radius=arguments["radius"])
     for name in ("channels", "decoder_channels"):
         for level, number in enumerate(arguments[name] or ()):

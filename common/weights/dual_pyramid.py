@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.blocks.vector_field_attention import unit_offsets
 from common.checks import InputError
-from common.networks.dual_pyramid import VARIANTS, DualPyramid, fed_channels, hidden_channels
+from common.networks.dual_pyramid import KNOWN, VARIANTS, DualPyramid, fed_channels, hidden_channels
 from common.weights.family import Description, Family
 from common.weights.state_dicts import KeyMap
 
@@ -40,7 +40,7 @@ _RADII = range(1, 5)
 
 def _modules(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(official, our) name of every layer, in the official order."""
-    variant, levels = VARIANTS[arguments["variant"]], len(arguments["channels"])
+    variant, levels = KNOWN[arguments["variant"]], len(arguments["channels"])
     yield f"{_ENCODER}.projection", "encoder.projection"
     for level in range(levels):
         block = f"{_ENCODER}.blocks.{level - 1}" if level else f"{_ENCODER}.block0"
@@ -94,7 +94,7 @@ def describe_ours(state: Mapping[str, Tensor], configured: Mapping[str, Any]) ->
     Raises:
         InputError: not a dual-pyramid network.
     """
-    return _description(state, VARIANTS[configured["variant"]].symmetric, ", ".join(list(state)[:3]))
+    return _description(state, KNOWN[configured["variant"]].symmetric, ", ".join(list(state)[:3]))
 
 
 def _description(ours: Mapping[str, Tensor], symmetric: bool, first: str) -> Description:
@@ -150,7 +150,7 @@ def constants(arguments: Mapping[str, Any], size: Sequence[int]) -> dict[str, Te
         arguments: of the network.
         size: of the images, of which nothing depends.
     """
-    variant, levels = VARIANTS[arguments["variant"]], range(len(arguments["channels"]))
+    variant, levels = KNOWN[arguments["variant"]], range(len(arguments["channels"]))
     if not variant.fed:
         offsets = unit_offsets(arguments["spatial_dims"], torch.empty(0))
         return {f"{_ONE_WAY}.{level}.R": offsets.clone() for level in levels}
@@ -175,7 +175,7 @@ FAMILY = Family(
     is_constant=lambda name: _CONSTANT.search(name) is not None,
     constants=constants,
     kinds=("variant",),
-    untold=("solver",),
+    untold=("padding_mode", "attention", "solver"),
     variants=tuple(VARIANTS),
     container="state_dict",
 )

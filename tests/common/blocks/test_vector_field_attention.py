@@ -112,6 +112,14 @@ def test_block_projects_both_images_alike(dims: int) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_block_can_compare_directions_alone_at_another_temperature() -> None:
+    block = VectorFieldAttention(2, 3, 5, cosine=True, temperature=0.1)
+    fixed, moving = torch.randn(2, 1, 3, 4, 4)
+    query, key = (block.project(x) for x in (fixed, F.pad(moving, [1] * 4, mode="replicate")))
+    expected = expected_offset(query / query.norm(dim=1, keepdim=True), key / key.norm(dim=1, keepdim=True), 0.1)
+    torch.testing.assert_close(block(fixed, moving), expected)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 3, 4, 2), (2, 2, 5, 6, 4), (1, 3, 5, 6, 4), (2, 3, 5, 6)])
 def test_key_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
     query = torch.zeros(2, 3, 3, 4, 2)

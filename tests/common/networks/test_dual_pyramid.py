@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.correlation import local_correlation
+from common.blocks.dual_pyramid import EXCHANGED
 from common.checks import InputError
 from common.networks import DualPyramid
-from common.networks.dual_pyramid import EXCHANGED, VARIANTS, hidden_channels
+from common.networks.dual_pyramid import FURTHER, VARIANTS, hidden_channels
 from common.spatial import compose, resize_image, warp
 from common.spatial.fixed_point import Solver
 
@@ -133,7 +134,31 @@ def test_there_and_back_leads_to_where_one_began(variant: str, trained: bool) ->
 
 def test_what_is_fed_is_exchanged_with_the_images() -> None:
     assert all(EXCHANGED[EXCHANGED[name]] == name for name in EXCHANGED)
-    assert {name for variant in VARIANTS.values() for name in variant.fed} == set(EXCHANGED)
+    fed = {name for variant in (VARIANTS | FURTHER).values() for name in variant.fed}
+    assert fed | {EXCHANGED[name] for name in fed} == set(EXCHANGED)
+
+
+def test_differences_and_sums_can_be_fed_and_correlations_of_the_moving_image() -> None:
+    image = pair(16, 12).double()
+    fed = {
+        "conv_diff": lambda m, f: torch.cat([m, m - f, f], 1),
+        "conv_diffonly": lambda m, f: m - f,
+        "conv_diffsum": lambda m, f: torch.cat([m - f, m + f], 1),
+        "conv_mfc_flip": lambda m, f: torch.cat([m, local_correlation(m, f, padding_mode="border"), f], 1),
+        "conv_c_flip": lambda m, f: local_correlation(m, f, padding_mode="border"),
+        "convic_diffsum": lambda m, f: torch.cat([m - f, m + f], 1),
+    }
+    assert set(fed) == set(FURTHER)
+    for variant, made in fed.items():
+        net = network(variant, 2, padding_mode="border").double()
+        seen: list[Tensor] = []
+        net.decoder[-1].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            moving, fixed = (net.encoder(image[:, c : c + 1])[-1] for c in (0, 1))
+            assert net(image).abs().max() > 0.1
+        torch.testing.assert_close(seen[0], made(moving, fixed))
+        if FURTHER[variant].symmetric:
+            torch.testing.assert_close(seen[1], made(fixed, moving))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -232,6 +257,8 @@ def test_hidden_channels_and_radius_can_be_chosen() -> None:
         ({"channels": (4, 4), "decoder_channels": (4,)}, "give one number for each level"),
         ({"channels": (4, 0)}, r"channels\[1\] is 0; give a whole number from 1 on"),
         ({"channels": (4,), "decoder_channels": ("8",)}, r"decoder_channels\[0\] is '8'; give a whole number"),
+        ({"padding_mode": "reflect"}, "padding_mode is 'reflect'; expected one of"),
+        ({"attention": {"beta": 1}}, "attention has beta; its options are cosine and temperature"),
         ({"radius": 0}, "radius is 0; give a whole number from 1 on"),
     ],
 )

@@ -32,12 +32,14 @@ from common.weights.state_dicts import KeyMap, rename_keys
 Arrays = dict[str, np.ndarray]
 RATE = 0.02
 # Published (decoder, features added) to ours.
-VARIANTS = {
+VARIANTS: dict[tuple[str, str | None], str] = {
     ("pyramidal_cnn_std", None): "conv_mf",
     ("pyramidal_cnn_std", "corr"): "conv_mfc",
     ("pyramidal_cnn_std", "corronly"): "conv_c",
+    **{("pyramidal_cnn_std", name): f"conv_{name}" for name in ("diff", "diffonly", "diffsum")},
     ("pyramidal_cnn_sitreg", None): "convic_mf",
     ("pyramidal_cnn_sitreg", "corronly"): "convic_c",
+    ("pyramidal_cnn_sitreg", "diffsum"): "convic_diffsum",
     ("pyramidal_vfa_std", None): "vfa",
 }
 
@@ -90,16 +92,21 @@ def _build(meta: dict[str, Any]) -> tuple[DualPyramid, list[str]]:
     encoder, decoder = given["encoder"], given["decoder"]
     features = decoder.get("add_feat") or {"name": None}
     hidden = decoder.get("n_features_per_level", decoder.get("n_attention_per_level"))
+    attention = {"cosine": decoder.get("similarity") == "cosine", "temperature": decoder.get("temperature")}
     tight = given.get("solver", {}).get("forward_max_abs_threshold", 1) < 1e-2
     network = DualPyramid(
         len(given["img_size"]),
-        variant=VARIANTS[decoder["decoder_type"], features["name"]],
+        variant=VARIANTS[decoder["decoder_type"], features["name"]] + ("_flip" if features.get("flip") else ""),
         channels=encoder["n_features_per_level"],
         decoder_channels=hidden,
+        padding_mode="border" if features.get("type") == "vfa" else "zeros",
+        attention=attention,
         solver="tight" if tight else "default",
     )
     names = _load(network, meta, key_map(network.arguments))
-    return network.double(), names
+    # Convolutions of float64 take half the time so.
+    # torch documents this form of `to`, its annotations lack it.
+    return network.to(torch.float64, memory_format=torch.contiguous_format), names  # type: ignore[call-overload]
 
 
 def _images(meta: dict[str, Any], arrays: Arrays) -> dict[str, Tensor]:
