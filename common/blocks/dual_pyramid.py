@@ -7,7 +7,8 @@ silent these follow the published code, its initialisation included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from common.blocks.convolution import convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.correlation_lines import PaddingMode
 from common.blocks.remade import not_stored
+from common.blocks.varied_block import VariedBlock
 
 SLOPE = 0.2
 """Of the activations at negative numbers."""
@@ -77,20 +79,29 @@ class ResidualBlock(nn.Module):
         return F.leaky_relu_(main + skip, SLOPE)
 
 
+def _block(
+    spatial_dims: int, in_channels: int, out_channels: int, stride: int, options: Mapping[str, Any] | None
+) -> nn.Module:
+    if options is None:
+        return ResidualBlock(spatial_dims, in_channels, out_channels, stride)
+    return VariedBlock(spatial_dims, in_channels, out_channels, stride, **options)
+
+
 class Encoder(nn.Module):
     """Feature pyramid of one image, a residual block for each level.
 
     Args:
         spatial_dims: 2 or 3.
         channels: of each level, finest first.
+        block: options of :class:`common.blocks.varied_block.VariedBlock` instead of the published block; None for that.
     """
 
-    def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
+    def __init__(self, spatial_dims: int, channels: Sequence[int], block: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.projection = _convolution(spatial_dims, 1, channels[0], 1)
         inputs = [channels[0], *channels[:-1]]
         self.blocks = nn.ModuleList(
-            ResidualBlock(spatial_dims, inputs[level], channels[level], stride=2 if level else 1)
+            _block(spatial_dims, inputs[level], channels[level], 2 if level else 1, block)
             for level in range(len(channels))
         )
         for module in self.modules():
@@ -116,11 +127,14 @@ class FlowBlock(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: of all that is fed.
         channels: of the residual block.
+        block: as of the encoder.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, channels: int) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, channels: int, block: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.residual = ResidualBlock(spatial_dims, in_channels, channels)
+        self.residual = _block(spatial_dims, in_channels, channels, 1, block)
         self.flow = _convolution(spatial_dims, channels, spatial_dims)
         assert isinstance(self.flow, (nn.Conv2d, nn.Conv3d)) and self.flow.bias is not None
         nn.init.normal_(self.flow.weight, std=SMALL)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from common.blocks.correlation_lines import PADDING, PaddingMode
 from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed
+from common.blocks.varied_block import OPTIONS
 from common.blocks.vector_field_attention import VectorFieldAttention
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
@@ -63,6 +64,8 @@ FURTHER = {
 }
 """What else the published code can feed; there are no results of these."""
 KNOWN = {**VARIANTS, **FURTHER}
+ATTENTION = ("cosine", "temperature")
+"""Options of the attention."""
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     **{variant: {"variant": variant} for variant in VARIANTS},
@@ -86,6 +89,8 @@ class DualPyramid(nn.Module):
         radius: of the correlation, in voxels of the level.
         padding_mode: what the features are outside that the correlation searches, "zeros" or "border".
         attention: options of :class:`common.blocks.vector_field_attention.VectorFieldAttention`, None for none.
+        encoder_block: options of blocks other than the published ones, see :class:`common.blocks.dual_pyramid.Encoder`.
+        decoder_block: the same of the decoder.
         solver: of the inverses, "default" or "tight" (:data:`common.spatial.fixed_point.SOLVERS`).
 
     Raises:
@@ -103,6 +108,8 @@ class DualPyramid(nn.Module):
         radius: int = 1,
         padding_mode: PaddingMode = "zeros",
         attention: Mapping[str, Any] | None = None,
+        encoder_block: Mapping[str, Any] | None = None,
+        decoder_block: Mapping[str, Any] | None = None,
         solver: str = "default",
     ) -> None:
         super().__init__()
@@ -113,15 +120,17 @@ class DualPyramid(nn.Module):
             "decoder_channels": None if decoder_channels is None else [*decoder_channels],
             "radius": radius,
             "padding_mode": padding_mode,
-            "attention": None if attention is None else {**attention},
+            "attention": attention and {**attention},
+            "encoder_block": encoder_block and {**encoder_block},
+            "decoder_block": decoder_block and {**decoder_block},
             "solver": solver,
         }
         _check(self.arguments)
         self.spatial_dims, self.levels = spatial_dims, len(channels)
         self.variant, self.solver, self.window = KNOWN[variant], SOLVERS[solver], (radius, padding_mode)
-        self.encoder = Encoder(spatial_dims, channels)
+        self.encoder = Encoder(spatial_dims, channels, encoder_block)
         self.decoder = nn.ModuleList(
-            FlowBlock(spatial_dims, fed_channels(variant, spatial_dims, features, radius), hidden)
+            FlowBlock(spatial_dims, fed_channels(variant, spatial_dims, features, radius), hidden, decoder_block)
             if self.variant.fed
             else VectorFieldAttention(spatial_dims, features, hidden, **(attention or {}))
             for features, hidden in zip(channels, decoder_channels or hidden_channels(variant, channels), strict=True)
@@ -266,8 +275,9 @@ def _check(arguments: dict[str, Any]) -> None:
     channels, hidden = arguments["channels"], arguments["decoder_channels"]
     if not channels or (hidden is not None and len(hidden) != len(channels)):
         raise InputError(f"channels is {channels} and decoder_channels {hidden}; give one number for each level.")
-    if unknown := set(arguments["attention"] or ()) - {"cosine", "temperature"}:
-        raise InputError(f"attention has {', '.join(sorted(unknown))}; its options are cosine and temperature.")
+    for name, known in {"attention": ATTENTION, "encoder_block": OPTIONS, "decoder_block": OPTIONS}.items():
+        if unknown := sorted(set(arguments[name] or ()) - set(known)):
+            raise InputError(f"{name} has {', '.join(unknown)}; its options are {', '.join(known)}.")
     check_numbers(1, radius=arguments["radius"])
     for name in ("channels", "decoder_channels"):
         for level, number in enumerate(arguments[name] or ()):

@@ -23,15 +23,16 @@ _ENCODER, _ONE_WAY = "feature_encoder.encoder", "deformation_decoder.decoder.dp_
 _SYMMETRIC = "deformation_decoder._not_none_dense_extration_networks"
 # Official part of a residual block -> ours.
 _RESIDUAL = {
-    "main_branch.0.0": "first",
-    "main_branch.0.1": "first_norm",
-    "main_branch.1.0": "second",
-    "main_branch.1.1": "second_norm",
-    "skip_conv": "skip",
-    "skip_norm": "skip_norm",
+    ".main_branch.0.0": ".first",
+    ".main_branch.0.1": ".first_norm",
+    ".main_branch.1.0": ".second",
+    ".main_branch.1.1": ".second_norm",
+    ".skip_conv": ".skip",
+    ".skip_norm": ".skip_norm",
 }
-_FLOW = {f"res_block.{official}": f"residual.{ours}" for official, ours in _RESIDUAL.items()} | {"out_block.0": "flow"}
-_ATTENTION = {"proj": "project"}
+# Blocks of other kinds have the official names.
+_VARIED = {"": ""}
+_ATTENTION = {".proj": ".project"}
 _PARAMETERS = ("weight", "bias")
 # The offsets that attention looks at, and buffers of coordinate systems, which hold nothing.
 _CONSTANT = re.compile(r"\.R$|\._indicator$")
@@ -41,16 +42,20 @@ _RADII = range(1, 5)
 def _modules(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(official, our) name of every layer, in the official order."""
     variant, levels = KNOWN[arguments["variant"]], len(arguments["channels"])
+    encoder, decoder = (_VARIED if arguments.get(name) else _RESIDUAL for name in ("encoder_block", "decoder_block"))
     yield f"{_ENCODER}.projection", "encoder.projection"
     for level in range(levels):
         block = f"{_ENCODER}.blocks.{level - 1}" if level else f"{_ENCODER}.block0"
-        yield from ((f"{block}.{official}", f"encoder.blocks.{level}.{ours}") for official, ours in _RESIDUAL.items())
+        yield from ((f"{block}{official}", f"encoder.blocks.{level}{ours}") for official, ours in encoder.items())
+    flow = {f".res_block{official}": f".residual{ours}" for official, ours in decoder.items()} | {
+        ".out_block.0": ".flow"
+    }
     for index in range(levels):
         # Symmetric networks count from the finest level, the others from the coarsest.
         level = index if variant.symmetric else levels - 1 - index
         block = f"{_SYMMETRIC if variant.symmetric else _ONE_WAY}.{index}"
-        parts = _FLOW if variant.fed else _ATTENTION
-        yield from ((f"{block}.{official}", f"decoder.{level}.{ours}") for official, ours in parts.items())
+        parts = flow if variant.fed else _ATTENTION
+        yield from ((f"{block}{official}", f"decoder.{level}{ours}") for official, ours in parts.items())
 
 
 def key_map(arguments: Mapping[str, Any]) -> KeyMap:
@@ -103,7 +108,7 @@ def _description(ours: Mapping[str, Tensor], symmetric: bool, first: str) -> Des
             raise InputError(f"This is no checkpoint of a dual-pyramid network: its first entries are {first}.")
         return ours[name].shape
 
-    dims, channels = len(shape("encoder.projection.weight")) - 2, list[int]()
+    dims, channels = len(shape("encoder.projection.weight")) - 2, [shape("encoder.blocks.0.skip.bias")[0]]
     while f"encoder.blocks.{len(channels)}.skip.bias" in ours:
         channels.append(shape(f"encoder.blocks.{len(channels)}.skip.bias")[0])
     attends = "decoder.0.project.weight" in ours

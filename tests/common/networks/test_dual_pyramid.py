@@ -239,6 +239,13 @@ def test_autocast_keeps_fields_in_float32_and_changes_little(variant: str) -> No
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+def test_blocks_can_be_of_another_kind() -> None:
+    blocks = {"encoder_block": {"pooled": True, "separable": True}, "decoder_block": {"groups": 2, "convolutions": 1}}
+    net = network("convic_mf", 2, channels=(2, 4), **blocks)
+    assert net(pair(9, 8)).shape == (1, 2, 9, 8)
+    assert DualPyramid(**net.arguments).state_dict().keys() == net.state_dict().keys()
+
+
 def test_hidden_channels_and_radius_can_be_chosen() -> None:
     assert hidden_channels("conv_c", [16, 32]) == [32, 64] and hidden_channels("vfa", [16, 32]) == [16, 32]
     net = network("conv_mfc", 2, decoder_channels=(5, 6, 7), radius=2)
@@ -258,7 +265,8 @@ def test_hidden_channels_and_radius_can_be_chosen() -> None:
         ({"channels": (4, 0)}, r"channels\[1\] is 0; give a whole number from 1 on"),
         ({"channels": (4,), "decoder_channels": ("8",)}, r"decoder_channels\[0\] is '8'; give a whole number"),
         ({"padding_mode": "reflect"}, "padding_mode is 'reflect'; expected one of"),
-        ({"attention": {"beta": 1}}, "attention has beta; its options are cosine and temperature"),
+        ({"encoder_block": {"bias": False}}, "encoder_block has bias; its options are convolutions, skip"),
+        ({"attention": {"beta": 1}}, "attention has beta; its options are cosine, temperature"),
         ({"radius": 0}, "radius is 0; give a whole number from 1 on"),
     ],
 )

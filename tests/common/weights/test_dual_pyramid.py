@@ -16,9 +16,10 @@ from common.blocks.vector_field_attention import unit_offsets
 from common.checks import InputError
 from common.networks import DualPyramid
 from common.networks.dual_pyramid import VARIANTS
-from common.weights.dual_pyramid import FAMILY
+from common.weights.dual_pyramid import FAMILY, key_map
 from common.weights.family import to_official, to_ours
 from common.weights.official import export_weights, import_weights
+from common.weights.state_dicts import find_place
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "dual_pyramid"
 CHANNELS = [4, 6, 8, 8]
@@ -90,6 +91,21 @@ def test_each_variant_is_told_by_its_checkpoint(variant: str, spatial_dims: int)
     ours = to_ours(FAMILY, state, found)
     assert list(ours) == list(net.state_dict())
     assert all(torch.equal(ours[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["conv_c", "convic_mf"])
+def test_blocks_of_another_kind_have_the_published_names(variant: str) -> None:
+    blocks: dict[str, Any] = {"encoder_block": {"separable": True}, "decoder_block": {"groups": 2}}
+    net = DualPyramid(variant=variant, channels=(2, 4), **blocks)
+    decoder = "_not_none_dense_extration_networks.0" if net.variant.symmetric else "decoder.dp_blocks.1"
+    places = {
+        "feature_encoder.encoder.blocks.0.main_branch.1.0.1.weight": "encoder.blocks.1.main_branch.1.0.1.weight",
+        "feature_encoder.encoder.block0.skip_norm.bias": "encoder.blocks.0.skip_norm.bias",
+        f"deformation_decoder.{decoder}.res_block.main_branch.0.0.bias": "decoder.0.residual.main_branch.0.0.bias",
+        f"deformation_decoder.{decoder}.out_block.0.weight": "decoder.0.flow.weight",
+    }
+    assert {name: find_place(name, key_map(net.arguments)) for name in places} == places
+    assert set(places.values()) <= set(net.state_dict())
 
 
 def test_constants_are_those_of_the_published_networks_and_ignored() -> None:

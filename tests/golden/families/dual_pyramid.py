@@ -42,6 +42,15 @@ VARIANTS: dict[tuple[str, str | None], str] = {
     ("pyramidal_cnn_sitreg", "diffsum"): "convic_diffsum",
     ("pyramidal_vfa_std", None): "vfa",
 }
+PUBLISHED = {
+    "convolutions": 2,
+    "skip": True,
+    "groups": None,
+    "activation": "leaky_relu",
+    "slope": 0.2,
+    "pooled": False,
+    "separable": False,
+}
 
 
 def compute(meta: dict[str, Any], arrays: Arrays) -> Arrays:
@@ -87,6 +96,25 @@ def _strided(values: Tensor, like: np.ndarray) -> np.ndarray:
     return array.reshape(-1)[::97] if like.ndim == 1 else array
 
 
+def _block(given: dict[str, Any]) -> dict[str, Any] | None:
+    """Options of blocks that are not the published ones."""
+    if "act_name" not in given:
+        return None
+    activation, slope = given["act_name"]
+    norm, groups = given.get("norm_name", ("group", {"num_groups": 4}))
+    kind = given.get("block_type", "")
+    options = {
+        "convolutions": given["n_convolutions"],
+        "skip": given["res_skip"],
+        "groups": None if norm == "instance" else groups["num_groups"],
+        "activation": activation.lower().replace("leaky", "leaky_"),
+        "slope": slope.get("negative_slope", 0.01),
+        "pooled": "maxpool" in kind,
+        "separable": "depthpoint" in kind,
+    }
+    return None if options == PUBLISHED else options
+
+
 def _build(meta: dict[str, Any]) -> tuple[DualPyramid, list[str]]:
     given = meta["constructor"]
     encoder, decoder = given["encoder"], given["decoder"]
@@ -101,6 +129,8 @@ def _build(meta: dict[str, Any]) -> tuple[DualPyramid, list[str]]:
         decoder_channels=hidden,
         padding_mode="border" if features.get("type") == "vfa" else "zeros",
         attention=attention,
+        encoder_block=_block(encoder),
+        decoder_block=_block(decoder),
         solver="tight" if tight else "default",
     )
     names = _load(network, meta, key_map(network.arguments))
@@ -174,10 +204,12 @@ def _trajectory(
 
 def _encoder(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     channels, image = meta["constructor"]["n_features_per_level"], _tensor(arrays["in/image"], grad=True)
-    encoder = Encoder(image.ndim - 2, channels)
+    block = _block(meta["constructor"])
+    arguments = {"variant": "conv_mf", "channels": channels, "encoder_block": block}
+    encoder = Encoder(image.ndim - 2, channels, block)
     keys = {
         pattern.replace(r"^feature_encoder\.encoder\.", r"^(?:feature_encoder\.)?(?:encoder\.)?"): name
-        for pattern, name in key_map({"variant": "conv_mf", "channels": channels}).items()
+        for pattern, name in key_map(arguments).items()
     }
     names = _load(encoder, meta, keys, "encoder.")
     levels = encoder(image)
