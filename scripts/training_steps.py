@@ -64,7 +64,7 @@ def _as_run(network: nn.Module, criterion: RegistrationLoss, bfloat16: bool) -> 
     """Ours, as the bundles run it."""
     import torch
 
-    from common.engine.memory import keep_freed_memory
+    from common.memory import keep_freed_memory
 
     keep_freed_memory()
 

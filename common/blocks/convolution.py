@@ -45,7 +45,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if _plain(x, weight, bias):
-        return _convolution(x, weight, bias)
+        return convolved(x, weight, bias)
     result: Tensor = _Convolve.apply(x, weight, bias)
     return result
 
@@ -54,7 +54,7 @@ def rectify_and_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``convolve(relu(x), weight, bias)``; overwrites ``x``, which nothing else may need afterwards."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if _plain(x, weight, bias):
-        return _convolution(F.relu_(x), weight, bias)
+        return convolved(F.relu_(x), weight, bias)
     result: Tensor = _RectifyAndConvolve.apply(x, weight, bias)
     return result
 
@@ -63,7 +63,7 @@ def normalise_and_convolve(x: Tensor, slope: Tensor, weight: Tensor, bias: Tenso
     """``convolve(instance_norm_prelu([x], slope), weight, bias)``; may overwrite ``x`` if nobody asks for gradients."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if _plain(x, slope, weight, bias):
-        return _convolution(instance_norm_prelu([x], slope, overwrite=True), weight, bias)
+        return convolved(instance_norm_prelu([x], slope, overwrite=True), weight, bias)
     result: Tensor = _NormaliseAndConvolve.apply(x, slope, weight, bias)
     return result
 
@@ -82,7 +82,7 @@ def convolved_again(x: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> s
         if packed is not None:
             return packed
         with torch.no_grad():
-            return _convolution(image.to(dtype), weight.to(dtype), bias.to(dtype))
+            return convolved(image.to(dtype), weight.to(dtype), bias.to(dtype))
 
     return saved_tensors_hooks(pack, unpack)
 
@@ -92,10 +92,11 @@ def _plain(*inputs: Tensor) -> bool:
     return not recorded or torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`convolve` without autograd, all arguments of one type."""
     if _must_widen(x):
         with torch.autocast("cpu", enabled=False):
-            return _convolution(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+            return convolved(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     if bias is not None and _folds(x):
         return _convolve_channel(x, weight, bias)
     padding = [n // 2 for n in weight.shape[2:]]
@@ -106,14 +107,16 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return convolution(x, weight, bias, padding=padding)
 
 
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+def convolution_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the convolution's input (None unless ``wanted``), weight and bias."""
     on_x: Tensor | None
     axes = list(range(2, x.ndim))
     is_short = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 5 and x.shape[2] < weight.shape[2]
     if is_short or _must_widen(x):
         # Where the first axis is shorter than the kernel, torch 2.13 leaves this gradient of the weight uninitialised.
-        on_x, on_weight, on_bias = _gradients(grad.float(), x.float(), weight.float(), wanted)
+        on_x, on_weight, on_bias = convolution_gradients(grad.float(), x.float(), weight.float(), wanted)
         return None if on_x is None else on_x.to(x.dtype), on_weight.to(weight.dtype), on_bias.to(grad.dtype)
     if not wanted and _folds(x):
         return None, _channel_on_weight(grad, x, weight), grad.sum((0, *axes))
@@ -135,7 +138,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: bool) -> tuple[T
         # The CPU's backward convolution runs at up to two thirds of the speed of a forward one of the same size.
         layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         flipped = weight.flip(axes).transpose(0, 1)
-        on_x = _convolution(grad, flipped.contiguous(memory_format=layout), None)
+        on_x = convolved(grad, flipped.contiguous(memory_format=layout), None)
     return on_x, on_weight, grad.sum((0, *axes))
 
 
@@ -210,13 +213,13 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolution(x, weight, bias)
+        return convolved(x, weight, bias)
 
     @staticmethod
     @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return _gradients(grad, x, weight, ctx.needs_input_grad[0])
+        return convolution_gradients(grad, x, weight, ctx.needs_input_grad[0])
 
 
 class _RectifyAndConvolve(torch.autograd.Function):
@@ -224,13 +227,13 @@ class _RectifyAndConvolve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rectified = F.relu_(x)
         ctx.save_for_backward(rectified, weight)
-        return _convolution(rectified, weight, bias)
+        return convolved(rectified, weight, bias)
 
     @staticmethod
     @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rectified, weight = ctx.saved_tensors
-        on_x, on_weight, on_bias = _gradients(grad, rectified, weight, ctx.needs_input_grad[0])
+        on_x, on_weight, on_bias = convolution_gradients(grad, rectified, weight, ctx.needs_input_grad[0])
         if on_x is not None:
             torch.ops.aten.threshold_backward.grad_input(on_x, rectified, 0, grad_input=on_x)
         return on_x, on_weight, on_bias
@@ -241,7 +244,7 @@ class _NormaliseAndConvolve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, slope: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         statistics = measure([x])
         ctx.save_for_backward(x, slope, *statistics, weight)
-        return _convolution(activate(Summands((x,)), statistics, slope), weight, bias)
+        return convolved(activate(Summands((x,)), statistics, slope), weight, bias)
 
     @staticmethod
     @_FIRST_ORDER
@@ -249,7 +252,7 @@ class _NormaliseAndConvolve(torch.autograd.Function):
         x, slope, scale, shift, weight = ctx.saved_tensors
         summands, statistics = Summands((x,)), Statistics(scale, shift)
         activated = activate(summands, statistics, slope)
-        on_activated, on_weight, on_bias = _gradients(grad, activated, weight, True)
+        on_activated, on_weight, on_bias = convolution_gradients(grad, activated, weight, True)
         del activated
         assert on_activated is not None
         # The gradient at the convolution's input is overwritten by that of x.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group normalisation and ReLU as one step that keeps only its input.
+"""Group normalisation and ReLU as one step that keeps only its input, also together with the convolution after it.
 
 With channels last, torch's own group normalisation on the CPU (2.13) takes the variance as a difference of two sums,
 which in a volume of some hundred thousand voxels leaves an error of 1e-3. Here it takes two passes.
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.autograd import first_order
+from common.blocks.convolution import convolution_gradients, convolved
 from common.blocks.pieces import PIECE
 
 EPS = 1e-5
@@ -35,10 +36,38 @@ def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, overwr
     """
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return F.relu(F.group_norm(x.contiguous(), groups, weight, bias, EPS))
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))):
+    if not _is_recorded(x, weight, bias):
         return _forward(x, groups, weight, bias, overwrite)[0]
     result: Tensor = _GroupNormReLU.apply(x, groups, weight, bias)
     return result
+
+
+def group_norm_relu_and_convolve(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, kernel: Tensor, kernel_bias: Tensor
+) -> Tensor:
+    """A convolution of ``group_norm_relu(x, groups, weight, bias)``, which is made again in the backward pass.
+
+    Args:
+        x: (B, C, *spatial), which is overwritten when nobody asks for gradients.
+        groups: of channels; C is a multiple.
+        weight: (C,), of the normalisation.
+        bias: (C,), of the normalisation.
+        kernel: (C', C, *kernel), odd sizes.
+        kernel_bias: (C',).
+
+    Returns:
+        (B, C', *spatial) of the type of ``x``.
+    """
+    kernel, kernel_bias = kernel.to(x.dtype), kernel_bias.to(x.dtype)
+    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if tracing or not _is_recorded(x, weight, bias, kernel, kernel_bias):
+        return convolved(group_norm_relu(x, groups, weight, bias, overwrite=True), kernel, kernel_bias)
+    result: Tensor = _GroupNormReLUAndConvolve.apply(x, groups, weight, bias, kernel, kernel_bias)
+    return result
+
+
+def _is_recorded(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def _layout(x: Tensor) -> Any:
@@ -82,17 +111,18 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and mean and scale of each sample and channel, (B, C)."""
     x = x.contiguous(memory_format=_layout(x))
+    means, scales = (torch.stack(t) for t in zip(*(_statistics(_rows(s), groups) for s in x), strict=True))
+    return _apply(x, weight, bias, means, scales, overwrite), means, scales
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor, means: Tensor, scales: Tensor, overwrite: bool = False) -> Tensor:
+    """The result of known statistics."""
     out = x if overwrite else torch.empty_like(x)
-    means, scales = [], []
-    for sample, result in zip(x, out, strict=True):
-        rows = _rows(sample)
-        mean, scale = _statistics(rows, groups)
+    for sample, result, mean, scale in zip(x, out, means, scales, strict=True):
         factor, summand = _linear(mean, scale, weight, bias)
-        for piece, target in _pieces(rows, _rows(result)):
+        for piece, target in _pieces(_rows(sample), _rows(result)):
             target.copy_(torch.addcmul(summand, piece.to(factor.dtype), factor).relu_())
-        means.append(mean)
-        scales.append(scale)
-    return out, torch.stack(means), torch.stack(scales)
+    return out
 
 
 def _linear(mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,24 +143,56 @@ class _GroupNormReLU(torch.autograd.Function):
     @staticmethod
     @first_order("The group normalisation of common.blocks", "that of torch.nn")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, means, scales = ctx.saved_tensors
+        x, *others = ctx.saved_tensors
         x, grad = (t.contiguous(memory_format=_layout(x)) for t in (x, grad))
         on_x = torch.empty_like(x)
-        on_weight, on_bias = torch.zeros_like(means[0]), torch.zeros_like(means[0])
-        for sample, incoming, target, mean, scale in zip(x, grad, on_x, means, scales, strict=True):
-            rows = [_rows(t) for t in (sample, incoming, target)]
-            factor, summand = _linear(mean, scale, weight, bias)
-            parts = [
-                torch.stack([active.sum(0), active.mul_(piece).sum(0)])
-                for piece, active in _active(rows[0], rows[1], factor, summand)
-            ]
-            sums, products = _sums(parts)
-            # Of the gradient times the normalised values.
-            products = scale * (products - mean * sums)
-            on_weight += products
-            on_bias += sums
-            _write(rows, factor, summand, *_means(sums, products, weight, mean, scale, ctx.groups))
-        return on_x, None, on_weight.to(weight.dtype), on_bias.to(bias.dtype)
+        return on_x, None, *_gradients(grad, on_x, x, ctx.groups, *others)
+
+
+class _GroupNormReLUAndConvolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, kernel: Tensor, kernel_bias: Tensor
+    ) -> Tensor:
+        x = x.contiguous(memory_format=_layout(x))
+        activated, means, scales = _forward(x, groups, weight, bias)
+        ctx.groups = groups
+        ctx.save_for_backward(x, weight, bias, means, scales, kernel)
+        return convolved(activated, kernel, kernel_bias)
+
+    @staticmethod
+    @first_order("The group normalisation of common.blocks", "that of torch.nn")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, means, scales, kernel = ctx.saved_tensors
+        activated = _apply(x, weight, bias, means, scales)
+        on_activated, on_kernel, on_kernel_bias = convolution_gradients(grad, activated, kernel, True)
+        del activated
+        assert on_activated is not None
+        # The gradient at the convolution's input is overwritten by that of x.
+        on_x = on_activated.contiguous(memory_format=_layout(x))
+        on_weight, on_bias = _gradients(on_x, on_x, x, ctx.groups, weight, bias, means, scales)
+        return on_x, None, on_weight, on_bias, on_kernel, on_kernel_bias
+
+
+def _gradients(
+    grad: Tensor, on_x: Tensor, x: Tensor, groups: int, weight: Tensor, bias: Tensor, means: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fill ``on_x``, which may be ``grad`` itself, and return the gradients of weight and bias; all channels last."""
+    on_weight, on_bias = torch.zeros_like(means[0]), torch.zeros_like(means[0])
+    for sample, incoming, target, mean, scale in zip(x, grad, on_x, means, scales, strict=True):
+        rows = [_rows(t) for t in (sample, incoming, target)]
+        factor, summand = _linear(mean, scale, weight, bias)
+        parts = [
+            torch.stack([active.sum(0), active.mul_(piece).sum(0)])
+            for piece, active in _active(rows[0], rows[1], factor, summand)
+        ]
+        sums, products = _sums(parts)
+        # Of the gradient times the normalised values.
+        products = scale * (products - mean * sums)
+        on_weight += products
+        on_bias += sums
+        _write(rows, factor, summand, *_means(sums, products, weight, mean, scale, groups))
+    return on_weight.to(weight.dtype), on_bias.to(bias.dtype)
 
 
 def _means(

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.blocks.convolution import convolve
 from common.blocks.eoir import convolution
-from common.blocks.group_normalisation import group_norm_relu
+from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 
 
 def computed_again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -66,10 +66,25 @@ class ConvBlock(nn.Module):
         return self.after_first(_convolved(x, self.convolutions[0]))
 
     def after_first(self, x: Tensor) -> Tensor:
-        """What follows the first convolution."""
-        for i, conv in enumerate(self.convolutions):
-            x = self._activated(x if i == 0 else _convolved(x, conv), i)
+        """What follows the first convolution; may overwrite ``x``."""
+        return self._activated(self._before_last(x), len(self.convolutions) - 1)
+
+    def after_first_and_head(self, x: Tensor, head: nn.Module) -> Tensor:
+        """The same and one more convolution, whose input is not stored; may overwrite ``x``."""
+        return self._activated_and_convolved(self._before_last(x), len(self.convolutions) - 1, head)
+
+    def _before_last(self, x: Tensor) -> Tensor:
+        """From the first convolution to the last, without the activation of the latter."""
+        for i, conv in enumerate(self.convolutions[1:]):
+            x = self._activated_and_convolved(x, i, conv)
         return x
+
+    def _activated_and_convolved(self, x: Tensor, i: int, conv: nn.Module) -> Tensor:
+        if not self.normalisations or self.rectify_first:
+            return _convolved(self._activated(x, i), conv)
+        norm = self.normalisations[i]
+        assert isinstance(norm, nn.GroupNorm)
+        return group_norm_relu_and_convolve(x, norm.num_groups, norm.weight, norm.bias, *_parameters(conv))
 
     def _activated(self, x: Tensor, i: int) -> Tensor:
         if not self.normalisations:
@@ -118,14 +133,23 @@ class Downsampling(nn.Module):
         self.projection = kind(in_channels, out_channels, 1)
         self.block = ConvBlock(spatial_dims, out_channels, out_channels, convolutions, groups, rectify_first)
 
-    def forward(self, features: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and skip (B, in_channels, *spatial) to those of half the size, rounded up."""
-        odd = [n % 2 for n in features.shape[2:]]
-        padding = [amount for n in reversed(odd) for amount in (0, n)]
-        features, skip = F.pad(features, padding), F.pad(skip, padding)
-        pool = F.avg_pool2d if skip.ndim == 4 else F.avg_pool3d
-        skip = self.downsampling(features) + self.projection(pool(skip, 2))
+    def forward(self, features: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, in_channels, *spatial) and the skip, :func:`_halved`, to features and skip of half the size."""
+        skip = self.downsampling(_even(features)) + self.projection(pooled)
         return self.block(skip), skip
+
+
+def _even(x: Tensor) -> Tensor:
+    """Zeros at the far end of odd axes."""
+    odd = [n % 2 for n in x.shape[2:]]
+    # Not without need: padding by nothing is a copy.
+    return F.pad(x, [amount for n in reversed(odd) for amount in (0, n)]) if any(odd) else x
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of two voxels along each axis, sizes rounded up."""
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    return pool(_even(x), 2)
 
 
 class FeatureExtractor(nn.Module):
@@ -158,11 +182,13 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 1, *spatial) to the features (B, C_i, *spatial / 2**i) of each level, finest first, sizes rounded up."""
-        skip = self.projection(image)
-        features = [computed_again(self.block, skip)]
+        # The projection of one channel to some costs next to nothing.
+        features = [computed_again(lambda x: self.block(self.projection(x)), image)]
+        pooled = computed_again(lambda x: _halved(self.projection(x)), image)
         for downsampling in self.downsamplings:
-            finer, skip = downsampling(features[-1], skip)
-            features.append(finer)
+            coarser, skip = downsampling(features[-1], pooled)
+            features.append(coarser)
+            pooled = _halved(skip)
         return features
 
 
@@ -198,16 +224,21 @@ class UpdateExtraction(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, in_channels, *spatial) of both images to two unbounded fields (B, d, *spatial)."""
-        fields = computed_again(self._fields, first, second) if self.finest else self._fields(first, second)
-        one, other = fields.chunk(2)
-        return one, other
-
-    def _fields(self, first: Tensor, second: Tensor) -> Tensor:
         weight, bias = _parameters(self.block.convolutions[0])
         on_difference, on_sum = weight.chunk(2, dim=1)
         odd = convolve(first - second, on_difference, torch.zeros_like(bias))
         even = convolve(first + second, on_sum, bias)
-        return _convolved(self.block.after_first(torch.cat([even + odd, even - odd])), self.head)
+        halves = even + odd, even - odd
+        del odd, even
+        if self.finest:
+            # One after the other, for half of the transient memory.
+            return computed_again(self._field, halves[0]), computed_again(self._field, halves[1])
+        one, other = self._field(torch.cat(halves)).chunk(2)
+        return one, other
+
+    def _field(self, x: Tensor) -> Tensor:
+        """Of what the first convolution made; may overwrite it."""
+        return self.block.after_first_and_head(x, self.head)
 
 
 class AffineExtraction(nn.Module):

@@ -24,10 +24,10 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.engine.bundle_folder import check_bundle, check_code, check_writable, find_metadata
 from common.engine.command_line import as_meant, as_text, check_options, read_command_line
-from common.engine.memory import keep_freed_memory
 from common.engine.option_names import check_names
 from common.engine.option_values import PATHS, as_path_text, check_values
 from common.engine.workflow import is_prepared, names_of_first_file, run_anew, running_workflow
+from common.memory import keep_freed_memory
 from common.threads import share_cores
 
 

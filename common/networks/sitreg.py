@@ -183,10 +183,10 @@ class SITReg(nn.Module):
         first, second = (self.extractor(image[:, c : c + 1]) for c in (0, 1))
         with torch.autocast(image.device.type, enabled=False):
             affine = self._affine(first[-1], second[-1], size)
-        halves = self._coarse_to_fine(first, second, size, affine)
+        halves = self._coarse_to_fine(first, second, size, affine, _all_levels(details))
         if not details:
             return self._between(halves[0], affine)[0]
-        levels = [self._between(half, affine) for half in (halves if _all_levels(details) else halves[:1])]
+        levels = [self._between(half, affine) for half in halves]
         pyramid, inverse_pyramid = ([level[side] for level in levels] for side in (0, 1))
         outputs = {"inverse_ddf": inverse_pyramid[0], "pyramid": pyramid, "inverse_pyramid": inverse_pyramid}
         return {"ddf": pyramid[0], **{name: output for name, output in outputs.items() if wants(details, name)}}
@@ -200,19 +200,27 @@ class SITReg(nn.Module):
         return affine_in_voxels(there, size, spacing), affine_in_voxels(back, size, spacing)
 
     def _coarse_to_fine(
-        self, first: list[Tensor], second: list[Tensor], size: Sequence[int], affine: tuple[Tensor, Tensor] | None
+        self,
+        first: list[Tensor],
+        second: list[Tensor],
+        size: Sequence[int],
+        affine: tuple[Tensor, Tensor] | None,
+        all_levels: bool,
     ) -> list[Halves]:
-        """The halves after each update, finest first."""
+        """The halves after each update, finest first, or the last ones alone; takes features out of their lists."""
         halves: list[Halves] = []
+        for features in (first, second):
+            del features[self.levels :]
         for level in reversed(range(self.levels)):
             known = halves[0] if halves else None
-            z1, z2 = first[level], second[level]
+            z1, z2 = first.pop(), second.pop()
             if known is not None or affine is not None:
                 z1, z2 = (_sampled(z, known, affine, side, 2**level) for side, z in enumerate((z1, z2)))
             fields = self.updates[level](z1, z2)
             with torch.autocast(z1.device.type, enabled=False):
                 first_update, second_update = (self._update(field, size, level) for field in fields)
-                halves.insert(0, advance(known, first_update, second_update, self.solver))
+                advanced = advance(known, first_update, second_update, self.solver)
+            halves = [advanced, *(halves if all_levels else ())]
         return halves
 
     def _update(self, field: Tensor, size: Sequence[int], level: int) -> Tensor:

@@ -78,7 +78,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def process_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # It would change the allocator of the process.
-    monkeypatch.setattr("common.engine.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("common.memory.keep_freed_memory", lambda: None)
     yield
     torch.set_default_dtype(torch.float32)
 
