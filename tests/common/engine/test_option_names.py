@@ -71,5 +71,7 @@ def test_known_names_may_stand_unused() -> None:
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_every_option_of_the_bundles_is_used(bundle: Any) -> None:
     for path in bundle.glob("configs/*.json"):
-        if path.name not in ("metadata.json", "multi_gpu_train.json"):
-            check_names(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        # Neither the metadata nor what changes another configuration is one that runs.
+        if "run" in content:
+            check_names(content)
