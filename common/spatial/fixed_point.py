@@ -127,15 +127,18 @@ def anderson(function: Callable[[Tensor], Tensor], start: Tensor, measure: Measu
             point = value
             continue
         size = measure(change, value)
-        if _is_below(size, solver.tolerance) or evaluations >= solver.most:
+        if _outcome(size, solver.tolerance) or evaluations >= solver.most:
             break
         point = history.combination()
     return FixedPoint(value, evaluations, size)
 
 
-def _is_below(size: Tensor, tolerance: float) -> bool:
-    """The one place that asks for a value, for which an accelerator is waited for."""
-    return bool(size < tolerance)
+def _outcome(size: Tensor, tolerance: float) -> int:
+    """1 where the iteration has converged, -1 where it never will (NaN), 0 where it goes on.
+
+    The one place that asks for a value, for which an accelerator is waited for.
+    """
+    return int((size < tolerance).int() - size.isnan().int())
 
 
 class _History:
@@ -178,7 +181,7 @@ class _Inverse(torch.autograd.Function):
         found = []
         for item in ddf.split(1):
             solution = solve_inverse(item, solver)
-            if not _is_below(solution.residual, solver.tolerance):
+            if _outcome(solution.residual, solver.tolerance) < 1:
                 _LOGGER.warning(
                     "The inverse of a field did not converge in %d steps, the last of which moved by %.2g voxels: "
                     "it is not exact.",

@@ -267,7 +267,7 @@ def test_everything_that_is_exported_is_run(package: Any) -> None:
 @pytest.mark.parametrize("network", [getattr(networks, name) for name in networks.__all__])
 def test_networks_infer_and_train(network: Any, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a solver stops by is the only value that a network may ask for.
-    monkeypatch.setattr(fixed_point, "_is_below", lambda size, tolerance: True)
+    monkeypatch.setattr(fixed_point, "_outcome", lambda size, tolerance: 1)
     net = network(**sys.modules[network.__module__].CONFIGURATIONS["tiny"]).to(META)
     pair = torch.empty(BATCH, 2, *SIZES[net.spatial_dims], device=META)
     with torch.no_grad():
