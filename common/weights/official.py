@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from common.checks import InputError
 from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 from common.weights.families import family_of
 from common.weights.family import Description, Family, to_official, to_ours
-from common.weights.state_dicts import unpack_state_dict
+from common.weights.state_dicts import differing_keys, unpack_state_dict
 
 
 def import_weights(
@@ -47,6 +48,7 @@ def import_weights(
             f"Differing keys: {_differing(family, weights.arguments, configured)}."
         )
     ours = to_ours(family, state, weights.arguments)
+    _check_untold(family, bundle, path, ours, {**configured, **weights.arguments})
     save_atomically(ours, output)
     return [
         f"{path}: {_sentence(family, weights)}, {sum(value.numel() for value in ours.values()):,} parameters.",
@@ -118,11 +120,30 @@ def _configured(bundle: Path) -> tuple[Family, dict[str, Any]]:
     return family, {name: [*value] if isinstance(value, tuple) else value for name, value in arguments.items()}
 
 
+def _check_untold(
+    family: Family, bundle: Path, path: Path, ours: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> None:
+    """Refuse weights that do not fit what a checkpoint does not tell, as the bundle has it."""
+    if not family.untold:
+        return
+    said = ", ".join(f"{name} {arguments[name]}" for name in family.untold)
+    try:
+        differing = differing_keys(ours, family.shapes(arguments))
+    except ValueError as error:
+        differing = [str(error)]
+    if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise InputError(
+            f"{path} is of another network than that of {bundle.name}, which has {said}: {differing[0]}{more}; import "
+            "it into a bundle of that network."
+        )
+
+
 def _advice(family: Family, bundle: Path, weights: Description, configured: dict[str, Any]) -> list[str]:
     lines = []
     other = {name: value for name, value in weights.arguments.items() if value != configured[name]}
     if other:
-        options = " ".join(f"--network_def#{name} {value}" for name, value in other.items())
+        options = " ".join(f"--network_def#{name} {shlex.quote(str(value))}" for name, value in other.items())
         lines.append(f"The network of {bundle.name} is configured otherwise: add {options} to every command.")
     expected = training_size(bundle)
     if weights.size is not None and expected not in (None, weights.size):
