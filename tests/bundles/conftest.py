@@ -21,8 +21,10 @@ BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/confi
 
 
 def _network(bundle: Path) -> str:
-    """What makes the network of a bundle."""
-    return json.dumps(json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"])
+    """What makes the network of a bundle; of those that go both ways, which are long to trace, only the class."""
+    train = json.loads((bundle / "configs" / "train.json").read_text(encoding="utf-8"))
+    network = train["network_def"]
+    return str(network["_target_"]) + " both ways" if "lncc_back" in train["loss"]["terms"] else json.dumps(network)
 
 
 def _recipe(bundle: Path) -> str:
