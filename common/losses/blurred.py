@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,14 +22,29 @@ def gaussian_blur(image: Tensor, sigma: int) -> Tensor:
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=image.device)
     window = torch.exp(-0.5 * (offsets / sigma) ** 2)
     window = (window / window.sum()).to(image.dtype)
-    for axis in range(2, image.ndim):
-        n = image.shape[axis]
-        # As a product with the matrix of all windows, at the speed of one, whatever sigma is.
-        steps = torch.arange(n, device=image.device)
-        places = steps[:, None] - steps + reach
+
+    def matrix(n: int) -> Tensor:
+        voxels = torch.arange(n, device=image.device)
+        places = voxels - voxels[:, None] + reach
         inside = (places >= 0) & (places <= 2 * reach)
-        matrix = window[places.clamp(0, 2 * reach)] * inside
-        image = image @ matrix if axis == image.ndim - 1 else (matrix @ image.flatten(axis + 1)).view(image.shape)
+        return window[places.clamp(0, 2 * reach)] * inside
+
+    return along_axes(image, matrix)
+
+
+def along_axes(image: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
+    """A window along one spatial axis after the other, as products with matrices, which are fast for any window.
+
+    Args:
+        image: (B, C, *spatial).
+        matrix: makes of n that (n, n) which takes n voxels of a line to what becomes of them.
+    """
+    for axis in range(2, image.ndim):
+        lines = matrix(image.shape[axis])
+        if axis == image.ndim - 1:
+            image = image @ lines.T
+        else:
+            image = (lines @ image.flatten(axis + 1)).view(image.shape)
     return image
 
 

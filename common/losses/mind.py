@@ -7,12 +7,14 @@ MICCAI 2013.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.losses.blurred import along_axes
 from common.losses.closed_form import check_alike, computing_dtype
 
 _LOW, _HIGH = 1e-3, 1e3
@@ -64,15 +66,24 @@ class MINDSSCLoss(nn.Module):
         shifted = {place: self._shifted(extended, *place) for place in neighbours}
         pairs = [(one, other) for one, other in combinations(neighbours, 2) if one[0] != other[0]]
         squares = torch.cat([(shifted[one] - shifted[other]).square() for one, other in pairs], dim=1)
-        pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
-        size = 2 * self.radius + 1
-        means = pool(F.pad(squares, [self.radius] * (2 * dims), mode="replicate"), size, stride=1)
+        means = along_axes(squares, self._window(image))
         means = means - means.amin(1, keepdim=True)
         variance = means.mean(1, keepdim=True)
         typical = variance.detach().flatten(1).mean(1).view(-1, *[1] * (dims + 1))
         # Where nothing differs anywhere, it is 0.
         limits = (factor * typical.clamp(min=torch.finfo(image.dtype).tiny / _LOW) for factor in (_LOW, _HIGH))
         return torch.exp(-means / variance.clamp(*limits))
+
+    def _window(self, like: Tensor) -> Callable[[int], Tensor]:
+        """Means of so many voxels of a line, which is continued by its ends."""
+        reach = torch.arange(-self.radius, self.radius + 1, device=like.device)
+
+        def matrix(n: int) -> Tensor:
+            voxels = torch.arange(n, device=like.device)
+            seen = (voxels[:, None] + reach).clamp(0, n - 1)
+            return (seen[..., None] == voxels).to(like.dtype).mean(1)
+
+        return matrix
 
     def _shifted(self, extended: Tensor, axis: int, start: int) -> Tensor:
         for k in range(extended.ndim - 2):
