@@ -15,6 +15,7 @@ from common.checks import InputError
 from common.networks import GradICON
 from common.weights.family import to_official, to_ours
 from common.weights.gradicon import FAMILY, prefixes
+from common.weights.official import export_weights, import_weights
 from common.weights.state_dicts import unpack_state_dict
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "gradicon"
@@ -83,6 +84,25 @@ def test_grids_of_older_files_are_dropped() -> None:
     arguments = FAMILY.describe_official(state, None).arguments
     ours = to_ours(FAMILY, state, arguments)
     assert arguments == CASES["loss_icon_2d"] and set(ours) == set(GradICON(**arguments).state_dict())
+
+
+def test_files_go_through_a_bundle_and_back(tmp_path: Path) -> None:
+    bundle, given, written = tmp_path / "bundle", tmp_path / "step_2.trch", tmp_path / "back.trch"
+    (bundle / "configs").mkdir(parents=True)
+    network = {"_target_": "common.networks.GradICON", **SMALL}
+    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": network}), encoding="utf-8")
+    (bundle / "configs" / "metadata.json").write_text("{}", encoding="utf-8")
+    state = official("instance_3d")
+    torch.save(state, given)
+    sentences = import_weights(bundle, given)
+    assert any("add --network_def#halvings '[1, 0, 0]' to every command" in line for line in sentences)
+    network["halvings"] = [1, 0, 0]
+    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": network}), encoding="utf-8")
+    export_weights(bundle, written)
+    # The file is the state dict itself, of the network without its loss.
+    back = torch.load(written, weights_only=True)
+    assert [f"regis_net.{name}" for name in back] == list(state)
+    assert all(torch.equal(back[name.removeprefix("regis_net.")], value) for name, value in state.items())
 
 
 def test_what_is_no_checkpoint_or_of_another_network_is_refused() -> None:
