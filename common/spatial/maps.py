@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dense displacement field seen as a function of points."""
+"""Maps of points: a dense displacement field seen as one, and the derivative of any."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from common.spatial.points import sample_at
 
 PointMap = Callable[[Tensor], Tensor]
-"""Points (B, N, d) of the fixed image in voxels to points of the moving image, (B, N, d) in its voxels."""
+"""Points (B, N, d) of the fixed image in voxels to points of the moving image, (B, N, d) in its voxels.
+
+One that knows its derivative has a method ``with_derivative``, which returns what :func:`map_with_derivative` does.
+"""
 
 
 def field_map(ddf: Tensor) -> PointMap:
@@ -22,3 +26,30 @@ def field_map(ddf: Tensor) -> PointMap:
         ddf: (B, d, *spatial), in voxels.
     """
     return lambda points: points + sample_at(ddf, points).movedim(1, 2)
+
+
+def map_with_derivative(function: PointMap, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a map takes points, and its exact derivative there; both can be differentiated once.
+
+    A map without a derivative of its own is differentiated backwards, once per axis.
+
+    Args:
+        function: the map.
+        points: (B, N, d), in voxels.
+
+    Returns:
+        (B, N, d), and (B, N, d, d): the derivative of component i along axis j at [..., i, j].
+    """
+    own = getattr(function, "with_derivative", None)
+    if own is not None:
+        found: tuple[Tensor, Tensor] = own(points)
+        return found
+    with torch.enable_grad():
+        if not points.requires_grad:
+            points = points.detach().requires_grad_()
+        values = function(points)
+        rows = [
+            torch.autograd.grad(values[..., i].sum(), points, create_graph=True, materialize_grads=True)[0]
+            for i in range(values.shape[-1])
+        ]
+    return values, torch.stack(rows, dim=-2)

@@ -53,8 +53,35 @@ def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Te
     return result.masked_fill(lost[:, None], torch.nan).flatten(2)
 
 
+def sample_with_derivative(image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample ``image`` at points as :func:`sample_at` with "border" does, with the derivative by the point.
+
+    Values and derivatives can be differentiated once, by the image and by the points.
+
+    Args:
+        image: (B, C, *spatial), floating point, two or three spatial axes.
+        points: (B, N, d), positions in voxels.
+
+    Returns:
+        (B, C, N), and (B, C, N, d): the derivative of the interpolant along each axis, where it has a kink that of the
+        cell above, and 0 at the border and outside.
+    """
+    shape, values, slopes = image.shape[2:], [], []
+    for item, places in zip(image, points, strict=True):
+        cells = [
+            (first, fraction[:, 0], (position > 0) & (position < size - 1))
+            for (first, fraction, _), position, size in zip(_cells(places, shape), places.T, shape, strict=True)
+        ]
+        # All corners in one go: the gradient of each would be a whole image.
+        corners = item.flatten(1).index_select(1, torch.cat(_corners(cells, shape)))
+        value, slope = _interpolated([*corners.split(len(places), dim=1)], cells)
+        values.append(value)
+        slopes.append(torch.stack(slope, dim=-1))
+    return torch.stack(values), torch.stack(slopes)
+
+
 def linear_with_derivative(rows: Tensor, shape: Sequence[int], points: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of a vector image at points and their derivative; without autograd, for solvers.
+    """Values of a vector image at points and their derivative; for solvers.
 
     Args:
         rows: (voxels, C), the image with its channels last and its spatial axes flattened.
@@ -64,12 +91,39 @@ def linear_with_derivative(rows: Tensor, shape: Sequence[int], points: Tensor) -
     Returns:
         (N, C), and (N, C, d): the derivative of the interpolant along each axis, zero outside.
     """
-    cells = [_cell(points[:, axis], size) for axis, size in enumerate(shape)]
-    corners = [points.new_zeros(points.shape[0], dtype=torch.long)]
+    cells = _cells(points, shape)
+    values = [rows.index_select(0, corner).to(points.dtype) for corner in _corners(cells, shape)]
+    value, slopes = _interpolated(values, cells)
+    return value, torch.stack(slopes, dim=2)
+
+
+Cell = tuple[Tensor, Tensor, Tensor]
+"""Along one axis: the lower neighbour of each point, the place between the neighbours, whether the image gets there."""
+
+
+def _cells(points: Tensor, shape: Sequence[int]) -> list[Cell]:
+    return [_cell(points[:, axis], size) for axis, size in enumerate(shape)]
+
+
+def _cell(position: Tensor, size: int) -> Cell:
+    """Lower neighbour (N,), place between the neighbours and whether the image reaches there, both (N, 1)."""
+    clamped = position.clamp(0, size - 1)
+    first = clamped.floor().clamp_(max=max(size - 2, 0))
+    inside = (position >= 0) & (position <= size - 1) if size > 1 else torch.zeros_like(position, dtype=torch.bool)
+    return first.long(), (clamped - first)[:, None], inside[:, None]
+
+
+def _corners(cells: Sequence[Cell], shape: Sequence[int]) -> list[Tensor]:
+    """Places of the 2 ** d neighbours in the flattened image, the last axis fastest."""
+    corners = [torch.zeros_like(cells[0][0])]
     for (first, _, _), size in zip(cells, shape, strict=True):
         # The upper neighbour of an axis of one voxel is the voxel itself.
         corners = [corner * size + first + high for corner in corners for high in (0, int(size > 1))]
-    values = [rows.index_select(0, corner).to(points.dtype) for corner in corners]
+    return corners
+
+
+def _interpolated(values: list[Tensor], cells: Sequence[Cell]) -> tuple[Tensor, list[Tensor]]:
+    """The interpolant of the values at the corners, and its derivative along each axis."""
     # Axis after axis, last one first, neighbours are joined; the derivatives along the axes done so far go with them.
     slopes: list[list[Tensor]] = []
     for _, fraction, inside in reversed(cells):
@@ -77,15 +131,7 @@ def linear_with_derivative(rows: Tensor, shape: Sequence[int], points: Tensor) -
         joined = [[torch.lerp(low, high, fraction) for low, high in _paired(slope)] for slope in slopes]
         slopes = [[(high - low) * inside for low, high in pairs], *joined]
         values = [torch.lerp(low, high, fraction) for low, high in pairs]
-    return values[0], torch.stack([slope[0] for slope in slopes], dim=2)
-
-
-def _cell(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower neighbour (N,), place between the neighbours and whether the image reaches there, both (N, 1)."""
-    clamped = position.clamp(0, size - 1)
-    first = clamped.floor().clamp_(max=max(size - 2, 0))
-    inside = (position >= 0) & (position <= size - 1) if size > 1 else torch.zeros_like(position, dtype=torch.bool)
-    return first.long(), (clamped - first)[:, None], inside[:, None]
+    return values[0], [slope[0] for slope in slopes]
 
 
 def _paired(values: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

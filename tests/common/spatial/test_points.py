@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.spatial import identity_grid, sample_at, warp
-from common.spatial.points import linear_with_derivative
+from common.spatial.points import linear_with_derivative, sample_with_derivative
 
 SHAPES = [(5, 7), (4, 6, 5), (1, 4, 3)]
 PADDINGS = ["border", "zeros"]
@@ -123,3 +123,32 @@ def test_at_a_point_that_is_nan_the_value_is_and_all_others_are_as_ever(padding_
     assert torch.equal(results[1].isnan(), torch.tensor([False, False, True, False, False]).expand(1, 2, 5))
     assert torch.equal(*(result[:, :, [0, 1, 3, 4]] for result in results))
     assert points.grad is not None and lost.grad is not None and torch.equal(points.grad[0, 3], lost.grad[0, 3])
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 4)])
+def test_values_with_derivative_are_those_of_sample_at(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    image = torch.rand(2, 3, *shape, dtype=torch.float64)
+    points = (torch.rand(2, 40, len(shape), dtype=torch.float64) * 1.6 - 0.3) * torch.tensor(shape)
+    # On the border, and in a corner outside.
+    points[:, 1, 0], points[:, 2] = 0, -3
+    points.requires_grad_()
+    values, derivative = sample_with_derivative(image, points)
+    expected = sample_at(image, points)
+    torch.testing.assert_close(values, expected)
+    for channel in range(3):
+        (slope,) = torch.autograd.grad(expected[:, channel].sum(), points, retain_graph=True)
+        torch.testing.assert_close(derivative[:, channel], slope)
+
+
+def test_derivative_at_a_node_is_that_of_the_cell_above() -> None:
+    image = torch.tensor([0.0, 1.0, 5.0, 6.0]).expand(1, 1, 2, 4)
+    _, derivative = sample_with_derivative(image, torch.tensor([[[0.5, 1.0], [0.5, 2.0], [0.5, 3.0]]]))
+    assert derivative[0, 0, :, 1].tolist() == [4.0, 1.0, 0.0]
+
+
+def test_values_with_derivative_can_be_differentiated() -> None:
+    torch.manual_seed(3)
+    image = torch.rand(2, 2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
+    points = (torch.rand(2, 6, 3, dtype=torch.float64) * 4 - 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(sample_with_derivative, (image, points))
