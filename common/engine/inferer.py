@@ -42,14 +42,15 @@ class RegistrationInferer(Inferer):
         self.amp = amp
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial)."""
+        """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial), or its ``map`` alone in training."""
         enabled = self.amp and _can_use_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
             if not self.details:
                 return _inside_the_slice({"ddf": network(inputs)})
             outputs = network(inputs, details=self.details)
-            if getattr(network, "training", False) and "inverse_ddf" not in outputs:
-                asked = () if isinstance(self.details, bool) else self.details
+            if getattr(network, "training", False) and not {"inverse_ddf", "inverse_map"} & {*outputs}:
+                # A field that stands in for a map is asked for with a star.
+                asked = [] if isinstance(self.details, bool) else [name.removesuffix("*") for name in self.details]
                 outputs |= _way_back(inputs, network, asked) if "inverse_ddf" in asked else {}
             return _inside_the_slice(outputs)
 

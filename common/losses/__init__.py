@@ -23,5 +23,8 @@ from common.losses.pyramid import image_pyramid as image_pyramid
 from common.losses.pyramid import label_pyramid as label_pyramid
 from common.losses.registration import RegistrationLoss as RegistrationLoss
 from common.losses.registration import Term as Term
+from common.losses.sampled import JacobianConsistencyLoss as JacobianConsistencyLoss
+from common.losses.sampled import LatentLoss as LatentLoss
+from common.losses.sampled import SampledLoss as SampledLoss
 from common.losses.smoothness import BendingLoss as BendingLoss
 from common.losses.smoothness import GradientLoss as GradientLoss

@@ -118,17 +118,22 @@ class RegistrationLoss(nn.Module):
         looked_at = dict.fromkeys(name for term in self.terms.values() for name in term.on)  # type: ignore[union-attr]
         self._made = [name for name in looked_at if name in WARPS]
         made_of = (name for made in self._made for name in WARPS[made])
-        fields = (MAPS[name] for name in looked_at if name in MAPS)
-        self._needed = tuple(dict.fromkeys((*(name for name in looked_at if name not in WARPS), *made_of, *fields)))
+        fields = [MAPS[name] for name in looked_at if name in MAPS]
+        named = dict.fromkeys((*(name for name in looked_at if name not in WARPS), *made_of))
+        self._stand_ins = {field for field in fields if field not in named}
+        self._needed = tuple(dict.fromkeys((*named, *fields)))
         self._last: dict[str, Tensor] = {}
         self._total: Tensor | None = None
         self._fetched: dict[str, float] | None = {}
 
     @property
     def details(self) -> tuple[str, ...]:
-        """Names that the terms look at, for ``network(image, details=...)``: those of the data are among them."""
+        """Names that the terms look at, for ``network(image, details=...)``: those of the data are among them.
+
+        Fields that only stand in for a map are named by a pattern: networks that have the map need not make them.
+        """
         if self.pyramid is None:
-            return self._needed
+            return tuple(f"{name}*" if name in self._stand_ins else name for name in self._needed)
         fields = (PYRAMIDS[name] for name in self._needed if name in PYRAMIDS)
         # That of the displacement is needed in any case: it tells the size that the network works on.
         return tuple(dict.fromkeys((*self._needed, PYRAMIDS["ddf"], *fields)))
@@ -137,8 +142,8 @@ class RegistrationLoss(nn.Module):
         """The total of one batch.
 
         Args:
-            outputs: of the network: ``ddf``, with a pyramid of images the list ``pyramid`` (finest first), and what
-                the terms look at.
+            outputs: of the network: ``ddf`` unless all that would look at it looks at a map, with a pyramid of images
+                the list ``pyramid`` (finest first), and what the terms look at.
             targets: of the data: images (B, 1, *spatial), label maps, masks and whatever else the terms look at. Where
                 some pairs lack label maps, "labelled" tells which have them, as a list: a term of labels is then the
                 mean over these, and counts by their share of the batch.
@@ -151,7 +156,8 @@ class RegistrationLoss(nn.Module):
         """
         labelled = targets.get("labelled")
         chosen = None if labelled is None else [pair for pair, has in enumerate(labelled) if has]
-        with torch.autocast(outputs["ddf"].device.type, enabled=False):
+        device = next(v.device for v in (*outputs.values(), *targets.values()) if isinstance(v, Tensor))
+        with torch.autocast(device.type, enabled=False):
             totals: dict[str, Tensor] = {}
             terms: dict[str, Term] = {name: term for name, term in self.terms.items() if isinstance(term, Term)}
             if chosen == []:
@@ -193,10 +199,12 @@ class RegistrationLoss(nn.Module):
         """Per level everything that its terms may look at."""
         count = len(self.level_weights)
         levels: list[dict[str, Any]] = [{} for _ in range(count)]
-        displacements = [outputs["ddf"]] if self.pyramid is None else outputs.get(PYRAMIDS["ddf"], [])
-        if len(displacements) < count:
-            raise InputError(f"{count} level weights do not fit a network with {len(displacements)} levels.")
-        size = displacements[0].shape[2:]
+        size: Sequence[int] = ()
+        if self.pyramid is not None:
+            displacements = outputs.get(PYRAMIDS["ddf"], [])
+            if len(displacements) < count:
+                raise InputError(f"{count} level weights do not fit a network with {len(displacements)} levels.")
+            size = displacements[0].shape[2:]
         for name in self._needed:
             if name in targets:
                 values = self._reduced(name, targets[name], size)

@@ -33,6 +33,19 @@ def wants(details: Details, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in details)
 
 
+def names_field(details: Details, name: str) -> bool:
+    """Whether a field is asked for by its whole name, or all outputs are.
+
+    A loss of maps asks by a pattern for the fields that stand in for the maps of a network without any. One that has
+    maps need not make those in training.
+
+    Args:
+        details: True, False, or names and patterns.
+        name: of the field.
+    """
+    return details if isinstance(details, bool) else name in details
+
+
 def check_pair(image: Tensor, spatial_dims: int) -> None:
     """Refuse what is no pair.
 

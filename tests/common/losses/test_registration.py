@@ -298,6 +298,15 @@ def test_a_network_is_asked_for_what_its_terms_look_at() -> None:
     assert "map" in RegistrationLoss({"map": Term(Displaced(), ["map"])}).details
 
 
+def test_fields_that_stand_in_for_maps_are_named_by_a_pattern_and_need_not_be_there() -> None:
+    terms = {"there": Term(Displaced(2), ["map"]), "back": Term(Displaced(2), ["inverse_map"])}
+    loss = RegistrationLoss(terms)
+    assert set(loss.details) == {"map", "inverse_map", "ddf*", "inverse_ddf*"}
+    assert "ddf" in RegistrationLoss({**terms, "smooth": Term(nn.Identity(), ["ddf"])}).details
+    maps = {"map": lambda points: points + 2, "inverse_map": lambda points: points + 3}
+    assert loss(maps, {"draw": torch.tensor([[0, 1, 2], [0, 1, 3]])}).item() == pytest.approx(5)
+
+
 @pytest.mark.parametrize("spatial", [(9, 8), (7, 6, 5)])
 def test_a_term_on_points_takes_a_map_or_a_dense_field(spatial: tuple[int, ...]) -> None:
     ddf = torch.randn((2, len(spatial), *spatial), generator=torch.Generator().manual_seed(0)).requires_grad_()
