@@ -8,18 +8,15 @@ the seed. Run ``python -m common.data.shapes3d --output_dir data/shapes3d``.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from common.checks import InputError
+from common.data.made_sets import make_once, save_array, save_image, split_images, write_datalist
 from common.data.phantom import make_subject, make_template
 
 _VERSION = 1
@@ -61,24 +58,7 @@ def generate_shapes3d(
     arguments = {"num_subjects": num_subjects, "size": list(size), "num_labels": num_labels, "seed": seed}
     arguments |= {"validation": validation, "test": test, "version": _VERSION}
     _check_arguments(num_subjects, size, num_labels, seed, validation, test)
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if _is_complete(output, arguments):
-            return output
-        raise InputError(
-            f"{output} exists and is not the data set of these arguments; give another folder or remove this one."
-        )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name
-        _write(folder, arguments, progress)
-        try:
-            folder.replace(output)
-        except OSError:
-            # Of several processes that train together one is the first.
-            if not _is_complete(output, arguments):
-                raise
-    return output
+    return make_once(output_dir, arguments, lambda folder: _write(folder, arguments, progress))
 
 
 def provide_shapes3d(dataset_dir: str | Path) -> Path:
@@ -115,52 +95,24 @@ def _check_arguments(
         )
 
 
-def _is_complete(folder: Path, arguments: dict[str, Any]) -> bool:
-    try:
-        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        files = content["sha256"]
-        present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"dataset.json"}
-        same = content["generator"] == arguments and present == set(files)
-        return same and all(_checksum(folder / name) == value for name, value in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _write(folder: Path, arguments: dict[str, Any], progress: bool) -> None:
     for name in ("imagesTr", "labelsTr", "fields"):
         (folder / name).mkdir(parents=True)
     template = make_template(tuple(arguments["size"]), arguments["num_labels"], arguments["seed"])
-    _save_image(folder / "template.nii.gz", template.image)
-    _save(folder / "template_label.nii.gz", template.labels)
+    save_image(folder / "template.nii.gz", template.image)
+    save_array(folder / "template_label.nii.gz", template.labels)
     numbers = range(1, arguments["num_subjects"] + 1)
     for number in tqdm(numbers, desc="Generating shapes3d", disable=not progress):
         subject = make_subject(template, arguments["seed"], number)
         name = f"SHAPES_{number:04d}"
-        _save_image(folder / "imagesTr" / f"{name}_0000.nii.gz", subject.image)
-        _save(folder / "labelsTr" / f"{name}_0000.nii.gz", subject.labels)
-        _save(folder / "fields" / f"{name}_ddf.nii.gz", np.moveaxis(subject.ddf, 0, -1))
-    content = _datalist(arguments)
-    content["sha256"] = {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(folder.rglob("*.nii.gz"))}
-    (folder / "dataset.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_image(folder / "imagesTr" / f"{name}_0000.nii.gz", subject.image)
+        save_array(folder / "labelsTr" / f"{name}_0000.nii.gz", subject.labels)
+        save_array(folder / "fields" / f"{name}_ddf.nii.gz", np.moveaxis(subject.ddf, 0, -1))
+    write_datalist(folder, _datalist(arguments))
 
 
 def _datalist(arguments: dict[str, Any]) -> dict[str, Any]:
     images = [f"./imagesTr/SHAPES_{number:04d}_0000.nii.gz" for number in range(1, arguments["num_subjects"] + 1)]
-    first_test = len(images) - arguments["test"]
-    first_validation = first_test - arguments["validation"]
-    sections = {
-        "training": images[:first_validation],
-        "validation": images[first_validation:first_test],
-        "test": images[first_test:],
-    }
-    listed = {
-        section: [{"image": image, "label": image.replace("images", "labels")} for image in members]
-        for section, members in sections.items()
-    }
     return {
         "name": "shapes3d",
         "description": "Synthetic labelled phantoms, deformed copies of one random anatomy. " + _FIELD_COMMENT,
@@ -168,26 +120,8 @@ def _datalist(arguments: dict[str, Any]) -> dict[str, Any]:
         "tensorImageShape": {"0": arguments["size"]},
         "labels": {str(label): f"structure {label}" for label in range(1, arguments["num_labels"] + 1)},
         "generator": arguments,
-        **listed,
-        "registration_val": list(_ordered_pairs(sections["validation"])),
-        "registration_test": list(_ordered_pairs(sections["test"])),
+        **split_images(images, arguments["validation"], arguments["test"]),
     }
-
-
-def _ordered_pairs(images: list[str]) -> Iterator[dict[str, str]]:
-    return ({"fixed": fixed, "moving": moving} for fixed in images for moving in images if moving != fixed)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    affine = np.eye(4)
-    nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), path)
-
-
-def _save_image(path: Path, image: np.ndarray) -> None:
-    """In 256 steps, which the header scales back to [0, 1]: a tenth of the size of floats."""
-    nifti = nib.Nifti1Image(np.round(image * 255).astype(np.uint8), np.eye(4))
-    nifti.header.set_slope_inter(1 / 255, 0)
-    nib.save(nifti, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
