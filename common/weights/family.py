@@ -45,9 +45,12 @@ class Family:
             none; raises InputError for a size that the published network cannot take.
         kinds: arguments that a bundle's network and a checkpoint must share; all others are options.
         untold: arguments that leave no trace in the weights.
+        tied: arguments that the weights may be bound to without telling them; where they do not, the bundle's hold.
         fitting: values of untold arguments with which a network of any size can be made.
         variants: what ``--variant`` may be.
         container: entry of an official file that holds the state dict; None where the file is the state dict itself.
+        parts: entries of an official file that hold a state dict each, of one part of the network, whose name all names
+            begin with here.
     """
 
     network: type[nn.Module]
@@ -59,9 +62,11 @@ class Family:
     constants: Callable[[Arguments, Sequence[int]], dict[str, Tensor]] | None = None
     kinds: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
     fitting: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
     container: str | None = "model_state_dict"
+    parts: tuple[str, ...] = ()
 
     def shapes(self, arguments: Arguments) -> dict[str, tuple[int, ...]]:
         """Our name to shape, in our order."""

@@ -14,7 +14,7 @@ from common.checks import InputError
 from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 from common.weights.families import family_of
 from common.weights.family import Description, Family, to_official, to_ours
-from common.weights.state_dicts import differing_keys, unpack_state_dict
+from common.weights.state_dicts import differing_keys, pack_state_dict, unpack_state_dict
 
 
 def import_weights(
@@ -38,8 +38,9 @@ def import_weights(
     """
     output = _target(output or bundle / "models" / "model.pt", overwrite)
     family, configured = _configured(bundle)
-    state = unpack_state_dict(load_checkpoint(path), str(path), family.container)
+    state = unpack_state_dict(load_checkpoint(path), str(path), family.container, family.parts)
     weights = family.describe_official(state, variant)
+    weights.arguments.update({name: configured[name] for name in family.tied if name not in weights.arguments})
     kinds = [{name: arguments[name] for name in family.kinds} for arguments in (weights.arguments, configured)]
     if kinds[0] != kinds[1]:
         raise InputError(
@@ -88,7 +89,7 @@ def export_weights(
             "--size 160 224 192."
         )
     official = to_official(family, state, weights.arguments, size)
-    save_atomically(official if family.container is None else {family.container: official}, output)
+    save_atomically(pack_state_dict(official, family.container, family.parts), output)
     built = f", for {_times(size)} voxels" if size is not None else ""
     return [f"Wrote {output}: {_sentence(family, weights)}{built}."]
 

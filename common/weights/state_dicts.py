@@ -35,7 +35,7 @@ KeyMap = Mapping[str, "str | Converted | None"]
 """Regular expression of official names to our name; None drops the entry."""
 
 
-def unpack_state_dict(content: Any, source: str, container: str | None) -> dict[str, Tensor]:
+def unpack_state_dict(content: Any, source: str, container: str | None, parts: Sequence[str] = ()) -> dict[str, Tensor]:
     """The network's state dict out of what an official checkpoint file holds.
 
     Args:
@@ -44,6 +44,7 @@ def unpack_state_dict(content: Any, source: str, container: str | None) -> dict[
         source: name of the file, for the message.
         container: entry of a training checkpoint that holds the network's state dict, None where such files hold
             nothing else; "state_dict" is taken as well.
+        parts: entries that together hold it, where they are all there.
 
     Returns:
         Official name to tensor, in the order of the file.
@@ -51,6 +52,9 @@ def unpack_state_dict(content: Any, source: str, container: str | None) -> dict[
     Raises:
         InputError: when there is no state dict in it.
     """
+    if parts and isinstance(content, Mapping) and all(part in content for part in parts):
+        each = {part: unpack_state_dict(content[part], f"{source}, entry {part},", container) for part in parts}
+        return {f"{part}.{name}": value for part, state in each.items() for name, value in state.items()}
     held = [name for name in (container, _OTHERS_CONTAINER) if isinstance(content, Mapping) and name in content]
     state = content[held[0]] if held else content
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -64,6 +68,26 @@ def unpack_state_dict(content: Any, source: str, container: str | None) -> dict[
         if all(key.startswith(wrapper) for key in state):
             return {key.removeprefix(wrapper): value for key, value in state.items()}
     return dict(state)
+
+
+def pack_state_dict(state: Mapping[str, Tensor], container: str | None, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """What an official checkpoint file holds: the state dict in its container, or in the parts that all of it is of.
+
+    Args:
+        state: official name to tensor.
+        container: entry for the whole, None for none.
+        parts: entries for the names that begin with them.
+    """
+    packed: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        if part not in packed:
+            packed = {}
+            break
+        packed[part][rest] = value
+    if packed and all(packed.values()):
+        return packed
+    return dict(state) if container is None else {container: dict(state)}
 
 
 def differing_keys(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]]) -> list[str]:

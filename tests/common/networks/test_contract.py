@@ -14,7 +14,7 @@ from torch import nn
 
 from common import networks
 from common.checks import InputError
-from common.networks.contract import check_pair, wants
+from common.networks.contract import check_pair, names_field, wants
 
 CONVENTIONS = Path(__file__).parents[3] / "docs" / "conventions.md"
 CLASSES = [getattr(networks, name) for name in networks.__all__]
@@ -72,6 +72,14 @@ def test_names_and_patterns_choose_outputs() -> None:
     assert wants(True, "velocity") and not wants(False, "velocity") and not wants((), "velocity")
     assert wants(["ddf", "*_map"], "weight_map") and not wants(["*_map"], "inverse_map")
     assert wants(["inverse_map"], "inverse_map") and wants(True, "map")
+
+
+def test_a_field_that_stands_in_for_a_map_is_asked_for_by_a_pattern() -> None:
+    for details in (True, ["map", "ddf"]):
+        assert names_field(details, "ddf")
+    for pattern in (False, ["map", "ddf*"]):
+        assert not names_field(pattern, "ddf")
+    assert wants(["inverse_ddf*"], "inverse_ddf")
 
 
 def test_what_is_no_pair_is_refused() -> None:

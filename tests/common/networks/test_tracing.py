@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.networks import EOIR, VFA, DualPyramid, GradICON, SITReg
+from common.networks import EOIR, VFA, DualPyramid, GradICON, NePhi, SITReg
 from common.networks.contract import padded
 
 NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -18,6 +18,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "eoir of acdc": (EOIR, {"variant": "acdc"}),
     "eoir of oasis": (EOIR, {"variant": "oasis"}),
     "eoir in two dimensions": (EOIR, {"spatial_dims": 2}),
+    "nephi": (NePhi, {}),
     "vfa": (VFA, {}),
     "sitreg": (SITReg, {}),
     "dual pyramid": (DualPyramid, {"variant": "conv_mfc"}),
@@ -44,6 +45,8 @@ def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> N
             parameter.data *= 2e3 if kind is DualPyramid else 2
         if ".last." in parameter_name:  # nor are there any
             parameter.data.normal_(std=0.1)
+        if "head" in parameter_name and not parameter.any():
+            parameter.data.normal_(std=0.05)
     dims = arguments.get("spatial_dims", 3)
     with torch.no_grad():
         traced = torch.jit.trace(network, torch.rand(1, 2, *size[:dims]), check_trace=False)

@@ -15,6 +15,7 @@ from common.weights.state_dicts import (
     convert_back,
     differing_keys,
     find_place,
+    pack_state_dict,
     rename_keys,
     unpack_state_dict,
 )
@@ -108,3 +109,22 @@ def test_converted_entries_come_back_as_they_were_stored() -> None:
     for name, value in official.items():
         place = find_place(name, key_map)
         assert place is not None and torch.equal(convert_back(ours[place], name, key_map), value)
+
+
+def test_parts_of_a_network_come_together_under_their_names_and_apart_again() -> None:
+    content = {"encoder": {"module.w": torch.ones(2)}, "head": {"b": torch.zeros(3)}, "epochs": 4}
+    state = unpack_state_dict(content, "net.pth", "net", ("encoder", "head"))
+    assert list(state) == ["encoder.w", "head.b"]
+    packed = pack_state_dict(state, "net", ("encoder", "head"))
+    assert list(packed) == ["encoder", "head"] and list(packed["encoder"]) == ["w"] and list(packed["head"]) == ["b"]
+
+
+@pytest.mark.parametrize("parts", [(), ("a",), ("a", "b", "c")])
+def test_what_is_not_of_the_parts_stays_whole(parts: tuple[str, ...]) -> None:
+    assert list(pack_state_dict(STATE, "net", parts)) == ["net"]
+    assert list(unpack_state_dict({"net": STATE}, "net.pth", "net", parts)) == list(STATE)
+
+
+def test_a_part_that_is_none_is_named() -> None:
+    with pytest.raises(InputError, match="net.pth, entry head, holds int"):
+        unpack_state_dict({"encoder": STATE, "head": 3}, "net.pth", "net", ("encoder", "head"))

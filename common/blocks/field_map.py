@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A field of a neural network as a map of points in voxels, evaluated piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.blocks.hybrid_code import HybridCode
+from common.blocks.nephi import ModulatedField, half_extent
+from common.blocks.sitreg import computed_again
+from common.spatial import identity_grid
+from common.spatial.coordinates import axis_factor
+
+_CPU_PIECE, _PIECE = 1 << 12, 1 << 15
+"""Points at a time: on the CPU, so that what they become stays in the cache; elsewhere, for the sake of memory."""
+
+
+class FieldMap:
+    """The map ``x -> x + u(x)`` of points in voxels, u a field at the codes of some pairs.
+
+    Points may lie anywhere. All is float32 at least, whatever autocast says.
+
+    Args:
+        field: from points in [-1, 1] to displacements.
+        code: of B pairs.
+        size: spatial size of the image, whose corners the coordinates -1 and 1 are.
+    """
+
+    def __init__(self, field: ModulatedField, code: HybridCode, size: Sequence[int]) -> None:
+        self.field, self.code, self.size = field, code, size
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Where points go; differentiable any number of times.
+
+        Of many points nothing is stored for the backward pass but themselves: it computes their field again.
+
+        Args:
+            points: (B, N, d), or (1, N, d) for the same of each pair.
+
+        Returns:
+            (B, N, d).
+        """
+        with torch.autocast(points.device.type, enabled=False):
+            count = self._piece()
+            if points.shape[1] <= count or torch.jit.is_tracing():
+                return points + self._displacement(points, *self.code)
+            return torch.cat([part + self._again(part) for part in points.split(count, dim=1)], dim=1)
+
+    def with_derivative(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Where points go, and the derivative there; both can be differentiated once.
+
+        Args:
+            points: (B, N, d), or (1, N, d) for the same of each pair.
+
+        Returns:
+            (B, N, d), and (B, N, d, d): the derivative of component i along axis j at [..., i, j].
+        """
+        with torch.autocast(points.device.type, enabled=False):
+            displacement, derivative = self.field.with_derivative(self._normalised(points), self.code)
+            half = half_extent(self.size, points)
+            identity = torch.eye(len(half), device=half.device, dtype=half.dtype)
+            return points + half * displacement, identity + half[:, None] * derivative * self._factor(points)
+
+    def on_grid(self) -> Tensor:
+        """The displacement (B, d, *size) of all voxels, in voxels."""
+        like = self.code.shared
+        with torch.autocast(like.device.type, enabled=False):
+            if torch.jit.is_tracing():
+                # In one piece: the number of pieces would stay as it is.
+                grid = identity_grid(self.size, like.device, like.dtype)
+                displacement = self._displacement(grid.flatten(2).mT, *self.code).mT
+                return displacement.reshape(-1, len(self.size), *self.size)
+            total, count = math.prod(self.size), self._piece()
+            pieces = [self._again(self._voxels(i, min(i + count, total))).mT for i in range(0, total, count)]
+            return torch.cat(pieces, dim=2).view(-1, len(self.size), *self.size)
+
+    def _piece(self) -> int:
+        shared = self.code.shared
+        return max(1, (_CPU_PIECE if shared.device.type == "cpu" else _PIECE) // len(shared))
+
+    def _voxels(self, start: int, stop: int) -> Tensor:
+        """Coordinates of the voxels with these numbers in the flattened image, (1, stop - start, d)."""
+        like = self.code.shared
+        numbers = torch.arange(start, stop, device=like.device)
+        return torch.stack(torch.unravel_index(numbers, tuple(self.size)), dim=-1)[None].to(like.dtype)
+
+    def _again(self, points: Tensor) -> Tensor:
+        """The displacement, of which nothing but the inputs is stored for the backward pass."""
+        return computed_again(self._displacement, points, *self.code)
+
+    def _displacement(self, points: Tensor, shared: Tensor, local: Tensor) -> Tensor:
+        """In voxels, of points in voxels."""
+        return half_extent(self.size, points) * self.field(self._normalised(points), HybridCode(shared, local))
+
+    def _normalised(self, points: Tensor) -> Tensor:
+        """In [-1, 1] inside the image, 0 along an axis of one voxel."""
+        if points.stride(0) == 0 and not points.requires_grad:
+            # The same points for all pairs: what depends on them alone is computed once.
+            points = points[:1]
+        corner = torch.stack(
+            [torch.as_tensor(1.0 - 1 // n, device=points.device, dtype=points.dtype) for n in self.size]
+        )
+        return points * self._factor(points) - corner
+
+    def _factor(self, like: Tensor) -> Tensor:
+        return torch.stack([torch.as_tensor(axis_factor(n), device=like.device, dtype=like.dtype) for n in self.size])
