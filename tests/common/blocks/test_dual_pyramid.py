@@ -68,6 +68,7 @@ def test_flow_is_a_convolution_of_the_residual_block(size: tuple[int, ...]) -> N
     block = FlowBlock(len(size), 3, 4).double()
     shaken(block)
     x = normal(2, 3, *size)
+    assert isinstance(block.residual, ResidualBlock)
     torch.testing.assert_close(block(x), block.flow(textbook(block.residual, x)))
     assert block(x).abs().max() > 0.1
 
