@@ -144,7 +144,7 @@ def test_a_bundle_takes_its_own_variant_alone_and_gives_it_back(tmp_path: Path) 
     own = bundle(tmp_path / "dp_convic_c", "convic_c")
     lines = import_weights(own, path)
     assert "convic_c network, spatial_dims 3, radius 1, channels [4, 6, 8, 8]" in lines[0]
-    assert "--network_def#channels [4, 6, 8, 8]" in lines[1] and "radius" not in lines[1]
+    assert "--network_def#channels '[4, 6, 8, 8]'" in lines[1] and "radius" not in lines[1]
     export_weights(own, tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert all(torch.equal(back[name], value) for name, value in state.items())
