@@ -139,6 +139,9 @@ class _Reversal(torch.autograd.Function):
     @staticmethod
     @first_order("The reversal of a correlation", "the correlation of the exchanged images")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.window[1] == "zeros":
+            # Places change in pairs: backwards they change in the same way.
+            return _reverse(grad, *ctx.window), None, None
         on_correlation = torch.zeros_like(grad)
         for to, come_from in _pairs(grad, *ctx.window):
             on_correlation[come_from] += grad[to]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,6 +50,15 @@ def _convolved(x: Tensor, conv: nn.Module) -> Tensor:
     return convolve(x, conv.weight, conv.bias)
 
 
+def _both_convolved(total: Tensor, difference: Tensor, conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """The convolution of channels [x, y] and of [y, x], given x + y and x - y."""
+    assert isinstance(conv, (nn.Conv2d, nn.Conv3d)) and conv.bias is not None
+    one, other = conv.weight.chunk(2, dim=1)
+    even = convolve(total, 0.5 * (one + other), conv.bias)
+    odd = convolve(difference, 0.5 * (one - other), torch.zeros_like(conv.bias))
+    return even + odd, even - odd
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions of three voxels beside one of a single voxel, their sum activated.
 
@@ -72,11 +82,25 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *(ceil(n / stride) for n in spatial))."""
-        hidden = self.first_norm(_convolved(x, self.first))
+        return self._after(_convolved(x, self.first), _convolved(x, self.skip))
+
+    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The results of channels [one, other] and [other, one].
+
+        Convolutions are linear: those of the input are made once of sum and difference, and added and subtracted.
+        """
+        total, difference = one + other, one - other
+        (first, first_back), (skip, skip_back) = (
+            _both_convolved(total, difference, conv) for conv in (self.first, self.skip)
+        )
+        return self._after(first, skip), self._after(first_back, skip_back)
+
+    def _after(self, first: Tensor, skip: Tensor) -> Tensor:
+        """What follows the convolutions of the input."""
+        hidden = self.first_norm(first)
         with not_stored(hidden):
             main = _convolved(hidden.value, self.second)
-        main, skip = self.second_norm(main).value, self.skip_norm(_convolved(x, self.skip)).value
-        return F.leaky_relu_(main + skip, SLOPE)
+        return F.leaky_relu_(self.second_norm(main).value + self.skip_norm(skip).value, SLOPE)
 
 
 def _block(
@@ -142,7 +166,15 @@ class FlowBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, d, *spatial), float32 or finer."""
-        flow = _convolved(self.residual(x), self.flow)
+        return self._flow(self.residual(x))
+
+    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of channels [one, other] and of [other, one]."""
+        first, second = self.residual.of_exchanged(one, other)
+        return self._flow(first), self._flow(second)
+
+    def _flow(self, hidden: Tensor) -> Tensor:
+        flow = _convolved(hidden, self.flow)
         return flow.float() if flow.dtype.itemsize < 4 else flow
 
 

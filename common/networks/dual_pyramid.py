@@ -205,7 +205,6 @@ class DualPyramid(nn.Module):
     def _towards_each_other(self, moving: list[Tensor], fixed: list[Tensor], size: Sequence[int]) -> list[Halves]:
         """The halves after the updates of each level, finest first."""
         halves: list[Halves] = []
-        names = self.variant.fed
         for level in reversed(range(self.levels)):
             known = halves[0] if halves else None
             m, f = moving[level], fixed[level]
@@ -215,18 +214,22 @@ class DualPyramid(nn.Module):
                 m, f = (
                     warp(x, at_level(half, 2**level)).to(x.dtype) for x, half in ((m, known.left), (f, known.right))
                 )
-            made = features_to_feed(names, m, f, self.window)
             first, second = (
-                self._update(level, [made[name] for name in order], size)
-                for order in (names, [EXCHANGED[name] for name in names])
+                bspline_field(self.bounds[level] * control.tanh(), size, 2**level)
+                for control in self._both_found(level, m, f)
             )
             halves.insert(0, advance(known, first, second, self.solver))
         return halves
 
-    def _update(self, level: int, fed: list[Tensor], size: Sequence[int]) -> Tensor:
-        """An invertible displacement (B, d, *size)."""
-        control = self.decoder[level](torch.cat(fed, dim=1))
-        return bspline_field(self.bounds[level] * control.tanh(), size, 2**level)
+    def _both_found(self, level: int, moving: Tensor, fixed: Tensor) -> Sequence[Tensor]:
+        """What one level finds, and what it finds when the images are exchanged."""
+        names, block = self.variant.fed, self.decoder[level]
+        assert isinstance(block, FlowBlock)
+        back = [EXCHANGED[name] for name in names]
+        made = features_to_feed(names, moving, fixed, self.window)
+        if back == [*reversed(names)]:
+            return block.of_exchanged(*(made[name] for name in names))
+        return [block(torch.cat([made[name] for name in order], dim=1)) for order in (names, back)]
 
 
 def hidden_channels(variant: str, channels: Sequence[int]) -> list[int]:
