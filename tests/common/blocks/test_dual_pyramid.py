@@ -50,6 +50,23 @@ def test_residual_block_is_that_of_torch_with_its_gradients(size: tuple[int, ...
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_both_orders_of_what_is_fed_are_those_one_after_the_other(size: tuple[int, ...]) -> None:
+    block = FlowBlock(len(size), 6, 4).double()
+    shaken(block)
+    one, other = (normal(2, 3, *size, k)[..., 0].requires_grad_() for k in (1, 2))
+    inputs = [one, other, *block.parameters()]
+    found = block.of_exchanged(one, other)
+    expected = tuple(block(torch.cat(order, dim=1)) for order in ([one, other], [other, one]))
+    torch.testing.assert_close(found, expected)
+    gradients = [
+        torch.autograd.grad((y * normal(*y.shape)).sum(), inputs) for y in (torch.stack(found), torch.stack(expected))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+    for there, back in zip(found, reversed(block.of_exchanged(other, one)), strict=True):
+        assert torch.equal(there, back)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_each_level_is_made_of_the_one_before_at_half_its_size(size: tuple[int, ...]) -> None:
     encoder = Encoder(len(size), (2, 3, 4)).double()
     shaken(encoder)
