@@ -44,7 +44,7 @@ from common.losses import (
     WarpedDiceLoss,
     image_pyramid,
 )
-from common.networks import EOIR, VFA, GradICON, SITReg
+from common.networks import EOIR, VFA, DualPyramid, GradICON, SITReg
 from common.networks.sitreg import CONFIGURATIONS
 from common.spatial import (
     Grid,
@@ -99,6 +99,7 @@ MASK, CYCLE = torch.ones(1, 1, 4, 5), normal(3, 2, 4, 5)
 SITREG = SITReg(2, **CONFIGURATIONS["tiny"]).double()
 NETWORK = EOIR(2, start_channel=2, int_steps=1).double()
 CHAIN = GradICON(2, channels=(3, 4), up_channels=(3, 3), halvings=(1, 0)).double()
+PYRAMIDS = {variant: DualPyramid(2, variant=variant, channels=(2, 3)).double() for variant in ("conv_mf", "convic_c")}
 ATTENTION = VFA(2, downsamples=1, start_channels=2, matching_channels=2).double()
 
 REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
@@ -137,6 +138,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "VFA": (ATTENTION, (normal(1, 2, 8, 8),)),
     "GradICON": (CHAIN, (normal(1, 2, 9, 8),)),
     "SITReg": (SITREG, (normal(1, 2, 12, 9),)),
+    **{f"DualPyramid, {variant}": (network, (normal(1, 2, 8, 8),)) for variant, network in PYRAMIDS.items()},
 }
 RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),

@@ -29,6 +29,7 @@ from common.blocks.tall_unet import TallUNet
 from common.blocks.vector_field_attention import expected_offset
 from common.engine.inferer import RegistrationInferer
 from common.losses import ImagePyramid, RegistrationLoss, Term
+from common.networks.dual_pyramid import VARIANTS
 from common.spatial import Grid, fixed_point
 
 META = torch.device("meta")
@@ -283,6 +284,13 @@ def test_networks_infer_and_train(network: Any, amp: bool, monkeypatch: pytest.M
 def test_variants_of_eoir_train(variant: Any) -> None:
     net = networks.EOIR(variant=variant, start_channel=2, int_steps=2).to(META)
     run(lambda: net(torch.empty(BATCH, 2, *SIZES[3], device=META), details=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_dual_pyramid_train(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_point, "_is_below", lambda size, tolerance: True)
+    net = networks.DualPyramid(2, variant=variant, channels=(2, 3)).to(META)
+    run(lambda: net(torch.empty(BATCH, 2, *SIZES[2], device=META), details=True))
 
 
 class Slope(nn.Module):
