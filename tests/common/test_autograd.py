@@ -18,7 +18,7 @@ import common.spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
-from common.blocks.group_normalisation import group_norm_relu
+from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
 from common.checks import InputError
@@ -129,6 +129,10 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "normalise_and_convolve": (normalise_and_convolve, (MANY, slope(), KERNEL, BIAS)),
     "instance_norm_prelu": (lambda x, y: instance_norm_prelu([x], y), (MANY, slope())),
     "group_norm_relu": (lambda x: group_norm_relu(x, 3, torch.ones(9).double(), torch.zeros(9).double()), (MANY,)),
+    "group_norm_relu_and_convolve": (
+        lambda x, *rest: group_norm_relu_and_convolve(x, 3, torch.ones(9).double(), torch.zeros(9).double(), *rest),
+        (MANY, KERNEL, BIAS),
+    ),
     "invert_contraction": (invert_contraction, (0.1 * FIELD,)),
     "EOIR": (NETWORK, (normal(1, 2, 32, 32),)),
     "expected_offset": (expected_offset, (normal(1, 2, 4, 5), normal(1, 2, 6, 7))),

@@ -23,7 +23,7 @@ from common import losses, metrics, networks, spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
-from common.blocks.group_normalisation import group_norm_relu
+from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.tall_unet import TallUNet
 from common.blocks.vector_field_attention import expected_offset
@@ -215,6 +215,9 @@ def block_cases(dims: int) -> dict[str, Case]:
         "instance_norm_prelu": lambda: instance_norm_prelu([x, x * 1], slope, x * 1),
         "group_norm_relu": lambda: group_norm_relu(x, 2, values(2), values(2)),
         "TallUNet": lambda: TallUNet(dims, (3, 4), (2, 3)).to(META)(x),
+        "group_norm_relu_and_convolve": lambda: group_norm_relu_and_convolve(
+            x * 1, 2, values(2), values(2), weight, bias
+        ),
     }
 
 

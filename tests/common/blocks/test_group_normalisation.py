@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.blocks.group_normalisation import group_norm_relu
+from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 
 SIZES = [(5, 6), (3, 4, 5)]
 
@@ -29,6 +29,28 @@ def test_values_are_those_of_torch(size: tuple[int, ...], groups: int) -> None:
 def test_gradients_are_exact(size: tuple[int, ...], groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.blocks.group_normalisation.PIECE", 50)
     assert torch.autograd.gradcheck(lambda x, w, b: group_norm_relu(x, groups, w, b), inputs(size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_with_a_convolution_values_and_gradients_are_those_of_both(
+    size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.blocks.group_normalisation.PIECE", 50)
+    x, weight, bias = inputs(size)
+    kernel, kernel_bias = inputs((3,) * len(size))[0].detach().requires_grad_(), inputs(size, 2)[1]
+    convolve = F.conv2d if len(size) == 2 else F.conv3d
+
+    def both(*tensors: Tensor) -> Tensor:
+        x, weight, bias, kernel, kernel_bias = tensors
+        return convolve(group_norm_relu(x, 3, weight, bias), kernel, kernel_bias, padding=1)
+
+    tensors = [x, weight, bias, kernel, kernel_bias]
+    found, expected = group_norm_relu_and_convolve(x, 3, *tensors[1:]), both(*tensors)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), tensors) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(group_norm_relu_and_convolve(x.clone(), 3, *tensors[1:]), expected)
 
 
 def test_channels_last_and_far_from_zero_it_is_still_exact() -> None:
