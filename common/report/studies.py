@@ -23,6 +23,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "train_cpu_seconds": ("CPU s of training", ".0f", 1),
     "train_memory_gb": ("GB of training", ".2f", 1),
     "inverse_error_voxels": ("inverse error, voxels", ".4f", 1),
+    "inverse_consistency": ("inverse error in the foreground, mm", ".4f", 1),
     "swap_error_voxels": ("swap error, voxels", ".1e", 1),
 }
 """Figure to its title in a table, its format, and what it is multiplied by."""
