@@ -105,7 +105,7 @@ class ResidualBlock(nn.Module):
 
 def _block(
     spatial_dims: int, in_channels: int, out_channels: int, stride: int, options: Mapping[str, Any] | None
-) -> nn.Module:
+) -> ResidualBlock | VariedBlock:
     if options is None:
         return ResidualBlock(spatial_dims, in_channels, out_channels, stride)
     return VariedBlock(spatial_dims, in_channels, out_channels, stride, **options)

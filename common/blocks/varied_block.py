@@ -7,6 +7,7 @@ torch's own parts, under the names that the blocks have there.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from common.checks import InputError
@@ -95,3 +96,7 @@ class VariedBlock(nn.Module):
             main = main + self.skip_norm(self.skip_conv(x))
         result: Tensor = self.post_activation(main)
         return result
+
+    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The results of channels [one, other] and [other, one]."""
+        return self(torch.cat([one, other], dim=1)), self(torch.cat([other, one], dim=1))
