@@ -78,7 +78,9 @@ def train_and_evaluate(
         _run(evaluate_command(training, place), place / "evaluate.log", variables)
         done |= _of_evaluation(place)
         record.write(figures=done)
-    return {"name": training.name, **done}
+    # In JSON infinity is a text: the HD95 of a label that warping lost.
+    infinite = {name: float(value) for name, value in done.items() if isinstance(value, str)}
+    return {"name": training.name, **done, **infinite}
 
 
 def train_command(training: Training, place: Path) -> list[str]:

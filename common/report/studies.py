@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def write_tables(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> 
 
 def _cell(value: Any, column: str) -> str:
     _, form, factor = COLUMNS[column]
-    return "–" if value is None else f"{value * factor:{form}}"
+    return "–" if value is None else "∞" if value == math.inf else f"{value * factor:{form}}"
 
 
 def draw_sizes(

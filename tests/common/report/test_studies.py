@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from common.report.studies import draw_sizes, write_tables
 
 ROWS = [
     {"name": "A", "dice": 0.75, "dice_before": 0.6, "sdlogj_l2r_masked": 0.125, "steps": 1200, "parameters": 2014827},
-    {"name": "B", "dice": 0.7, "dice_before": 0.6, "swap_error_voxels": 2e-6},
+    {"name": "B", "dice": 0.7, "dice_before": 0.6, "hd95": math.inf, "swap_error_voxels": 2e-6},
 ]
 
 
@@ -19,11 +20,11 @@ def test_a_table_has_what_was_before_and_a_dash_for_what_a_method_lacks(tmp_path
     text = write_tables(tmp_path, "methods", ROWS)
     assert text == (tmp_path / "methods.md").read_text()
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert header == ["", "Dice", "SDlogJ (L2R, foreground) x 100", "parameters", "steps", "swap error, voxels"]
+    assert header == ["", "Dice", "HD95", "SDlogJ (L2R, foreground) x 100", "parameters", "steps", "swap error, voxels"]
     assert rows == [
-        ["before registration", "0.6000", "–", "–", "–", "–"],
-        ["A", "0.7500", "12.50", "2,014,827", "1200", "–"],
-        ["B", "0.7000", "–", "–", "–", "2.0e-06"],
+        ["before registration", "0.6000", "–", "–", "–", "–", "–"],
+        ["A", "0.7500", "–", "12.50", "2,014,827", "1200", "–"],
+        ["B", "0.7000", "∞", "–", "–", "–", "2.0e-06"],
     ]
     assert [row["dice"] for row in read_csv(tmp_path / "methods.csv")] == ["0.75", "0.7"]
 
@@ -31,7 +32,13 @@ def test_a_table_has_what_was_before_and_a_dash_for_what_a_method_lacks(tmp_path
 @pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
 def test_the_picture_of_sizes_has_a_curve_for_each_source(suffix: str, begin: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"sizes{suffix}"
-    draw_sizes(path, {2: {"dice": 0.6}, 5: {"dice": 0.7}}, {10: {"dice": 0.76, "hd95": 3.5}}, "ours", "theirs")
+    draw_sizes(
+        path,
+        {2: {"dice": 0.6, "hd95": math.inf}, 5: {"dice": 0.7, "hd95": 3}},
+        {10: {"dice": 0.76, "hd95": 3.5}},
+        "ours",
+        "theirs",
+    )
     assert path.read_bytes().startswith(begin)
 
 
