@@ -44,7 +44,7 @@ def main() -> None:
         help="timed repeats of each variant (default: 7 ops, 2 networks, 3 metrics, 5 contention)",
     )
     parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 96), help="image of networks (default 64 96 96)")
-    parser.add_argument("--no-training", action="store_true", help="networks: the forward pass alone")
+    parser.add_argument("--forward_only", action="store_true", help="networks: the forward pass alone")
     parser.add_argument("--only", nargs="*", help="networks: variants by number from 0; else words in the name")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -131,7 +131,7 @@ def run_network(arguments: argparse.Namespace) -> None:
         f"{compared.title}, {size}, batch 1, Adam with amsgrad, "
         f"{arguments.threads} thread(s); median of {arguments.repeats or 2} runs in turns after one to warm up\n"
     )
-    for what in ("forward without gradient", "training step")[: 1 if arguments.no_training else 2]:
+    for what in ("forward without gradient", "training step")[: 1 if arguments.forward_only else 2]:
         tasks = {name: {"method": arguments.what, "variant": name, "what": what} for name in chosen}
         workers = {name: Worker(arguments, task) for name, task in tasks.items()}
         runs = [{name: worker.run() for name, worker in workers.items()} for _ in range(1 + (arguments.repeats or 2))]
