@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.affine_norm import AffineNorm
-from common.blocks.convolution import convolve
+from common.blocks.convolution import convolve, convolved_again
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.correlation_lines import PaddingMode
-from common.blocks.remade import not_stored
+from common.blocks.remade import Remade, not_stored
 from common.blocks.varied_block import VariedBlock
 
 SLOPE = 0.2
@@ -82,9 +82,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *(ceil(n / stride) for n in spatial))."""
-        return self._after(_convolved(x, self.first), _convolved(x, self.skip))
+        return F.leaky_relu_(self._sum(_convolved(x, self.first), _convolved(x, self.skip)).value, SLOPE)
 
-    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def remade(self, x: Tensor) -> Remade:
+        """The same, made again of what is stored of the block: for results that nobody else holds on to."""
+        return _activated(self._sum(_convolved(x, self.first), _convolved(x, self.skip)))
+
+    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Remade, Remade]:
         """The results of channels [one, other] and [other, one].
 
         Convolutions are linear: those of the input are made once of sum and difference, and added and subtracted.
@@ -93,14 +97,24 @@ class ResidualBlock(nn.Module):
         (first, first_back), (skip, skip_back) = (
             _both_convolved(total, difference, conv) for conv in (self.first, self.skip)
         )
-        return self._after(first, skip), self._after(first_back, skip_back)
+        return _activated(self._sum(first, skip)), _activated(self._sum(first_back, skip_back))
 
-    def _after(self, first: Tensor, skip: Tensor) -> Tensor:
-        """What follows the convolutions of the input."""
+    def _sum(self, first: Tensor, skip: Tensor) -> Remade:
+        """What follows the convolutions of the input, but for the last activation."""
         hidden = self.first_norm(first)
         with not_stored(hidden):
             main = _convolved(hidden.value, self.second)
-        return F.leaky_relu_(self.second_norm(main).value + self.skip_norm(skip).value, SLOPE)
+        normal, beside = self.second_norm(main), self.skip_norm(skip)
+        again = normal.again, beside.again
+        return Remade(normal.value + beside.value, lambda: again[0]() + again[1]())
+
+
+def _activated(total: Remade) -> Remade:
+    """The activation of a sum, in its place."""
+    again = total.again
+    activated = Remade(total.value, lambda: F.leaky_relu_(again(), SLOPE))
+    with not_stored(activated):
+        return activated._replace(value=F.leaky_relu_(total.value, SLOPE))
 
 
 def _block(
@@ -137,10 +151,13 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 1, *spatial) to the features (B, C_i, *spatial / 2**i) of each level, finest first, sizes rounded up."""
         features: list[Tensor] = []
-        x = _convolved(image, self.projection)
-        for block in self.blocks:
-            x = block(x)
-            features.append(x)
+        projection = self.projection
+        assert isinstance(projection, (nn.Conv2d, nn.Conv3d)) and projection.bias is not None
+        projected = _convolved(image, projection)
+        with convolved_again(projected, image, projection.weight, projection.bias):
+            features.append(self.blocks[0](projected))
+        for block in self.blocks[1:]:
+            features.append(block(features[-1]))
         return features
 
 
@@ -166,15 +183,16 @@ class FlowBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, d, *spatial), float32 or finer."""
-        return self._flow(self.residual(x))
+        return self._flow(self.residual.remade(x))
 
     def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Those of channels [one, other] and of [other, one]."""
         first, second = self.residual.of_exchanged(one, other)
         return self._flow(first), self._flow(second)
 
-    def _flow(self, hidden: Tensor) -> Tensor:
-        flow = _convolved(hidden, self.flow)
+    def _flow(self, hidden: Remade) -> Tensor:
+        with not_stored(hidden):
+            flow = _convolved(hidden.value, self.flow)
         return flow.float() if flow.dtype.itemsize < 4 else flow
 
 

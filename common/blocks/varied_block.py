@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.blocks.remade import Remade
 from common.checks import InputError
 
 ACTIVATIONS = ("leaky_relu", "relu", "prelu")
@@ -97,6 +98,12 @@ class VariedBlock(nn.Module):
         result: Tensor = self.post_activation(main)
         return result
 
-    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def remade(self, x: Tensor) -> Remade:
+        """The same. It is stored, and not made again."""
+        value = self(x)
+        stored = value.detach()
+        return Remade(value, lambda: stored)
+
+    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Remade, Remade]:
         """The results of channels [one, other] and [other, one]."""
-        return self(torch.cat([one, other], dim=1)), self(torch.cat([other, one], dim=1))
+        return self.remade(torch.cat([one, other], dim=1)), self.remade(torch.cat([other, one], dim=1))
