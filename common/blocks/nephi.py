@@ -126,10 +126,10 @@ class ModulatedField(nn.Module):
             (1 + d, B, N, C), the value and its derivatives.
         """
         on_sine, on_cosine = weight.chunk(2, dim=1)
-        rates = 2 * math.pi * self.frequencies
-        turned = [torch.cat([-on_cosine * rate, on_sine * rate], dim=1) for rate in rates]
-        jet = F.linear(features, torch.cat([weight, *turned])).unflatten(-1, (1 + len(rates), len(weight)))
-        return jet.movedim(-2, 0)
+        rates = 2 * math.pi * torch.cat([self.frequencies, self.frequencies], dim=1)
+        turned = torch.cat([-on_cosine, on_sine], dim=1) * rates[:, None]
+        jet = F.linear(features, torch.cat([weight[None], turned]).flatten(0, 1))
+        return jet.unflatten(-1, (1 + len(rates), len(weight))).movedim(-2, 0)
 
 
 class _Layers(nn.Module):
@@ -165,7 +165,7 @@ def _local_jet(points: Tensor, local: Tensor) -> Tensor:
     """The local code (B, l, *grid) at points and its derivatives along the axes, (1 + d, B, N, l)."""
     grid = local.shape[2:]
     value, slopes = sample_with_derivative(local, _in_voxels(points, grid).expand(len(local), -1, -1))
-    return torch.cat([value[None], (slopes * half_extent(grid, points)).movedim(-1, 0)]).mT
+    return torch.cat([value[..., None], slopes * half_extent(grid, points)], dim=-1).permute(3, 0, 2, 1)
 
 
 def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
