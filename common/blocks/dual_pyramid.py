@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.affine_norm import AffineNorm
-from common.blocks.convolution import convolve, convolved_again
+from common.blocks.convolution import convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.correlation_lines import PaddingMode
 from common.blocks.remade import Remade, not_stored
+from common.blocks.sitreg import computed_again
 from common.blocks.varied_block import VariedBlock
 
 SLOPE = 0.2
@@ -104,9 +105,11 @@ class ResidualBlock(nn.Module):
         hidden = self.first_norm(first)
         with not_stored(hidden):
             main = _convolved(hidden.value, self.second)
+        # Here a training step has most alive: what is not needed any more goes first.
+        del hidden
         normal, beside = self.second_norm(main), self.skip_norm(skip)
         again = normal.again, beside.again
-        return Remade(normal.value + beside.value, lambda: again[0]() + again[1]())
+        return Remade(normal.value.add_(beside.value), lambda: again[0]() + again[1]())
 
 
 def _activated(total: Remade) -> Remade:
@@ -151,14 +154,14 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 1, *spatial) to the features (B, C_i, *spatial / 2**i) of each level, finest first, sizes rounded up."""
         features: list[Tensor] = []
-        projection = self.projection
-        assert isinstance(projection, (nn.Conv2d, nn.Conv3d)) and projection.bias is not None
-        projected = _convolved(image, projection)
-        with convolved_again(projected, image, projection.weight, projection.bias):
-            features.append(self.blocks[0](projected))
+        features.append(computed_again(self._finest, image))
         for block in self.blocks[1:]:
             features.append(block(features[-1]))
         return features
+
+    def _finest(self, image: Tensor) -> Tensor:
+        result: Tensor = self.blocks[0](_convolved(image, self.projection))
+        return result
 
 
 class FlowBlock(nn.Module):
