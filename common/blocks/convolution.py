@@ -99,6 +99,9 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return convolved(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     if bias is not None and _folds(x):
         return _convolve_channel(x, weight, bias)
+    if bias is not None and _is_product(x, weight):
+        product = torch.baddbmm(bias[:, None], weight.flatten(1).expand(len(x), -1, -1), x.flatten(2))
+        return product.view(len(x), -1, *x.shape[2:])
     padding = [n // 2 for n in weight.shape[2:]]
     if _is_small(x, weight):
         ones = [1] * len(padding)
@@ -120,6 +123,11 @@ def convolution_gradients(
         return None if on_x is None else on_x.to(x.dtype), on_weight.to(weight.dtype), on_bias.to(grad.dtype)
     if not wanted and _folds(x):
         return None, _channel_on_weight(grad, x, weight), grad.sum((0, *axes))
+    if _is_product(x, weight):
+        rows, columns = grad.flatten(2), x.flatten(2).mT
+        # Channels last, as what comes before most likely is.
+        on_x = (rows.mT @ weight.flatten(1)).movedim(-1, 1).view_as(x) if wanted else None
+        return on_x, (rows @ columns).sum(0).view_as(weight), rows.sum((0, 2))
     is_small = _is_small(x, weight)
     by_convolution = wanted and x.device.type == "cpu" and (is_small or weight.shape[0] >= FEW_CHANNELS)
     on_x, on_weight, _ = torch.ops.aten.convolution_backward(
@@ -156,6 +164,13 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
         return False
     kernel = weight.shape[-2:]
     return x.shape[0] == 1 and max(kernel) > 1 and min(kernel) <= 3 and math.prod(x.shape[1:4]) <= FEW_VALUES
+
+
+def _is_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is a product of matrices, voxel by voxel to few channels, for which torch would copy the input."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    return math.prod(weight.shape[2:]) == 1 and weight.shape[0] < FEW_CHANNELS
 
 
 def _halves(grad: Tensor, x: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,22 @@ def test_gradients_are_exact(dims: int, channels: tuple[int, int], monkeypatch: 
     assert torch.autograd.gradcheck(normalise_and_convolve, (x, slope, weight, bias))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_one_voxel_to_few_channels_is_a_product_of_matrices(dims: int, channels_last: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 12, *(5, 6, 4)[:dims]), torch.randn(3, 12, *[1] * dims), torch.randn(3)
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    inputs = [value.requires_grad_() for value in (x, weight, bias)]
+    found, expected = convolve(*inputs), _torch(*inputs)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(y, inputs, grad) for y in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_activation_comes_before_the_convolution(recorded: bool) -> None:
     x, weight, bias = _inputs(3, (3, 4))
