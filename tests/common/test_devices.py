@@ -291,7 +291,7 @@ def test_variants_of_eoir_train(variant: Any) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_of_the_dual_pyramid_train(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixed_point, "_is_below", lambda size, tolerance: True)
+    monkeypatch.setattr(fixed_point, "_outcome", lambda size, tolerance: 1)
     net = networks.DualPyramid(2, variant=variant, channels=(2, 3)).to(META)
     run(lambda: net(torch.empty(BATCH, 2, *SIZES[2], device=META), details=True))
 
