@@ -18,7 +18,7 @@ from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.correlation_lines import PaddingMode
-from common.blocks.remade import Remade, not_stored
+from common.blocks.remade import Remade, made_of, not_stored
 from common.blocks.sitreg import computed_again
 from common.blocks.varied_block import VariedBlock
 
@@ -89,15 +89,19 @@ class ResidualBlock(nn.Module):
         """The same, made again of what is stored of the block: for results that nobody else holds on to."""
         return _activated(self._sum(_convolved(x, self.first), _convolved(x, self.skip)))
 
-    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Remade, Remade]:
+    def of_exchanged(self, one: Remade, other: Remade) -> tuple[Remade, Remade]:
         """The results of channels [one, other] and [other, one].
 
         Convolutions are linear: those of the input are made once of sum and difference, and added and subtracted.
         """
-        total, difference = one + other, one - other
-        (first, first_back), (skip, skip_back) = (
-            _both_convolved(total, difference, conv) for conv in (self.first, self.skip)
-        )
+        again = one.again, other.again
+        total = Remade(one.value + other.value, lambda: again[0]() + again[1]())
+        difference = Remade(one.value - other.value, lambda: again[0]() - again[1]())
+        with not_stored(total, difference):
+            (first, first_back), (skip, skip_back) = (
+                _both_convolved(total.value, difference.value, conv) for conv in (self.first, self.skip)
+            )
+        del total, difference
         return _activated(self._sum(first, skip)), _activated(self._sum(first_back, skip_back))
 
     def _sum(self, first: Tensor, skip: Tensor) -> Remade:
@@ -109,7 +113,7 @@ class ResidualBlock(nn.Module):
         del hidden
         normal, beside = self.second_norm(main), self.skip_norm(skip)
         again = normal.again, beside.again
-        return Remade(normal.value.add_(beside.value), lambda: again[0]() + again[1]())
+        return Remade(normal.value.add_(beside.value), lambda: again[0]().add_(again[1]()))
 
 
 def _activated(total: Remade) -> Remade:
@@ -188,7 +192,7 @@ class FlowBlock(nn.Module):
         """(B, in_channels, *spatial) to (B, d, *spatial), float32 or finer."""
         return self._flow(self.residual.remade(x))
 
-    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def of_exchanged(self, one: Remade, other: Remade) -> tuple[Tensor, Tensor]:
         """Those of channels [one, other] and of [other, one]."""
         first, second = self.residual.of_exchanged(one, other)
         return self._flow(first), self._flow(second)
@@ -201,7 +205,7 @@ class FlowBlock(nn.Module):
 
 def features_to_feed(
     names: Sequence[str], moving: Tensor, fixed: Tensor, window: tuple[int, PaddingMode]
-) -> dict[str, Tensor]:
+) -> dict[str, Remade]:
     """What can be fed of the features of one level, by name.
 
     Args:
@@ -217,11 +221,23 @@ def features_to_feed(
         - ``correlation_back``: the other way round, of the same products,
         - ``difference``: moving less fixed, ``difference_back``, and ``sum``.
     """
-    made = {"moving": moving, "fixed": fixed}
+    made = {"moving": Remade(moving, moving.detach), "fixed": Remade(fixed, fixed.detach)}
     if any(name.startswith("correlation") for name in names):
-        made["correlation"] = local_correlation(fixed, moving, *window)
+        made["correlation"] = made_of(lambda f, m: local_correlation(f, m, *window), fixed, moving)
     if "correlation_back" in names:
-        made["correlation_back"] = reversed_correlation(made["correlation"], *window)
+        there = made["correlation"]
+        made["correlation_back"] = Remade(
+            reversed_correlation(there.value, *window), lambda: reversed_correlation(there.again(), *window)
+        )
     if "difference" in names:
-        made |= {"difference": moving - fixed, "difference_back": fixed - moving, "sum": moving + fixed}
+        made["difference"] = made_of(torch.sub, moving, fixed)
+        made |= {"difference_back": made_of(torch.sub, fixed, moving), "sum": made_of(torch.add, moving, fixed)}
     return made
+
+
+def joined(parts: Sequence[Remade]) -> Remade:
+    """The channels of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    again = [part.again for part in parts]
+    return Remade(torch.cat([part.value for part in parts], 1), lambda: torch.cat([make() for make in again], 1))

@@ -22,6 +22,12 @@ class Remade(NamedTuple):
     again: Callable[[], Tensor]
 
 
+def made_of(function: Callable[..., Tensor], *inputs: Tensor) -> Remade:
+    """What a function makes of tensors that are stored anyway."""
+    kept = [x.detach() for x in inputs]
+    return Remade(function(*inputs), lambda: function(*kept))
+
+
 def not_stored(*tensors: Remade) -> saved_tensors_hooks:
     """Context whose operations do not store these tensors for the backward pass but have them made again.
 

@@ -104,6 +104,7 @@ class VariedBlock(nn.Module):
         stored = value.detach()
         return Remade(value, lambda: stored)
 
-    def of_exchanged(self, one: Tensor, other: Tensor) -> tuple[Remade, Remade]:
+    def of_exchanged(self, one: Remade, other: Remade) -> tuple[Remade, Remade]:
         """The results of channels [one, other] and [other, one]."""
-        return self.remade(torch.cat([one, other], dim=1)), self.remade(torch.cat([other, one], dim=1))
+        halves = one.value, other.value
+        return self.remade(torch.cat(halves, dim=1)), self.remade(torch.cat(halves[::-1], dim=1))

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.correlation_lines import PADDING, PaddingMode
-from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed
+from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed, joined
+from common.blocks.remade import not_stored
 from common.blocks.varied_block import OPTIONS
 from common.blocks.vector_field_attention import VectorFieldAttention
 from common.checks import InputError
@@ -199,7 +200,9 @@ class DualPyramid(nn.Module):
             result: Tensor = block(fixed, moving)
         else:
             made = features_to_feed(names, moving, fixed, self.window)
-            result = block(torch.cat([made[name] for name in names], dim=1))
+            fed = joined([made[name] for name in names])
+            with not_stored(fed):
+                result = block(fed.value)
         return result
 
     def _towards_each_other(self, moving: list[Tensor], fixed: list[Tensor], size: Sequence[int]) -> list[Halves]:
@@ -229,7 +232,7 @@ class DualPyramid(nn.Module):
         made = features_to_feed(names, moving, fixed, self.window)
         if back == [*reversed(names)]:
             return block.of_exchanged(*(made[name] for name in names))
-        return [block(torch.cat([made[name] for name in order], dim=1)) for order in (names, back)]
+        return [block(joined([made[name] for name in order]).value) for order in (names, back)]
 
 
 def hidden_channels(variant: str, channels: Sequence[int]) -> list[int]:
