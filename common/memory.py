@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 # Names of glibc's malloc.h: parameters of mallopt.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -19,11 +20,28 @@ def keep_freed_memory() -> None:
     By default each volume is mapped afresh and the kernel clears its pages one by one, which can cost several times
     what filling them does. Elsewhere than under glibc this does nothing.
     """
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc give the kernel what it has kept until now.
+
+    For the moment before the most is alive: gaps that nothing fits into would add to it. The next volumes pay for new
+    pages, so that more often than once in a training step it costs more than it gains.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
     if not sys.platform.startswith("linux"):
-        return
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        function: Callable[..., int] = getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
-        return
-    mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
-    mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        return None
+    return function

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.correlation_lines import PADDING, PaddingMode
-from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed, joined
+from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed, joined, make_room
 from common.blocks.remade import not_stored
 from common.blocks.varied_block import OPTIONS
 from common.blocks.vector_field_attention import VectorFieldAttention
@@ -185,12 +185,15 @@ class DualPyramid(nn.Module):
         ddfs: list[Tensor] = []
         for level in reversed(range(self.levels)):
             m, f = moving[level], fixed[level]
+            if level == 0:
+                make_room(m)
             # As published: twice the displacement from corner to corner, where it should be (2 n - 1) / (n - 1) times.
             known = 2 * resize_image(ddfs[0], f.shape[2:]) if ddfs else None
             if known is not None:
                 m = warp(m, known).to(m.dtype)
             found = self._found(level, m, f)
             ddfs.insert(0, found if known is None else compose(known, found))
+        make_room(ddfs[0])
         return ddfs
 
     def _found(self, level: int, moving: Tensor, fixed: Tensor) -> Tensor:
@@ -211,6 +214,8 @@ class DualPyramid(nn.Module):
         for level in reversed(range(self.levels)):
             known = halves[0] if halves else None
             m, f = moving[level], fixed[level]
+            if level == 0:
+                make_room(m)
             if known is not None:
                 # The way to the level takes coarse voxels to begin where the image does; convolutions of stride 2
                 # put their centres elsewhere. As published.
@@ -222,6 +227,7 @@ class DualPyramid(nn.Module):
                 for control in self._both_found(level, m, f)
             )
             halves.insert(0, advance(known, first, second, self.solver))
+        make_room(halves[0].left)
         return halves
 
     def _both_found(self, level: int, moving: Tensor, fixed: Tensor) -> Sequence[Tensor]:
