@@ -29,8 +29,8 @@ def keep_freed_memory() -> None:
 def give_back_freed_memory() -> None:
     """Let glibc give the kernel what it has kept until now.
 
-    For the moment before the most is alive: gaps that nothing fits into would add to it. The next volumes pay for new
-    pages, so that more often than once in a training step it costs more than it gains.
+    For the moments before the most is alive: gaps that nothing fits into would add to it. The next volumes pay for new
+    pages. Elsewhere than under glibc this does nothing.
     """
     trim = _of_glibc("malloc_trim")
     if trim is not None:

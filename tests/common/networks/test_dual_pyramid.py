@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -273,3 +274,20 @@ def test_hidden_channels_and_radius_can_be_chosen() -> None:
 def test_networks_that_there_are_not_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DualPyramid(**arguments)
+
+
+@pytest.mark.parametrize("variant", ["conv_c", "conv_mfc"])
+def test_correlations_are_not_stored_for_the_backward_pass(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def observed(*arguments: Any) -> Tensor:
+        correlation = local_correlation(*arguments)
+        made.append(weakref.ref(correlation))
+        return correlation
+
+    monkeypatch.setattr("common.blocks.dual_pyramid.local_correlation", observed)
+    ddf = network(variant, 2)(pair(16, 16))
+    assert len(made) == len(SMALL)
+    assert all(correlation() is None for correlation in made)
+    ddf.sum().backward()
+    assert len(made) > len(SMALL)
