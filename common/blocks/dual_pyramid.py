@@ -114,6 +114,9 @@ class ResidualBlock(nn.Module):
         del hidden
         normal, beside = self.second_norm(main), self.skip_norm(skip)
         again = normal.again, beside.again
+        if beside.value.requires_grad and not normal.value.requires_grad:
+            # What has no gradient is made again by being kept, and must stay as it is.
+            return Remade(normal.value + beside.value, lambda: again[0]() + again[1]())
         return Remade(normal.value.add_(beside.value), lambda: again[0]().add_(again[1]()))
 
 

@@ -68,6 +68,21 @@ def test_both_orders_of_what_is_fed_are_those_one_after_the_other(size: tuple[in
         assert torch.equal(there, back)
 
 
+def test_flow_block_of_which_all_but_one_normalisation_is_frozen_has_its_gradient() -> None:
+    block = FlowBlock(2, 3, 4).double()
+    shaken(block)
+    assert isinstance(block.residual, ResidualBlock)
+    block.requires_grad_(False)
+    trained = [
+        *block.residual.skip_norm.requires_grad_(True).parameters(),
+        *block.flow.requires_grad_(True).parameters(),
+    ]
+    x, weights = normal(2, 3, 5, 6), normal(2, 2, 5, 6)
+    forms = (block(x), block.flow(textbook(block.residual, x)))
+    gradients = [torch.autograd.grad((flow * weights).sum(), trained) for flow in forms]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_each_level_is_made_of_the_one_before_at_half_its_size(size: tuple[int, ...]) -> None:
     encoder = Encoder(len(size), (2, 3, 4)).double()
