@@ -82,6 +82,8 @@ def reversed_correlation(correlation: Tensor, radius: int = 1, padding_mode: Pad
             f"(B, {2 * radius + 1} ** d, *spatial) with d = 2 or 3 spatial axes."
         )
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if padding_mode == "zeros":
+            return _reverse_traceably(correlation, radius)
         return _reverse(correlation, radius, padding_mode)
     result: Tensor = _Reversal.apply(correlation, radius, padding_mode)
     return result
@@ -153,6 +155,19 @@ def _reverse(correlation: Tensor, radius: int, padding_mode: PaddingMode) -> Ten
     for to, come_from in _pairs(correlation, radius, padding_mode):
         out[to] = correlation[come_from]
     return out
+
+
+def _reverse_traceably(correlation: Tensor, radius: int) -> Tensor:
+    """The reversal where there are zeros outside, without writing into slices, which ONNX does not do at any size."""
+    dims, width = correlation.ndim - 2, 2 * radius + 1
+    around = continued(correlation, [radius] * dims, "zeros")
+    products = []
+    for k, offset in enumerate(itertools.product(range(width), repeat=dims), start=1):
+        shifted = around[:, width**dims - k]
+        for axis, start in enumerate(offset, start=1):
+            shifted = shifted.narrow(axis, start, correlation.shape[axis + 1])
+        products.append(shifted)
+    return torch.stack(products, dim=1)
 
 
 def _pairs(like: Tensor, radius: int, padding_mode: PaddingMode) -> Iterator[tuple[Box, Box]]:

@@ -240,7 +240,8 @@ class SITReg(nn.Module):
 
 
 def _all_levels(details: Details) -> bool:
-    return wants(details, "pyramid") or wants(details, "inverse_pyramid")
+    # An exported network is called with a tensor that is false.
+    return bool(details) and (wants(details, "pyramid") or wants(details, "inverse_pyramid"))
 
 
 def _sampled(
