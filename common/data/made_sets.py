@@ -50,6 +50,22 @@ def make_once(output_dir: str | Path, arguments: dict[str, Any], write: Callable
     return output
 
 
+def provide(dataset_dir: str | Path, generate: Callable[[Path], object]) -> Path:
+    """Generate a default set where there is no data set yet; any data set that is there stays as it is.
+
+    Args:
+        dataset_dir: folder of the data set.
+        generate: fills a folder, as :func:`make_once` does.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(dataset_dir)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        generate(folder)
+    return folder
+
+
 def write_datalist(folder: Path, content: dict[str, Any]) -> None:
     """Write ``dataset.json``, with the checksums of all images of the folder."""
     files = {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(folder.rglob("*.nii.gz"))}

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.checks import InputError
-from common.data.made_sets import make_once, save_array, save_image, split_images, write_datalist
+from common.data.made_sets import make_once, provide, save_array, save_image, split_images, write_datalist
 
 LABEL_THRESHOLD = 0.2
 """Above it an image is labelled: a filled shape with a rim, the outline of a hollow one."""
@@ -135,15 +135,13 @@ def provide_shapes2d(dataset_dir: str | Path) -> Path:
     Raises:
         InputError: as :func:`generate_shapes2d`.
     """
-    folder = Path(dataset_dir)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        generate_shapes2d(folder)
-    return folder
+    return provide(dataset_dir, generate_shapes2d)
 
 
 def _write(folder: Path, arguments: dict[str, Any], progress: bool) -> None:
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
+    # The published set is a row of draws of this generator, which numpy calls old and keeps as it is.
     shapes = draw_shapes(np.random.RandomState(arguments["seed"]), arguments["num_subjects"])  # noqa: NPY002
     names = [f"SHAPES_{number:04d}_0000.nii.gz" for number in range(1, arguments["num_subjects"] + 1)]
     for number, name in enumerate(tqdm(names, desc="Generating shapes2d", disable=not progress)):

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.checks import InputError
-from common.data.made_sets import make_once, save_array, save_image, split_images, write_datalist
+from common.data.made_sets import make_once, provide, save_array, save_image, split_images, write_datalist
 from common.data.phantom import make_subject, make_template
 
 _VERSION = 1
@@ -73,10 +73,7 @@ def provide_shapes3d(dataset_dir: str | Path) -> Path:
     Raises:
         InputError: as :func:`generate_shapes3d`.
     """
-    folder = Path(dataset_dir)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        generate_shapes3d(folder)
-    return folder
+    return provide(dataset_dir, generate_shapes3d)
 
 
 def _check_arguments(

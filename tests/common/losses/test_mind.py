@@ -41,6 +41,7 @@ def test_contexts_are_those_of_the_definition(shape: tuple[int, ...], radius: in
     expected = np.stack([textbook(image, radius, dilation) for image in images[:, 0].numpy()])
     assert found.shape[1] == {2: 4, 3: 12}[len(shape)]
     # The order of the channels is no matter.
+    # Sums of some float64 around 1 in another order.
     np.testing.assert_allclose(np.sort(found.numpy(), axis=1), np.sort(expected, axis=1), rtol=0, atol=1e-12)
     mask = torch.zeros(1, 1, *shape)
     mask[..., 1:3] = 2

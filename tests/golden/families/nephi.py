@@ -219,6 +219,7 @@ def _published(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 def _shapes(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     given = meta["constructor"]
+    # The generator that the published set is drawn with, which numpy calls old and keeps as it is.
     random = np.random.RandomState(int(arrays["in/seed"]))  # noqa: NPY002
     shapes = draw_shapes(random, given["samples"])
     return {
