@@ -112,9 +112,10 @@ def _fill(root: Path, folder: Path, bundle: str, of_method: Path | None, of_data
             mine = wiring.read_config(base / "configs" / file)
             if of_data is None:
                 _start_data(mine, file, texts["reader"])
-            _put_method(mine, file, wiring.parts(bundle)[0], of_method)
+            wired = wiring.wiring(root, file)
+            _put_method(mine, file, wiring.parts(bundle)[0], of_method, wired)
             _put_texts(mine, file, texts)
-            merged = wiring.merge(wiring.wiring(root, file), mine, wiring.own_paths(bundle, file))
+            merged = wiring.merge(wired, mine, wiring.own_paths(bundle, file))
             (folder / "configs" / file).write_text(style(merged), encoding="utf-8")
     readme = Template((TEMPLATE / "README.md").read_text(encoding="utf-8")).substitute(texts)
     (folder / "docs" / "README.md").write_text(readme, encoding="utf-8")
@@ -156,23 +157,29 @@ def _start_data(mine: dict[str, Any], file: str, reader: str) -> None:
         mine["reader"] = reader
 
 
-def _put_method(mine: dict[str, Any], file: str, method: str, of_method: Path | None) -> None:
+def _put_method(mine: dict[str, Any], file: str, method: str, of_method: Path | None, wired: dict[str, Any]) -> None:
     """Replace network and recipe by those of the method."""
     paths = wiring.OWN[file].get(wiring.METHOD, ())
     if of_method is None:
-        # The schedule stays that of the base.
-        said = {path: mine[path] for path in paths if path in mine and path != "supervised"} | _start(method, file)
+        # The schedule stays that of the base, the inferer is the pattern's.
+        schedule = {path: mine[path] for path in paths if path in mine and file == "train.json"}
+        schedule.pop("supervised", None)
+        said = _said(wired, [path for path in paths if "::" in path]) | schedule | _start(method, file)
     else:
         config = of_method / "configs" / file
         # A method without a submission of its own has the same network in inference.
-        content = wiring.read_config(config if config.is_file() else config.with_name("inference.json"))
-        places = {path: (_holder(content, path), path.rpartition("::")[2]) for path in paths}
-        said = {path: holder[key] for path, (holder, key) in places.items() if key in holder}
+        said = _said(wiring.read_config(config if config.is_file() else config.with_name("inference.json")), paths)
     for path in paths:
         holder, key = _holder(mine, path), path.rpartition("::")[2]
         holder.pop(key, None)
         if path in said:
             holder[key] = said[path]
+
+
+def _said(content: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """What a configuration has at some paths."""
+    places = {path: (_holder(content, path), path.rpartition("::")[2]) for path in paths}
+    return {path: holder[key] for path, (holder, key) in places.items() if key in holder}
 
 
 def _start(method: str, file: str) -> dict[str, Any]:

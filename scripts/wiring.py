@@ -39,6 +39,9 @@ _GRID = ("spacing", "spatial_size", "zoom")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
 _BOTH_WAYS = "train::dataloader::sampler::both_ways"
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
+_LOOP = ("loss", "io_steps", "io_learning_rate")
+_INFERER = tuple(f"inferer::{name}" for name in ("_target_", "loss", "steps", "learning_rate", "unknown"))
+"""Optimisation on the pair itself, of methods that have it."""
 _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
@@ -47,11 +50,11 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         TEXT: ("_desc_",),
     },
     "evaluate.json": {
-        METHOD: _NETWORK,
+        METHOD: (*_NETWORK, *_LOOP, *_INFERER),
         DATA: (*_SUBJECTS, *_LABELS, *_GRID, "section", "hd95", "evaluate::phantoms"),
     },
     "inference.json": {
-        METHOD: _NETWORK,
+        METHOD: (*_NETWORK, *_LOOP, *_INFERER, *(f"folder::settings::{name}" for name in _LOOP[1:])),
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
             *("section", *_WRITER, "infer::phantoms"),

@@ -96,7 +96,11 @@ OPTIONS: dict[str, Check] = {
     "batch_size": Check(lambda value: _is_whole(value, 1), "the number of pairs in a step, 1 or more"),
     "val_interval": Check(lambda value: _is_whole(value, 1), "the number of epochs between validations, 1 or more"),
     "num_workers": Check(lambda value: _is_whole(value, 0), "the number of processes that read, 0 or more"),
-    "learning_rate": Check(lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "io_steps": Check(lambda value: _is_whole(value, 0), "the number of steps on each pair, 0 for none"),
+    **dict.fromkeys(
+        ("learning_rate", "io_learning_rate"),
+        Check(lambda value: _is_number(value) and value > 0, "a number above 0"),
+    ),
     "checkpoint_seconds": Check(lambda value: _is_number(value) and value >= 0, "seconds, 0 or more"),
     "cache_rate": Check(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "zoom": Check(lambda value: _is_number(value) and value > 0, "a number above 0"),
