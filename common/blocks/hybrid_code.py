@@ -86,20 +86,28 @@ class CodeTable(nn.Module):
     """Codes that are trained themselves, a row for each pair (auto-decoder).
 
     Args:
-        pairs: number of rows.
-        latent: channels of the shared and of the local code.
-        grid: size of the local code.
+        code: that training begins with, (pairs, ...).
     """
 
-    def __init__(self, pairs: int, latent: int, grid: Sequence[int]) -> None:
+    def __init__(self, code: HybridCode) -> None:
         super().__init__()
-        deviation = 1 / math.sqrt(latent)
-        self.shared = nn.Parameter(deviation * torch.randn(pairs, latent))
-        self.local = nn.Parameter(deviation * torch.randn(pairs, latent, *grid))
+        self.shared, self.local = (nn.Parameter(part.detach().clone()) for part in code)
 
     def forward(self, index: Tensor) -> HybridCode:
         """The codes of the pairs with these numbers, (B,)."""
         return HybridCode(self.shared[index], self.local[index])
+
+
+def random_code(pairs: int, latent: int, grid: Sequence[int]) -> HybridCode:
+    """What a table begins with where nothing is known of the pairs: normal, of a length near 1 everywhere.
+
+    Args:
+        pairs: number of rows.
+        latent: channels of the shared and of the local code.
+        grid: size of the local code.
+    """
+    deviation = 1 / math.sqrt(latent)
+    return HybridCode(deviation * torch.randn(pairs, latent), deviation * torch.randn(pairs, latent, *grid))
 
 
 class _Block(nn.Module):

@@ -62,6 +62,19 @@ def registered(output: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**_without_made_up_labels(item["label"]), **item["pred"]} for item in output]
 
 
+def optimisation_of(pair: Mapping[str, Any]) -> dict[str, float]:
+    """What came of the optimisation on a pair, as JSON has it; empty where there was none.
+
+    Args:
+        pair: an entry of :func:`registered`.
+
+    Returns:
+        ``steps``, loss ``before`` and ``after``, ``seconds``.
+    """
+    found = pair.get("optimisation") or {}
+    return {name: int(value) if name == "steps" else float(f"{float(value):.6g}") for name, value in found.items()}
+
+
 def _without_made_up_labels(pair: Mapping[str, Any]) -> dict[str, Any]:
     labelled = pair.get("labelled", True)
     return {k: v for k, v in pair.items() if k != "labelled" and (labelled or not k.endswith("_label"))}

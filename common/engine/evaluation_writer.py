@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from common.engine.batch import registered
+from common.engine.batch import optimisation_of, registered
 from common.engine.clock import NetworkClock
 from common.engine.kept_pairs import KeptPairs
 from common.io.provenance import peak_memory
@@ -25,8 +26,9 @@ from common.spatial import warp
 class EvaluationWriter:
     """Writes ``cases.csv`` (per pair), ``labels.csv`` (per pair and label), ``summary.json`` and ``report.html``.
 
-    Every figure stands beside its value before registration. Seconds are those of the network on one pair, without
-    reading and measuring; pairs of one batch share its time.
+    Every figure stands beside its value before registration, and so does the loss, with its ``io_steps``, where there
+    was an optimisation on the pair itself. Seconds are those of the network on one pair, without reading and measuring;
+    pairs of one batch share its time.
 
     Args:
         output_dir: folder of the four files.
@@ -53,7 +55,7 @@ class EvaluationWriter:
         self.history = history
         refuse_existing(self.output_dir, overwrite)
         self._clock = NetworkClock()
-        self._seconds: list[float] = []
+        self._further: list[dict[str, float]] = []
         self._pairs: KeptPairs[dict[str, Any]] = KeptPairs()
 
     def attach(self, engine: Engine) -> None:
@@ -65,14 +67,15 @@ class EvaluationWriter:
     def _keep(self, engine: Engine) -> None:
         """Keep what the page shows of the pairs so far, by Dice (by order where there are no labels)."""
         pairs = registered(engine.state.output)
-        self._seconds += [self._clock.seconds / len(pairs)] * len(pairs)
+        seconds = self._clock.seconds / len(pairs)
+        self._further += [{**_optimisation(pair), "seconds": seconds} for pair in pairs]
         for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
             kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
             score = float(case.get("dice", math.nan))
             self._pairs.add(score, {name: _for_pictures(name, value) for name, value in kept.items()})
 
     def _write(self, engine: Engine) -> None:
-        cases = [{**case, "seconds": seconds} for case, seconds in zip(self.metrics.cases, self._seconds, strict=True)]
+        cases = [{**case, **further} for case, further in zip(self.metrics.cases, self._further, strict=True)]
         panels, viewer = self._pictures()
         write_evaluation(
             self.output_dir,
@@ -106,6 +109,12 @@ class EvaluationWriter:
                 )
             )
         return panels, viewer
+
+
+def _optimisation(pair: Mapping[str, Any]) -> dict[str, float]:
+    """Columns of what came of the optimisation on a pair."""
+    names = {"before": "loss_before", "after": "loss", "steps": "io_steps"}
+    return {names[name]: value for name, value in optimisation_of(pair).items() if name in names}
 
 
 def _for_pictures(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.data.label_groups import Lookup, MapLabelsd
 from common.data.request import pair_name
-from common.engine.batch import registered
+from common.engine.batch import optimisation_of, registered
 from common.engine.clock import NetworkClock
 from common.engine.registration_folder import RegistrationFolder
 from common.io.files import write_bytes
@@ -92,6 +92,7 @@ class RegistrationWriter:
                 **result.figures(),
                 **result.consistency(),
                 **result.dice(self.labels, self.group),
+                **({"optimisation": found} if (found := optimisation_of(pair)) else {}),
             }
             entry |= peak_memory(engine.state.device)
             self.folder.record(name, entry)

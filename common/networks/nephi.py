@@ -11,6 +11,7 @@ optimiser takes them; the derivative of a field is computed with it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, overload
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.blocks.field_map import FieldMap
-from common.blocks.hybrid_code import CodeTable, HybridCode, HybridEncoder, halved
+from common.blocks.hybrid_code import CodeTable, HybridCode, HybridEncoder, halved, random_code
 from common.blocks.nephi import ModulatedField
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, names_field, wants
@@ -85,7 +86,7 @@ class NePhi(nn.Module):
         self.codes: HybridEncoder | CodeTable = (
             HybridEncoder(size, channels, local_level, latent)
             if pairs is None
-            else CodeTable(pairs, latent, halved(size, local_level + 1))
+            else CodeTable(random_code(pairs, latent, halved(size, local_level + 1)))
         )
         self.field, self.inverse_field = (
             ModulatedField(spatial_dims, (latent, latent), hidden, layers, frequencies) for _ in range(2)
@@ -154,6 +155,22 @@ class NePhi(nn.Module):
             )
         code = self.codes(torch.arange(len(image), device=image.device) if index is None else index)
         return code
+
+    def auto_decoder(self, image: Tensor) -> NePhi:
+        """A copy in training of which the codes of some pairs are parameters, in the place of the encoder.
+
+        Args:
+            image: (B, 2, *spatial), the pairs; in evaluation they have the same fields there as here.
+
+        Raises:
+            InputError: for more pairs than a table of codes has rows.
+        """
+        with torch.no_grad():
+            table = CodeTable(self.code(image))
+        # To the copy the encoder is copied already: its table stands for it.
+        decoder = copy.deepcopy(self, {id(self.codes): table})
+        decoder.pairs = decoder.arguments["pairs"] = len(image)
+        return decoder.train()
 
     def maps(self, code: HybridCode, size: Sequence[int]) -> tuple[FieldMap, FieldMap]:
         """The map and the way back that codes stand for.

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.blocks.hybrid_code import CodeTable, HybridEncoder, halved
+from common.blocks.hybrid_code import CodeTable, HybridEncoder, halved, random_code
 
 
 @pytest.mark.parametrize("size", [(17, 12), (17, 12, 9)])
@@ -58,7 +58,7 @@ def test_constant_images_have_a_code_and_a_gradient() -> None:
 
 def test_rows_of_a_table_are_drawn_as_published_and_chosen_by_number() -> None:
     torch.manual_seed(0)
-    table = CodeTable(50, 16, (4, 3))
+    table = CodeTable(random_code(50, 16, (4, 3)))
     for values in (table.shared, table.local):
         assert values.std().item() == pytest.approx(1 / 4, rel=0.1)
     code = table(torch.tensor([3, 3, 0]))

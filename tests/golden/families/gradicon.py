@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import layout
@@ -16,6 +16,7 @@ from common import losses
 from common.blocks.tall_unet import TallUNet
 from common.data.modalities import scale_modality
 from common.networks import GradICON
+from common.optimisation import NetworkWeights, OptimisingInferer
 from common.spatial import Grid, cell_determinant, identity_grid, warp
 from common.spatial.maps import PointMap
 from common.spatial.transform import Affine, Field, Transform
@@ -226,14 +227,33 @@ def _training(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     return results | {"traj/loss": np.array(trajectory)}
 
 
+class Noted(losses.RegistrationLoss):
+    """A loss that takes recorded noise by the number of the draw, and notes its values."""
+
+    def __init__(self, loss: losses.RegistrationLoss, noise: Tensor) -> None:
+        super().__init__({name: term for name, term in loss.terms.items() if isinstance(term, losses.Term)})
+        self.noise = noise
+        self.values: dict[int, float] = {}
+
+    def forward(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> Tensor:
+        number = int(targets["draw"][0, 1])
+        total = super().forward(outputs, {**targets, "noise": self.noise[number - 1]})
+        self.values[number] = total.item()
+        return total
+
+
 def _instance(meta: dict[str, Any], arrays: Arrays) -> Arrays:
-    network, data = _network(meta).eval(), _data(arrays, grad=False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=meta["constructor"]["adam_rate"])
-    trajectory, maps = [], []
-    for total, outputs in _steps(network, _loss(meta, masked=False), data, arrays, optimizer):
-        trajectory.append(float(total))
-        maps.append(_halved(_positions(outputs["ddf"])))
-    return {"traj/loss": np.array(trajectory), "out/map_AB": maps[-1]}
+    network, noise = _network(meta).eval(), _tensor(arrays["in/noise"])
+    loss = Noted(_loss(meta, masked=False), noise)
+    pair = torch.cat([*_data(arrays, grad=False).values()], dim=1)
+    steps, rate = len(noise) - 1, meta["constructor"]["adam_rate"]
+    inferer = OptimisingInferer(loss, steps, NetworkWeights(), rate, loss.details)
+    outputs = inferer(pair, network)
+    # The last of the recorded values is that of the result.
+    draw = torch.tensor([[0, len(noise), 0]])
+    loss(outputs, {"moving": pair[:, :1], "fixed": pair[:, 1:], "draw": draw})
+    trajectory = [loss.values[number] for number in range(1, len(noise) + 1)]
+    return {"traj/loss": np.array(trajectory), "out/map_AB": _halved(_positions(outputs["ddf"]))}
 
 
 def _similarities(meta: dict[str, Any], arrays: Arrays) -> Arrays:
