@@ -18,11 +18,12 @@ from common.io.header_forms import copy_world
 from common.io.label_values import labels_of
 from common.io.landmarks import (
     COORDINATES,
+    VOXELS,
     check_coordinates,
-    from_world,
     is_markups,
     points_text,
     read_points,
+    to_coordinates,
     to_world,
 )
 from common.io.nifti import grid_of, open_nifti, read_grid, save_nifti, voxels_of
@@ -162,9 +163,10 @@ def move_landmarks(
         source: table or file of 3D Slicer, see :func:`common.io.landmarks.read_points`.
         target: of the same format, or of another by its name; of a table, other columns are kept.
         chain: transforms of points.
-        coordinates: of tables, "ras" (default) or "lps" millimetres, or "voxel" indices; files of 3D Slicer say theirs.
-        start: NIfTI to which the points of ``source`` belong; needed for "voxel".
-        end: NIfTI in whose voxels those of ``target`` shall be; for "voxel" only.
+        coordinates: of tables, "ras" (default) or "lps" millimetres, or indices of voxels, "voxel" or "voxel_from_1";
+            files of 3D Slicer say theirs.
+        start: NIfTI to which the points of ``source`` belong; needed for voxels.
+        end: NIfTI in whose voxels those of ``target`` shall be; for voxels only.
 
     Returns:
         Number of landmarks, and the coordinates of the result, "slicer" where its file says them.
@@ -176,12 +178,12 @@ def move_landmarks(
     found = read_points(source)
     stated = coordinates or found.coordinates or COORDINATES[0]
     if is_markups(source):
-        if coordinates == "voxel":
-            raise InputError(f"{source} says that it is in millimetres, but --coordinates voxel was stated.")
+        if coordinates in VOXELS:
+            raise InputError(f"{source} says that it is in millimetres, but --coordinates {coordinates} was stated.")
     elif found.coordinates not in (None, stated):
         raise InputError(f"{source} names its columns as {found.coordinates}, but --coordinates {stated} was stated.")
     is_table = not is_markups(target)
-    if stated == "voxel" and is_table and end is None:
+    if stated in VOXELS and is_table and end is None:
         raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
     first = None if start is None else read_grid(start)
     points = found.points
@@ -192,11 +194,7 @@ def move_landmarks(
         points = to_world(points, stated, first)
     moved = chain.points(points)
     if is_table:
-        moved = (
-            from_world(moved, read_grid(end))
-            if stated == "voxel" and end is not None
-            else to_world(moved, stated, None)
-        )
+        moved = to_coordinates(moved, stated, None if end is None else read_grid(end))
     write_bytes(target, points_text(target, source, found, moved).encode())
     return len(points), stated if is_table else "slicer"
 

@@ -40,6 +40,9 @@ def read_table_points(path: Path, spatial_dims: int = 3) -> PointList:
         raise InputError(f"{path} holds no landmark: expected x, y and z, or {spatial_dims} columns of numbers.")
     first = next(iter(lines.values()))
     separator = next((mark for mark in _SEPARATORS if mark in first), _BLANKS)
+    if separator == "\t" and first.endswith("\t") and _number(first.split()[0]) is not None:
+        # Lines of DIR-Lab may end so: blanks between numbers and behind them.
+        separator = _BLANKS
     rows = {number: _cells(line, separator, path) for number, line in lines.items()}
     head = next(iter(rows.values()))
     names = None if all(_number(cell) is not None for cell in head) else head

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Landmarks on disk: tables and the files of 3D Slicer, in voxels or millimetres."""
+"""Landmarks on disk: tables and the files of 3D Slicer, in voxels or millimetres.
+
+DIR-Lab's texts (``copd1_300_iBH_xyz_r1.txt``) are tables of voxels that count from 1, Learn2Reg's CSV of those from 0.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,21 @@ from common.io.slicer_markups import SUFFIXES as MARKUPS
 from common.io.slicer_markups import fcsv_text, markups_text, read_fcsv, read_markups
 from common.spatial.world import Grid
 
-COORDINATES = ("ras", "lps", "voxel")
+COORDINATES = ("ras", "lps", "voxel", "voxel_from_1")
+VOXELS = {"voxel": 0.0, "voxel_from_1": 1.0}
+"""Coordinates that an image has to tell the place of, and what they call its first voxel."""
 POINT_SUFFIXES = (*TABLES, *MARKUPS)
 _LOGGER = logging.getLogger(__name__)
 _MARGIN = 1.0
 """Voxels that a landmark may lie outside of its image, by rounding and by the rim of the outermost voxels."""
 _FEW, _MOST = 0.1, 0.95
-_NAMES = {"ras": "RAS millimetres", "lps": "LPS millimetres", "voxel": "voxels"}
+_NAMES = {
+    "ras": "RAS millimetres",
+    "lps": "LPS millimetres",
+    "voxel": "voxels",
+    "voxel_from_1": "voxels counted from 1",
+}
+_COLUMNS = {"ras": "r, a, s", "lps": "l, p, s", "voxel": "i, j, k"}
 
 
 def read_points(path: str | Path, spatial_dims: int = 3) -> PointList:
@@ -57,20 +68,20 @@ def read_landmarks(
         coordinates: of tables, one of :data:`COORDINATES`; a file that says its own keeps to them.
 
     Returns:
-        (N, spatial_dims), float64.
+        (N, spatial_dims), float64; the first voxel is 0.
 
     Raises:
-        InputError: as :func:`read_points`; when there is no landmark, or the points lie in the image in other
-            coordinates than these.
+        InputError: as :func:`read_points`; when there is no landmark, or more than a tenth of the points lie outside
+            of the image.
     """
     found = read_points(path, spatial_dims)
     if not len(found.points):
         raise InputError(f"{path} holds no landmark: {spatial_dims} coordinates a line are expected.")
     stated = found.coordinates or coordinates
-    if grid is not None and found.coordinates is None:
-        check_coordinates(path, found.points, stated, grid)
-    if stated == "voxel":
-        return found.points
+    if grid is not None:
+        check_coordinates(path, found.points, stated, grid, said=found.coordinates is not None, strict=True)
+    if stated in VOXELS:
+        return found.points - VOXELS[stated]
     if grid is None:
         raise InputError(f"{path} holds {_NAMES[stated]}, whose voxels an image has to tell.")
     return from_world(found.points * _signs(stated), grid)
@@ -82,11 +93,17 @@ def to_world(points: Tensor, coordinates: str, grid: Grid | None) -> Tensor:
     Raises:
         InputError: when the coordinates are unknown, or voxels of no image.
     """
-    if coordinates == "voxel":
-        if grid is None:
-            raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
-        return points @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return points * _signs(coordinates)
+    if coordinates not in VOXELS:
+        return points * _signs(coordinates)
+    known = _of_an_image(grid)
+    return (points - VOXELS[coordinates]) @ known.affine[:3, :3].T + known.affine[:3, 3]
+
+
+def to_coordinates(points: Tensor, coordinates: str, grid: Grid | None) -> Tensor:
+    """Points (N, 3) in RAS millimetres in any coordinates: the other way of :func:`to_world`, which raises alike."""
+    if coordinates not in VOXELS:
+        return points * _signs(coordinates)
+    return from_world(points, _of_an_image(grid)) + VOXELS[coordinates]
 
 
 def from_world(points: Tensor, grid: Grid) -> Tensor:
@@ -95,14 +112,18 @@ def from_world(points: Tensor, grid: Grid) -> Tensor:
     return points @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-def check_coordinates(path: str | Path, points: Tensor, coordinates: str, grid: Grid) -> None:
+def check_coordinates(
+    path: str | Path, points: Tensor, coordinates: str, grid: Grid, said: bool = False, strict: bool = False
+) -> None:
     """Refuse points that lie in their image only if their numbers are something else than was stated.
 
     Args:
         path: for the message.
-        points: (N, 3), as the file has them.
+        points: (N, 3), as the file has them; of a file of 3D Slicer in RAS.
         coordinates: as they are going to be read.
         grid: of the image.
+        said: whether the file says its coordinates itself.
+        strict: whether points that are inside in no coordinates are refused as well, not only warned of.
 
     Raises:
         InputError: when a tenth of the points lie outside, but (nearly) all inside in other coordinates.
@@ -115,8 +136,11 @@ def check_coordinates(path: str | Path, points: Tensor, coordinates: str, grid: 
     outside = f"{path}: {count - within} of {count} points lie outside of the image as {_NAMES[coordinates]}"
     if others:
         fitting = " or ".join(f"{inside[name]} of {count} inside as {_NAMES[name]}" for name in others)
-        raise InputError(f"{outside}, but {fitting}: state --coordinates {' or '.join(others)}.")
-    _LOGGER.warning("%s, and in no other coordinates inside: do they belong to this image?", outside)
+        raise InputError(f"{outside}, but {fitting}: {_remedy(others, said)}.")
+    sentence = f"{outside}, and in no other coordinates inside"
+    if strict:
+        raise InputError(f"{sentence}: give the landmarks of this image, before it was resampled or cropped.")
+    _LOGGER.warning("%s: do they belong to this image?", sentence)
 
 
 def points_text(target: str | Path, source: str | Path, found: PointList, moved: Tensor) -> str:
@@ -148,6 +172,21 @@ def is_markups(path: str | Path) -> bool:
 def _kind(path: str | Path) -> str:
     name = str(path).lower()
     return next((suffix for suffix in MARKUPS if name.endswith(suffix)), "table")
+
+
+def _remedy(others: list[str], said: bool) -> str:
+    """What to do about points that are in one of these coordinates."""
+    if said:
+        return "correct what the file says of its coordinates"
+    columns = [_COLUMNS[name] for name in others if name in _COLUMNS]
+    named = f", or in a data set name the columns {' or '.join(columns)} in a first line" if columns else ""
+    return f"state --coordinates {' or '.join(others)}{named}"
+
+
+def _of_an_image(grid: Grid | None) -> Grid:
+    if grid is None:
+        raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
+    return grid
 
 
 def _inside(voxels: Tensor, grid: Grid) -> int:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.landmarks import check_coordinates, points_text, read_landmarks, read_points
+from common.io.landmarks import (
+    COORDINATES,
+    check_coordinates,
+    points_text,
+    read_landmarks,
+    read_points,
+    to_coordinates,
+    to_world,
+)
 from common.spatial.world import Grid
 
 # 2 mm, LAS, in front of the origin.
@@ -26,6 +34,7 @@ FACTORS = {"ras": torch.tensor([1.0, 1, 1]), "lps": torch.tensor([-1.0, -1, 1])}
         "1.5,2,3\r\n4,5e1,-6\r\n\r\n",
         "1.5;2;3\n4;50;-6\n",
         "1.5\t2\t3\n4\t50\t-6\n",
+        "1.5\t 2\t 3\t\n 4\t50\t-6\t\n",
         "  1.5 2  3 \n4 50 -6\n",
         "# x y z\n1.5 2 3\n4 50 -6\n",
         "\ufeffx,y,z\n1.5,2,3\n4,50,-6\n",
@@ -91,22 +100,76 @@ def written(path: Path, points: Tensor) -> Path:
     return path
 
 
-@pytest.mark.parametrize("coordinates", ["voxel", "ras", "lps"])
+def in_coordinates(coordinates: str) -> Tensor:
+    voxels = {"voxel": VOXELS, "voxel_from_1": VOXELS + 1}
+    return voxels[coordinates] if coordinates in voxels else RAS * FACTORS[coordinates]
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
 def test_every_coordinates_give_the_same_voxels(tmp_path: Path, coordinates: str) -> None:
-    points = VOXELS if coordinates == "voxel" else RAS * FACTORS[coordinates]
-    found = read_landmarks(written(tmp_path / "a.csv", points), 3, GRID, coordinates)
-    torch.testing.assert_close(found, VOXELS)
+    path = written(tmp_path / "a.csv", in_coordinates(coordinates))
+    torch.testing.assert_close(read_landmarks(path, 3, GRID, coordinates), VOXELS)
+    world = to_world(in_coordinates(coordinates), coordinates, GRID)
+    torch.testing.assert_close(world, RAS)
+    torch.testing.assert_close(to_coordinates(world, coordinates, GRID), in_coordinates(coordinates))
+    if coordinates.startswith("voxel"):
+        torch.testing.assert_close(read_landmarks(path, 3, None, coordinates), VOXELS)
+
+
+def test_landmarks_of_dir_lab_count_voxels_from_1(tmp_path: Path) -> None:
+    path = tmp_path / "copd1_300_iBH_xyz_r1.txt"
+    path.write_text("1\t 1\t 1\n 512\t512\t121\n")
+    found = read_landmarks(
+        path, 3, Grid((512, 512, 121), torch.diag(torch.tensor([0.625, 0.625, 2.5, 1]))), "voxel_from_1"
+    )
+    assert found.tolist() == [[0, 0, 0], [511, 511, 120]]
 
 
 @pytest.mark.parametrize("truth", ["voxel", "ras", "lps"])
 @pytest.mark.parametrize("stated", ["voxel", "ras", "lps"])
 def test_points_that_lie_in_their_image_in_other_coordinates_only(tmp_path: Path, truth: str, stated: str) -> None:
-    path = written(tmp_path / "a.csv", VOXELS if truth == "voxel" else RAS * FACTORS[truth])
+    path = written(tmp_path / "a.csv", in_coordinates(truth))
     if truth == stated:
         read_landmarks(path, 3, GRID, stated)
         return
     with pytest.raises(InputError, match=rf"of 4 points lie outside of the image as .* state --coordinates .*{truth}"):
         read_landmarks(path, 3, GRID, stated)
+
+
+@pytest.mark.parametrize("said", ["RAS", "LPS"])
+def test_files_of_slicer_that_say_the_wrong_coordinates(tmp_path: Path, said: str) -> None:
+    truth = {"RAS": "lps", "LPS": "ras"}[said]
+    rows = [
+        f"{n},{','.join(map(str, point))},0,0,0,1,1,1,0,,," for n, point in enumerate(in_coordinates(truth).tolist())
+    ]
+    columns = "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+    (tmp_path / "a.fcsv").write_text("\n".join([f"# CoordinateSystem = {said}", columns, *rows]))
+    with pytest.raises(
+        InputError, match=r"a\.fcsv: .* 4 of 4 inside as LPS .*: correct what the file says of its coordi"
+    ):
+        read_landmarks(tmp_path / "a.fcsv", 3, GRID)
+
+
+def test_landmarks_of_another_image_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", VOXELS + 3000)
+    with pytest.raises(
+        InputError, match=r"a\.csv: 4 of 4 points lie outside .* give the landmarks of this image, before"
+    ):
+        read_landmarks(path, 3, GRID)
+    # One of many may be outside.
+    many = torch.cat([VOXELS.repeat(5, 1), torch.full((1, 3), -2.0)])
+    assert len(read_landmarks(written(tmp_path / "a.csv", many), 3, GRID)) == 21
+
+
+def test_the_remedy_names_option_and_columns(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", RAS)
+    with pytest.raises(
+        InputError, match="state --coordinates ras, or in a data set name the columns r, a, s in a first"
+    ):
+        read_landmarks(path, 3, GRID)
+    text = path.read_text()
+    path.write_text("r,a,s\n" + text)
+    torch.testing.assert_close(read_landmarks(path, 3, GRID), VOXELS)
 
 
 def test_statistics_say_how_many(tmp_path: Path) -> None:
