@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module per method family: how blocks are put together, published configurations, key map."""
+"""One module per method family: how blocks are put together, and published configurations; two of them in a row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from common.networks.dual_pyramid import DualPyramid
 from common.networks.eoir import EOIR
 from common.networks.gradicon import GradICON
 from common.networks.nephi import NePhi
+from common.networks.pre_aligned import PreAligned as PreAligned
 from common.networks.sitreg import SITReg
 from common.networks.vfa import VFA
 
 __all__ = ["EOIR", "VFA", "DualPyramid", "GradICON", "NePhi", "SITReg"]
+"""Those that stand for a method; the other one is made of two of them."""

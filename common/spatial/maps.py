@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of points: a dense displacement field seen as one, and the derivative of any."""
+"""Maps of points: a dense displacement field seen as one, two after each other, and the derivative of any."""
 
 from __future__ import annotations
 
@@ -26,6 +26,29 @@ def field_map(ddf: Tensor) -> PointMap:
         ddf: (B, d, *spatial), in voxels.
     """
     return lambda points: points + sample_at(ddf, points).movedim(1, 2)
+
+
+def compose_maps(outer: PointMap, inner: PointMap) -> PointMap:
+    """The map ``x -> outer(inner(x))``, with its derivative by the chain rule.
+
+    Args:
+        outer: map that is applied last.
+        inner: map that is applied first.
+    """
+    return _Composition(outer, inner)
+
+
+class _Composition:
+    def __init__(self, outer: PointMap, inner: PointMap) -> None:
+        self.outer, self.inner = outer, inner
+
+    def __call__(self, points: Tensor) -> Tensor:
+        return self.outer(self.inner(points))
+
+    def with_derivative(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        middle, first = map_with_derivative(self.inner, points)
+        values, second = map_with_derivative(self.outer, middle)
+        return values, second @ first
 
 
 def map_with_derivative(function: PointMap, points: Tensor) -> tuple[Tensor, Tensor]:

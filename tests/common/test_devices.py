@@ -117,6 +117,7 @@ def spatial_cases(dims: int) -> dict[str, Case]:
         "chain_ddf": lambda: spatial.chain_ddf([values(BATCH, dims, *[5] * dims), field, field], size),
         "chain_map": lambda: spatial.chain_map([values(BATCH, dims, *[5] * dims), field], size)(points),
         "compose": lambda: spatial.compose(field, field),
+        "compose_maps": lambda: spatial.compose_maps(spatial.field_map(field), spatial.field_map(field))(points),
         "determinant": lambda: spatial.determinant([[image] * dims] * dims),
         "field_map": lambda: spatial.field_map(field)(points),
         "identity_grid": lambda: spatial.identity_grid(size, META),
@@ -281,6 +282,26 @@ def test_networks_infer_and_train(network: Any, amp: bool, monkeypatch: pytest.M
         assert run(lambda: RegistrationInferer(amp=amp)(pair, net))[0].shape[2:] == pair.shape[2:]
     run(lambda: RegistrationInferer(details=True, amp=amp)(pair, net))
     assert all(p.grad is not None and p.grad.device == META for p in net.parameters())
+
+
+def test_a_network_behind_a_frozen_one_infers_and_trains() -> None:
+    first, second = (
+        network(**sys.modules[network.__module__].CONFIGURATIONS["tiny"])
+        for network in (networks.GradICON, networks.NePhi)
+    )
+    net = networks.PreAligned(first, second, 1).to(META)
+    pair = torch.empty(BATCH, 2, *SIZES[3], device=META)
+    with torch.no_grad():
+        assert all(
+            field.shape[2:] == pair.shape[2:] for field in run(lambda: RegistrationInferer(["inverse_ddf"])(pair, net))
+        )
+    points = values(BATCH, 7, 3)
+
+    def maps() -> Any:
+        found = RegistrationInferer(["map", "inverse_map"])(pair, net.train())
+        return [function.with_derivative(points) for function in found.values()]
+
+    run(maps)
 
 
 @pytest.mark.parametrize("variant", ["plain", "acdc", "oasis"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.spatial import field_map
+from common.spatial import compose_maps, field_map
 from common.spatial.maps import map_with_derivative
 
 
@@ -41,6 +41,14 @@ def test_derivative_can_be_differentiated() -> None:
     _, derivative = map_with_derivative(lambda x: x**3, points)
     (gradient,) = torch.autograd.grad(derivative.sum(), points)
     torch.testing.assert_close(gradient, 6 * points)
+
+
+def test_two_maps_after_each_other_follow_the_chain_rule() -> None:
+    points = torch.rand(2, 5, 2, dtype=torch.float64)
+    turn = torch.tensor([[0.0, -2.0], [1.0, 0.0]], dtype=torch.float64)
+    values, derivative = map_with_derivative(compose_maps(lambda x: x**2, lambda x: x @ turn.T), points)
+    torch.testing.assert_close(values, (points @ turn.T) ** 2)
+    torch.testing.assert_close(derivative, torch.diag_embed(2 * points @ turn.T) @ turn)
 
 
 def test_a_component_that_does_not_depend_on_the_point_has_derivative_zero() -> None:
