@@ -7,6 +7,7 @@ from common.engine.batch import PrepareRegistrationBatch, registered
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.evaluation_writer import EvaluationWriter
 from common.engine.inferer import RegistrationInferer
+from common.engine.pre_alignment import load_pre_alignment
 from common.engine.progress import History, ProgressBar
 from common.engine.registration_folder import RegistrationFolder
 from common.engine.registration_writer import RegistrationWriter
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingHandlers",
     "ValidationHandler",
     "load_checkpoint",
+    "load_pre_alignment",
     "load_weights",
     "prepare_workflow",
     "provenance",

@@ -71,7 +71,7 @@ PATHS: dict[str, Check] = {
     **dict.fromkeys(
         ("moving", "fixed", "moving_label", "fixed_label", "label_groups", "dataset_json", "archive"), _or_none(_PATH)
     ),
-    "start_from": _or_none(_FILE),
+    **dict.fromkeys(("start_from", "pre_ckpt_path"), _or_none(_FILE)),
 }
 """Options that name files or folders; their texts are taken to the letter."""
 OPTIONS: dict[str, Check] = {

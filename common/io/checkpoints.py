@@ -62,8 +62,13 @@ def load_checkpoint(path: str | Path) -> Any:
         raise InputError(f"{path} is no checkpoint of tensors and plain values, or it is damaged.") from error
 
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path, part: str | None = None) -> nn.Module:
     """Load a flat state dict (``models/model.pt``) into a network.
+
+    Args:
+        network: plain module.
+        path: file of the weights, or checkpoint of a training.
+        part: name of this network in a larger one that the file holds, or None.
 
     Returns:
         The network itself.
@@ -83,6 +88,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     own = network.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict of a network.")
+    if part is not None:
+        state = {key.removeprefix(f"{part}."): state[key] for key in state if key.startswith(f"{part}.")}
     problems = [f"missing {key}" for key in own if key not in state]
     problems += [f"unknown {key}" for key in state if key not in own]
     problems += [
