@@ -37,14 +37,18 @@ Landmarks of F therefore go to M by the transform itself, and landmarks of M to 
   python scripts/apply.py --transform M_to_F_transform.h5 --landmarks points_in_F.csv --output points_in_M.csv
   python scripts/apply.py --transform inverse:M_to_F_transform.h5 --landmarks points_in_M.csv --output points_in_F.csv
 
+Where inference has left M_to_F_map.pt, the map as a function (NePhi), it serves in the place of M_to_F_transform.h5:
+landmarks are then mapped where they lie, without interpolation between voxels, and back by the network's own way back.
+
 Several transforms are named in the order in which a point of the reference goes through them, as for
 antsApplyTransforms: M comes to F over A by --transform A_to_F_transform.h5 M_to_A_transform.h5.
 """
 _EPILOG = """\
-Files: ITK transforms (.h5 .hdf5 .tfm .txt .mat: this project, ITK, ANTs, SimpleITK, 3D Slicer), vector images of ITK,
-ANTs, Greedy and elastix, fields in voxels (.nii.gz .npz .npy, Learn2Reg), and what NiftyReg, SPM, FSL, FreeSurfer,
-SynthMorph, EasyReg and MRtrix write; docs/evaluation.md has the table. B-splines are sampled on the grid of the
-reference and move nothing outside it, so of several transforms only the first one should have them.
+Files: ITK transforms (.h5 .hdf5 .tfm .txt .mat: this project, ITK, ANTs, SimpleITK, 3D Slicer), maps as functions
+(.pt, this project), vector images of ITK, ANTs, Greedy and elastix, fields in voxels (.nii.gz .npz .npy, Learn2Reg),
+and what NiftyReg, SPM, FSL, FreeSurfer, SynthMorph, EasyReg and MRtrix write; docs/evaluation.md has the table.
+B-splines are sampled on the grid of the reference and move nothing outside it, so of several transforms only the first
+one should have them.
 
 What a file does not say itself, --convention states:
 """

@@ -28,9 +28,9 @@ from common.io.landmarks import COORDINATES
 from common.report.field_evaluation import report_fields
 
 EPILOG = """\
-Fields are found by the usual names: MOVING_to_FIXED_ddf.nii.gz (or _displacement.nii.gz, _transform.h5) of this
-project, disp_FIXED_MOVING.nii.gz|npz of Learn2Reg with long or short numbers, a column "field" of the pair list, or
---pattern. The convention is found by the header and checked against the images.
+Fields are found by the usual names: MOVING_to_FIXED_ddf.nii.gz (or _displacement.nii.gz, _transform.h5, _map.pt) of
+this project, disp_FIXED_MOVING.nii.gz|npz of Learn2Reg with long or short numbers, a column "field" of the pair list,
+or --pattern. The convention is found by the header and checked against the images.
 
   python scripts/evaluate.py --fields out --images imagesTr --labels labelsTr --pairs dataset.json --output results
   python scripts/evaluate.py --fields out --images OASIS --labels OASIS --pairs OASIS_VAL_evaluation_config.json \\

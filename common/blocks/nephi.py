@@ -8,7 +8,7 @@ Coordinates in this module are in [-1, 1] along each axis of the image, componen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,25 @@ class ModulatedField(nn.Module):
         # Training begins at the identity.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], code: HybridCode) -> ModulatedField:
+        """The field that has these weights, which say all of its sizes but those of the code.
+
+        Args:
+            state: its state dict, whose tensors it takes as they are.
+            code: that it is going to see.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: when an entry is missing, is none of it or has another shape.
+        """
+        dims, frequencies = state["frequencies"].shape
+        layers = sum(name.startswith("synthesis.hidden.") and name.endswith(".weight") for name in state)
+        with torch.device("meta"):
+            channels = code.shared.shape[1], code.local.shape[1]
+            field = cls(dims, channels, state["head.weight"].shape[1], layers, frequencies)
+        field.load_state_dict(state, assign=True)
+        return field
 
     def forward(self, points: Tensor, code: HybridCode) -> Tensor:
         """The displacement, differentiable any number of times.

@@ -23,7 +23,7 @@ FIELD_SUFFIXES = (*TRANSFORM_SUFFIXES, *REFUSED_SUFFIXES)
 # The first that exists is taken: one registration leaves several forms of the same field.
 FIELD_NAMES = (
     "{moving}_to_{fixed}_ddf", "{moving}_to_{fixed}_displacement", "{moving}_to_{fixed}_transform",
-    "{moving}_to_{fixed}", "disp_{fixed}_{moving}",
+    "{moving}_to_{fixed}_map", "{moving}_to_{fixed}", "disp_{fixed}_{moving}",
 )  # fmt: skip
 _NO_FIELD = re.compile(r"_(warped|warped_label|inverse|inverse_ddf|jacobian|panel|fixed|moving|affine)$")
 _LABEL_ENDING = re.compile(r"_(labels?|seg|segmentation|mask)$")

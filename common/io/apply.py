@@ -29,7 +29,7 @@ from common.io.landmarks import (
 from common.io.nifti import grid_of, open_nifti, read_grid, save_nifti, voxels_of
 from common.io.transforms import read_transform
 from common.spatial.labels import warp_labels
-from common.spatial.transform import Field, Transform
+from common.spatial.transform import Affine, Transform
 from common.spatial.world import Grid, displacement_to_moving, warp_within
 
 INVERSE = "inverse:"
@@ -80,14 +80,17 @@ class Chain:
         return result
 
     def domain(self) -> Grid | None:
-        """Grid of the field that a point meets first, None where there is none or it is not known."""
+        """Grid of the field or function that a point meets first, None where there is none or it is not known."""
         if not self._links or self._links[0][1]:
             return None
         first = next(iter(self._links[0][0].stages), None)
-        return first.grid if isinstance(first, Field) else None
+        return None if first is None or isinstance(first, Affine) else first.grid
 
     def points(self, points: Tensor) -> Tensor:
-        """Where points (N, 3), RAS+ millimetres, go; fields that are meant backwards are solved point by point."""
+        """Where points (N, 3), RAS+ millimetres, go; fields that are meant backwards are solved point by point.
+
+        Functions are evaluated at the points themselves, also backwards.
+        """
         for link, backwards in self._links:
             points = link.inverse_points(points) if backwards else link.points(points)
         return points

@@ -19,7 +19,7 @@ from common.io.field_checks import check_to_write
 from common.io.files import first_line, replacing
 from common.io.nifti import check_is_file
 from common.spatial.rounding import turned_vectors
-from common.spatial.transform import Affine, Field, Transform
+from common.spatial.transform import Affine, Field, Function, Transform
 from common.spatial.world import Grid
 
 ITK_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
@@ -101,17 +101,21 @@ def write_transform(path: str | Path, transform: Transform) -> None:
         transform: fixed world to moving world.
 
     Raises:
-        InputError: when the name ends otherwise, values are not finite or the file cannot be written.
+        InputError: when the name ends otherwise, the transform has functions, which ITK does not know, values are not
+            finite or the file cannot be written.
     """
-    import itk
-
     path = Path(path)
     if path.suffix != ".h5":
         raise InputError(f"{path}: transforms are written as .h5.")
-    for stage in transform.stages:
+    stages = [stage for stage in transform.stages if not isinstance(stage, Function)]
+    if len(stages) < len(transform.stages):
+        raise InputError(f"{path}: ITK has no functions; sample the transform on a grid first.")
+    import itk
+
+    for stage in stages:
         check_to_write(path, stage.matrix if isinstance(stage, Affine) else stage.ddf)
     composition = itk.CompositeTransform[itk.F, 3].New()
-    for stage in reversed(transform.stages or (Affine(torch.eye(4)),)):
+    for stage in reversed(stages or [Affine(torch.eye(4))]):
         composition.AddTransform(_itk_affine(stage) if isinstance(stage, Affine) else _itk_field(stage))
     writer = itk.TransformFileWriterTemplate[itk.F].New(Input=composition)
     writer.SetUseCompression(True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains of affine maps and displacement fields between the worlds of two scans.
+"""Chains of affine maps, displacement fields and functions between the worlds of two scans.
 
 World coordinates are those of NIfTI, RAS+ millimetres. A transform maps points of the fixed scan to the moving scan, as
 resampling the moving scan on the fixed grid needs it.
@@ -8,11 +8,13 @@ resampling the moving scan on the fixed grid needs it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from common.spatial.coordinates import identity_grid
 from common.spatial.invert import invert, solve
 from common.spatial.points import sample_at
 from common.spatial.rounding import TIE
@@ -96,6 +98,10 @@ class Field:
         affine[:3, 3] += affine[:3, :3] @ shift
         return Field(Grid(self.grid.shape, affine), inverse - offset)
 
+    def displacement_at(self, place: Tensor) -> Tensor:
+        """The displacement (1, 3, *spatial) where voxels of an array are displaced to by ``place``, of this shape."""
+        return warp_within(self.ddf.float(), place)
+
     def _shift(self) -> Tensor:
         """(3,) float64, the mean displacement in whole voxels.
 
@@ -108,7 +114,7 @@ class Field:
         return self.ddf[0].flatten(1).T.contiguous().cpu()
 
     def _voxels(self, points: Tensor) -> Tensor:
-        return Affine(torch.linalg.inv(self.grid.affine)).points(points.to("cpu", torch.float64))
+        return _from_world(points, self.grid)
 
     def _world(self, voxels: Tensor) -> Tensor:
         return Affine(self.grid.affine).points(voxels)
@@ -128,6 +134,51 @@ def _warn_of_folds(residual: Tensor, what: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class Function:
+    """A displacement as a function of points, and that of the way back, each evaluated where a point lies.
+
+    Beyond the grid, where a network has seen no point, the displacement is that of the nearest place on its border.
+
+    Attributes:
+        grid: in whose voxels points are given to the functions.
+        displacement: of points (1, N, d) in voxels, float64 or float32, of the fixed image: (1, N, d).
+        inverse_displacement: likewise, of points of the moving image.
+    """
+
+    grid: Grid
+    displacement: Callable[[Tensor], Tensor]
+    inverse_displacement: Callable[[Tensor], Tensor]
+
+    def points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) go."""
+        voxels = _from_world(points, self.grid)
+        return Affine(self.grid.affine).points(voxels + self._at(voxels))
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) come from, by the function of the way back: nothing is solved for."""
+        return self.inverse().points(points)
+
+    def inverse(self) -> Function:
+        """The way back."""
+        return Function(self.grid, self.inverse_displacement, self.displacement)
+
+    def displacement_at(self, place: Tensor) -> Tensor:
+        """The displacement (1, 3, *spatial) where voxels of an array are displaced to by ``place``, of this shape."""
+        positions = identity_grid(place.shape[2:], place.device, place.dtype).add_(place)
+        return self._at(positions[0].flatten(1).T).T.reshape(place.shape)
+
+    @torch.no_grad()
+    def _at(self, voxels: Tensor) -> Tensor:
+        last = torch.tensor(self.grid.shape, dtype=voxels.dtype) - 1
+        return self.displacement(voxels.clamp(torch.zeros_like(last), last)[None])[0].to(voxels)
+
+
+def _from_world(points: Tensor, grid: Grid) -> Tensor:
+    """Points (N, 3) of the world in voxels, float64."""
+    return Affine(torch.linalg.inv(grid.affine)).points(points.to("cpu", torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
 class Transform:
     """Fixed world to moving world.
 
@@ -135,7 +186,7 @@ class Transform:
         stages: in the order in which a point of the fixed scan goes through them.
     """
 
-    stages: tuple[Affine | Field, ...]
+    stages: tuple[Affine | Field | Function, ...]
 
     def points(self, points: Tensor) -> Tensor:
         """Where points (N, 3) of the fixed scan lie in the moving scan, RAS+ millimetres, float64."""
@@ -174,11 +225,11 @@ class Transform:
         for stage in self.stages:
             if isinstance(stage, Affine):
                 pending = stage.matrix if pending is None else stage.matrix @ pending
-            elif total is None and pending is None and stage.grid.same_as(fixed, tolerance=0):
+            elif isinstance(stage, Field) and total is None and pending is None and stage.grid.same_as(fixed, 0):
                 total = stage.ddf.float()
             else:
                 place = displacement_to_moving(stage.grid, fixed, total, pending)
-                place += warp_within(stage.ddf.float(), place)
+                place += stage.displacement_at(place)
                 # The same positions, from voxels of the stage's grid back to those of the fixed grid.
                 total = displacement_to_moving(moving=fixed, fixed=Grid(fixed.shape, stage.grid.affine), ddf=place)
                 pending = None

@@ -18,8 +18,12 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from common.blocks.field_map import FieldMap
+from common.blocks.hybrid_code import HybridCode
+from common.blocks.nephi import ModulatedField
 from common.checks import InputError
 from common.io.landmarks import read_points
+from common.io.map_files import write_map
 from common.io.nifti import set_world, write_ddf
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.spatial import Grid, resize_image
@@ -81,7 +85,9 @@ def folder(tmp_path: Path) -> Path:
 def run(apply: ModuleType, folder: Path, *arguments: str) -> Path:
     """Runs the tool with names of files in the folder; the output."""
     output = folder / ("out.csv" if "--landmarks" in arguments else "out.nii.gz")
-    words = [inside(folder, word) if word.endswith((".gz", ".csv", ".npz", ".h5")) else word for word in arguments]
+    words = [
+        inside(folder, word) if word.endswith((".gz", ".csv", ".npz", ".h5", ".pt")) else word for word in arguments
+    ]
     apply.main([*map(str, words), "--output", str(output), "--overwrite"])
     return output
 
@@ -459,3 +465,62 @@ def test_voxels_of_real_scans_are_those_of_itk(apply: ModuleType, tmp_path: Path
     expected = [list(followup.TransformPhysicalPointToContinuousIndex(place)) for place in places]
     # The table rounds its voxels.
     np.testing.assert_allclose(found, expected, atol=0.26)
+
+
+# Maps as functions
+
+
+def functions(folder: Path) -> tuple[FieldMap, FieldMap]:
+    """Maps on the grid of F whose file is F_map.pt, with an alignment."""
+    torch.manual_seed(0)
+    code = HybridCode(torch.randn(1, 3), torch.randn(1, 2, 3, 3, 3))
+    fields = ModulatedField(3, (3, 2), 8, 2, 4), ModulatedField(3, (3, 2), 8, 2, 4)
+    for field in fields:
+        field.frequencies *= 0.1
+        torch.nn.init.normal_(field.head.weight, std=0.05)
+    there, back = (FieldMap(field, code, FIXED.shape) for field in fields)
+    write_map(folder / "F_map.pt", (there, back), 0, FIXED, MATRIX)
+    return there, back
+
+
+@torch.no_grad()
+def moved(function: FieldMap, points: Tensor) -> Tensor:
+    voxels = Affine(torch.linalg.inv(FIXED.affine)).points(points)
+    return Affine(FIXED.affine).points(function(voxels[None].float())[0].double())
+
+
+def test_landmarks_go_through_a_function_without_a_grid(apply: ModuleType, folder: Path) -> None:
+    there, back = functions(folder)
+    table(folder / "in.csv", POINTS)
+    points = torch.from_numpy(POINTS)
+    expected = {
+        "F_map.pt": Affine(MATRIX).points(moved(there, points)),
+        "inverse:F_map.pt": moved(back, Affine(MATRIX).inverse_points(points)),
+    }
+    for name, ends in expected.items():
+        assert (ends - Affine(MATRIX).points(points)).abs().max() > 0.3
+        chain = apply.Chain([inside(folder, name)], None)
+        torch.testing.assert_close(chain.points(points), ends, rtol=0, atol=1e-5)
+        _, found = rows(run(apply, folder, "--transform", name, "--landmarks", "in.csv"))
+        # Four digits are written.
+        np.testing.assert_allclose(found, ends, atol=6e-5)
+    table(folder / "far.csv", POINTS * [-1, -1, 1])
+    with pytest.raises(InputError, match="lie outside of the image as RAS.* --coordinates lps"):
+        run(apply, folder, "--transform", "F_map.pt", "--landmarks", "far.csv", "--coordinates", "ras")
+
+
+def test_images_go_through_a_function_of_each_voxel(apply: ModuleType, folder: Path) -> None:
+    there, _ = functions(folder)
+    arguments = ("--moving", "M.nii.gz", "--reference", "A.nii.gz", "--outside", "-1")
+    output = values(run(apply, folder, "--transform", "F_map.pt", *arguments))
+    index = np.indices(MIDDLE.shape).reshape(3, -1).T
+    points = Affine(MIDDLE.affine).points(torch.from_numpy(index).double())
+    voxels = Affine(torch.linalg.inv(FIXED.affine)).points(points)
+    inside = voxels.clamp(torch.zeros(3), torch.tensor(FIXED.shape) - 1)
+    beyond = (voxels - inside) @ FIXED.affine[:3, :3].T
+    ends = beyond + moved(there, Affine(FIXED.affine).points(inside))
+    places = Affine(torch.linalg.inv(MOVING.affine) @ MATRIX.double()).points(ends)
+    expected = map_coordinates(values(folder / "M.nii.gz"), places.T.numpy(), order=1, mode="nearest")
+    well = ((places > 0) & (places < torch.tensor(MOVING.shape) - 1)).all(1).numpy()
+    assert well.mean() > 0.3
+    np.testing.assert_allclose(output.reshape(-1)[well], expected[well], atol=3e-4)

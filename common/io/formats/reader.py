@@ -12,12 +12,14 @@ from common.io.formats.freesurfer import WARP_SUFFIXES, read_lta, read_warp
 from common.io.formats.matrices import parse_matrix, read_matrix
 from common.io.formats.nifti_vectors import read_nifti
 from common.io.itk_transforms import IMAGE_SUFFIXES, ITK_SUFFIXES, read_itk, read_itk_field
+from common.io.map_files import SUFFIX as MAP_SUFFIX
+from common.io.map_files import read_map
 from common.io.nifti import NIFTI, check_is_file
 from common.spatial.transform import Transform
 from common.spatial.world import Grid
 
 ARRAYS = (".npz", ".npy")
-TRANSFORM_SUFFIXES = (*NIFTI, *ARRAYS, *ITK_SUFFIXES, *IMAGE_SUFFIXES, *WARP_SUFFIXES, ".lta")
+TRANSFORM_SUFFIXES = (*NIFTI, *ARRAYS, *ITK_SUFFIXES, *IMAGE_SUFFIXES, *WARP_SUFFIXES, ".lta", MAP_SUFFIX)
 """What is read."""
 _LONGEST_MATRIX = 4096
 """Bytes; what is longer is no matrix of text."""
@@ -65,6 +67,9 @@ def read_world(
     if name.endswith(".lta"):
         check_stated(path, "a linear transform of FreeSurfer", convention, ())
         return Transform((read_lta(path),)), "lta"
+    if name.endswith(MAP_SUFFIX):
+        check_stated(path, "a map as a function", convention, ())
+        return read_map(path), "map"
     if name.endswith(WARP_SUFFIXES):
         return read_warp(path, convention)
     if name.endswith(IMAGE_SUFFIXES):

@@ -25,6 +25,7 @@ def folder(path: Path, *names: str) -> Path:
         f"{B}_to_{A}_ddf.nii.gz",
         f"{B}_to_{A}_displacement.nii.gz",
         f"{B}_to_{A}_transform.h5",
+        f"{B}_to_{A}_map.pt",
         f"{B}_to_{A}.nii.gz",
         f"{B}_to_{A}_1Warp.nii.gz",
         "disp_0395_0396.nii.gz",
@@ -42,7 +43,7 @@ def test_every_usual_name_is_found(tmp_path: Path, name: str, entries: tuple[str
 
 
 def test_one_registration_in_several_forms_counts_once(tmp_path: Path) -> None:
-    names = [f"b_to_a_{kind}" for kind in ("transform.h5", "displacement.nii.gz", "ddf.nii.gz", "inverse.h5")]
+    names = [f"b_to_a_{kind}" for kind in ("map.pt", "transform.h5", "displacement.nii.gz", "ddf.nii.gz", "inverse.h5")]
     found = find_field(Folder(folder(tmp_path, *names), "fields", FIELD_SUFFIXES), ListedPair("b", "a"))
     assert found is not None and found.name == "b_to_a_ddf.nii.gz"
 

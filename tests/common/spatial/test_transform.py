@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.spatial import Grid, resize_image
-from common.spatial.transform import Affine, Field, Transform
+from common.spatial.transform import Affine, Field, Function, Transform
 
 OBLIQUE = torch.tensor(
     [[-1.8, 0.3, 0.2, 40.0], [0.25, 1.1, -0.4, -25.0], [0.1, 0.35, 2.4, 12.0], [0, 0, 0, 1]], dtype=torch.float64
@@ -25,6 +25,11 @@ def smooth_field(grid: Grid, size: float = 0.8, seed: int = 0) -> Field:
     return Field(grid, size * resize_image(coarse, grid.shape))
 
 
+def wave(grid: Grid) -> Function:
+    """Displacements that no field on the grid could hold, with a way back that is unlike them."""
+    return Function(grid, lambda x: 0.6 * torch.sin(3 * x.flip(2)), lambda x: 0.1 * x - 0.4)
+
+
 def centres(grid: Grid, margin: int = 0) -> Tensor:
     """World positions of the voxels, (N, 3)."""
     axes = [torch.arange(margin, n - margin, dtype=torch.float64) for n in grid.shape]
@@ -37,12 +42,23 @@ def points_by_ddf(grid: Grid, transform: Transform) -> Tensor:
 
 
 @pytest.mark.parametrize("affine", [OBLIQUE, FLIPPED])
-@pytest.mark.parametrize("order", ["field", "affine", "field, affine", "affine, field", "field, affine, field"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "field",
+        "affine",
+        "field, affine",
+        "affine, field",
+        "field, affine, field",
+        "wave",
+        "affine, wave, affine, field",
+    ],
+)
 def test_field_of_a_chain_is_what_its_points_say(affine: Tensor, order: str) -> None:
     fixed, other = Grid((10, 12, 9), affine), Grid((14, 13, 12), OBLIQUE)
     fields = [smooth_field(fixed), smooth_field(other, seed=1)]
-    stages = tuple(Affine(MATRIX) if name == "affine" else fields.pop(0) for name in order.split(", "))
-    transform = Transform(stages)
+    known: dict[str, Affine | Function] = {"affine": Affine(MATRIX), "wave": wave(other)}
+    transform = Transform(tuple(known[name] if name in known else fields.pop(0) for name in order.split(", ")))
     torch.testing.assert_close(points_by_ddf(fixed, transform), transform.points(centres(fixed)), atol=2e-4, rtol=0)
 
 
@@ -57,6 +73,22 @@ def test_points_outside_a_field_stay() -> None:
     outside = torch.tensor([[-0.6, 2, 2], [2, 4.6, 2], [100, 100, 100]], dtype=torch.float64)
     torch.testing.assert_close(field.points(outside), outside)
     torch.testing.assert_close(field.inverse_points(outside), outside)
+
+
+def test_a_function_is_evaluated_where_points_lie() -> None:
+    grid = Grid((4, 5, 6), OBLIQUE)
+    voxels = torch.tensor([[0.3, 3.7, 2.2], [-8, 2.1, 5.4], [1.5, 9, 7]], dtype=torch.float64)
+    points, inside = Affine(OBLIQUE).points(voxels), voxels.clamp(torch.zeros(3), torch.tensor([3, 4, 5]))
+    there = Affine(OBLIQUE).points(voxels + 0.6 * torch.sin(3 * inside.flip(1)))
+    back = Affine(OBLIQUE).points(voxels + 0.1 * inside - 0.4)
+    function = wave(grid)
+    for found, expected in (
+        (function.points(points), there),
+        (function.inverse_points(points), back),
+        (function.inverse().points(points), back),
+        (function.inverse().inverse_points(points), there),
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 def test_points_come_back() -> None:
