@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from common.data.label_groups import Lookup, MapLabelsd
@@ -18,6 +20,7 @@ from common.engine.batch import optimisation_of, registered
 from common.engine.clock import NetworkClock
 from common.engine.registration_folder import RegistrationFolder
 from common.io.files import write_bytes
+from common.io.map_files import SUFFIX, maps_of, write_map
 from common.io.nifti import write_ddf, write_image
 from common.io.provenance import peak_memory
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
@@ -51,7 +54,8 @@ class RegistrationWriter:
     ``jacobian.nii.gz`` (its determinant); ``panel.png``. Of a network that returns the way back, too,
     ``inverse_ddf.nii.gz`` (the whole of it, in voxels of the fixed grid), and how far it misses to undo the other. What
     the network returns under a name that ends in ``_map`` is written under that name, on the fixed scan's grid, and
-    shown in the panel.
+    shown in the panel. ``map.pt`` holds ``map`` and ``inverse_map`` where they are functions that a file can hold
+    (:mod:`common.io.map_files`).
 
     Args:
         folder: where, and whether to overwrite.
@@ -68,20 +72,31 @@ class RegistrationWriter:
         self._clock = NetworkClock()
         self.labels = labels
         self.group = MapLabelsd("label", lookup)
+        self._functions: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
         self._clock.attach(engine)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._keep_functions)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+
+    def _keep_functions(self, engine: Engine) -> None:
+        """Takes the functions out of the outputs, which could not be taken apart with them."""
+        outputs = engine.state.output[CommonKeys.PRED]
+        self._functions = {name: outputs.pop(name) for name in [*outputs] if callable(outputs[name])}
 
     def _write(self, engine: Engine) -> None:
         pairs = registered(engine.state.output)
-        for pair in pairs:
+        maps, self._functions = maps_of(self._functions), {}
+        for number, pair in enumerate(pairs):
             result = _Registration(pair)
             self.folder.claim()
             name = pair_name(pair["moving_id"], pair["fixed_id"])
             prefix = self.folder.output_dir / name
             files = result.write(str(prefix))
+            if maps is not None:
+                files.append(Path(f"{prefix}_map{SUFFIX}"))
+                write_map(files[-1], maps, number, result.working, result.alignment)
             entry = {
                 "moving": pair["path_moving"],
                 "fixed": pair["path_fixed"],

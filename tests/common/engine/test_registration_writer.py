@@ -24,8 +24,10 @@ from common.data import LoadSubjectd, PairSampler, ScanPairDataset, registration
 from common.data.request import Request
 from common.engine import PrepareRegistrationBatch, RegistrationFolder, RegistrationInferer, RegistrationWriter
 from common.io.tables import read_csv
-from common.io.transforms import read_transform
+from common.io.transforms import Affine, read_grid, read_transform
+from common.networks.nephi import CONFIGURATIONS, NePhi
 from common.spatial import compose, invert
+from common.spatial.world import working_grid
 
 SUFFIXES = (
     "ddf.nii.gz", "displacement.nii.gz", "inverse.h5", "jacobian.nii.gz", "panel.png", "transform.h5",
@@ -95,17 +97,19 @@ def run(
     folder: RegistrationFolder,
     alignment: Tensor | None = None,
     network: nn.Module | None = None,
+    spacing: tuple[float, float, float] | None = (1.4, 1.4, 1.4),
     **arguments: Any,
 ) -> None:
-    dataset: Any = ScanPairDataset(request.subjects, Compose([LoadSubjectd()]), spacing=(1.4, 1.4, 1.4))
+    dataset: Any = ScanPairDataset(request.subjects, Compose([LoadSubjectd()]), spacing=spacing)
     if alignment is not None:
         dataset._aligned = lambda *_: (alignment, {"similarity_before": 0.1, "similarity_after": 0.2})
     sampler = PairSampler(dataset, "listed", pairs=folder.remaining(request), drop_last=False)
+    details = ["inverse_ddf", "*_map", "map", "inverse_map"]
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1, sampler=sampler),
         network=network or Wave(),
-        inferer=RegistrationInferer() if network is None else RegistrationInferer(["inverse_ddf", "*_map"]),
+        inferer=RegistrationInferer() if network is None else RegistrationInferer(details),
         prepare_batch=PrepareRegistrationBatch(),
         val_handlers=[RegistrationWriter(folder, **arguments)],
     ).run()
@@ -341,3 +345,41 @@ def test_inverse_and_maps_of_the_network_are_written(
     assert np.corrcoef(weight.ravel(), fixed.ravel())[0, 1] > 0.95
     wide, narrow = (Image.open(path).size for path in (prefix + "panel.png", next(result.glob("*panel.png"))))
     assert wide[0] > 1.2 * narrow[0]
+
+
+def test_a_map_that_is_a_function_is_written_and_agrees_with_network_and_field(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = NePhi(**CONFIGURATIONS["tiny"]).eval()
+    for part in (network.field, network.inverse_field):
+        part.frequencies *= 0.2
+        nn.init.normal_(part.head.weight, std=0.05)
+    seen: list[Tensor] = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    # With the fixed scan's own voxels, so that the field is known at their centres.
+    run(registration_request("", **files), RegistrationFolder(tmp_path, {}), tilt(), network, spacing=None)
+    prefix = str(tmp_path / "m_image_to_f_image_")
+    exact, dense = (read_transform(prefix + name) for name in ("map.pt", "transform.h5"))
+    grid = read_grid(files["fixed"])
+    index = torch.from_numpy(np.indices(grid.shape).reshape(3, -1).T).double()
+    centres, between = (Affine(grid.affine).points(index + shift) for shift in (0, 0.4))
+    # Positions of up to 20 mm in single precision, and sines of them.
+    np.testing.assert_allclose(exact.points(centres), dense.points(centres), atol=5e-5)
+    assert (exact.points(between) - dense.points(between)).norm(dim=1).median() > 0.01
+    working = working_grid(grid, None)
+    with torch.no_grad():
+        maps = network(seen[0], details=["map", "inverse_map"])
+        voxels = (
+            Affine(torch.linalg.inv(working.affine))
+            .points(between)
+            .clamp(torch.zeros(3), torch.tensor(working.shape) - 1)
+        )
+        there, back = (
+            Affine(working.affine).points(maps[n](voxels[None].float())[0].double()) for n in ("map", "inverse_map")
+        )
+    inside = Affine(working.affine).points(voxels)
+    np.testing.assert_allclose(exact.points(inside), Affine(tilt()).points(there), atol=1e-5)
+    np.testing.assert_allclose(exact.inverse_points(Affine(tilt()).points(inside)), back, atol=1e-5)
+    record = json.loads((tmp_path / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
+    assert "m_image_to_f_image_map.pt" in record["files"]
