@@ -5,7 +5,9 @@ from common.data.abdomen import PrepareAbdomend, prepare_abdomen
 from common.data.counted_labels import ClassesOfLabelsd, labels_that_count
 from common.data.dataset import PairDataset
 from common.data.label_groups import LabelGroups, MapLabelsd, read_group_names, read_label_groups
+from common.data.landmarks import LoadLandmarksd
 from common.data.listed_spacing import ListedSpacingd
+from common.data.modalities import ScaleModalityd
 from common.data.pair_sampler import PairSampler
 from common.data.pairs import draw_pairs
 from common.data.pickles import load_arrays
@@ -15,6 +17,7 @@ from common.data.scans import ScanPairDataset
 from common.data.splits import load_split, split_names
 from common.data.subjects import read_section, read_subjects
 from common.data.transforms import CheckSubjectd, LoadSubjectd
+from common.data.working_grid import WorkingGridd
 
 __all__ = [
     "READERS",
@@ -23,12 +26,15 @@ __all__ = [
     "ClassesOfLabelsd",
     "LabelGroups",
     "ListedSpacingd",
+    "LoadLandmarksd",
     "LoadSubjectd",
     "MapLabelsd",
     "PairDataset",
     "PairSampler",
     "PrepareAbdomend",
+    "ScaleModalityd",
     "ScanPairDataset",
+    "WorkingGridd",
     "draw_pairs",
     "labels_that_count",
     "load_arrays",

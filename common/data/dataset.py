@@ -18,6 +18,7 @@ from common.checks import InputError
 from common.data.cache import SubjectCache
 from common.data.counted_labels import PRESENT, check_presence
 from common.data.intensity import FitIntensityd
+from common.data.landmarks import LANDMARKS, check_correspondence
 from common.data.outlines import Outlines
 from common.data.pairs import DrawnPair
 from common.spatial.places import GRID_TOLERANCE, arrays_apart
@@ -28,9 +29,10 @@ _logger = logging.getLogger(__name__)
 class PairDataset(Dataset):
     """N subjects, kept decoded in memory, seen as pairs; index with :class:`common.data.pairs.DrawnPair`.
 
-    Made for a data loader with :class:`common.data.PairSampler`. Masks, keypoints and the like are handed out only if
-    every subject has one, so that all items have the same keys and can be collated. Where some subjects have label maps
-    and some have none, all items have labels, of zeros where there are none, and "labelled" says whether both are real:
+    Made for a data loader with :class:`common.data.PairSampler`. Masks and the like are handed out only if every
+    subject has one, so that all items have the same keys and can be collated; landmarks, whose numbers differ and which
+    are for batches of one pair, wherever both subjects have them. Where some subjects have label maps and some have
+    none, all items have labels, of zeros where there are none, and "labelled" says whether both are real:
     :class:`common.engine.PrepareRegistrationBatch` goes by it. The tensors of an item share memory with the cache:
     collate or copy before writing into them.
 
@@ -101,10 +103,10 @@ class PairDataset(Dataset):
         Returns:
             Dictionary of "moving" and "fixed" (C, *spatial) float32, if the subjects have images; "moving_label" and
             "fixed_label" (1, *spatial) int32, and so on for every further tensor of the subjects ("moving_mask",
-            "moving_keypoints", ...), if all subjects have it; "labelled" () bool, if only some subjects have labels;
-            "affine" (4, 4) float64, voxels of the fixed image to world millimetres; "draw" (3,) int64, seed, epoch and
-            index of the item; and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain tensors, no
-            MetaTensor. Flips mirror all of it.
+            "moving_landmarks" (N, d) in voxels, ...), if all subjects have it; "labelled" () bool, if only some have
+            labels; "affine" (4, 4) float64, voxels of the fixed image to world millimetres; "draw" (3,) int64, seed,
+            epoch and index of the item; and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain
+            tensors, no MetaTensor. Flips mirror all of it.
         """
         drawn = DrawnPair(*index)
         places = {"moving": drawn.moving, "fixed": drawn.fixed}
@@ -122,10 +124,13 @@ class PairDataset(Dataset):
         flips = [axis for axis in drawn.flips if axis < len(size)]
         item: dict[str, Any] = {}
         for key, value in subjects["fixed"].items():
-            if isinstance(value, torch.Tensor) and key not in self.partial - {"label"}:
+            if isinstance(value, torch.Tensor) and self._is_given(key, subjects["moving"]):
                 for side, subject in subjects.items():
                     name = side if key == "image" else f"{side}_{key}"
-                    item[name] = _mirrored(_collatable(key, subject[key]), key, flips, size)
+                    item[name] = _mirrored(_collatable(key, subject[key]), flips, size)
+        if f"moving_{LANDMARKS}" in item:
+            files = [str(self.data[place][LANDMARKS]) for place in places.values()]
+            check_correspondence(item[f"moving_{LANDMARKS}"], item[f"fixed_{LANDMARKS}"], *files)
         if "label" in self.partial:
             item["labelled"] = torch.tensor(labelled)
         item["affine"] = plain_affine(fixed) @ _mirror(flips, size)
@@ -133,6 +138,10 @@ class PairDataset(Dataset):
         for side, place in places.items():
             item[f"{side}_id"], item[f"path_{side}"] = self.data[place]["id"], paths[side]
         return item
+
+    def _is_given(self, key: str, moving: dict[str, Any]) -> bool:
+        """Whether an entry of the fixed subject becomes one of the pair."""
+        return key not in self.partial or key == "label" or (key == LANDMARKS and key in moving)
 
     def check_pairs(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Refuse pairs that cannot be made, before any work is begun on others.
@@ -192,11 +201,11 @@ def _collatable(key: str, value: torch.Tensor) -> torch.Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _mirrored(value: torch.Tensor, key: str, axes: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+def _mirrored(value: torch.Tensor, axes: Sequence[int], size: Sequence[int]) -> torch.Tensor:
     """An image (C, *spatial), or points (N, d) in voxels, with ``axes`` flipped."""
     if not axes:
         return value
-    if not key.endswith("keypoints"):
+    if value.ndim > 2:
         return value.flip([1 + axis for axis in axes])
     value = value.clone()
     for axis in axes:

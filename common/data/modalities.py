@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -72,7 +73,7 @@ class ScaleModalityd(MapTransform):
     Args:
         keys: entries with images.
         modality: of the images.
-        mask_key: entry with a mask that they are multiplied by, None for no mask.
+        mask_key: entry with a mask, in scans that have it: images are 0 where it is 0; None for no mask.
     """
 
     def __init__(self, keys: KeysCollection = "image", modality: str = "mri", mask_key: str | None = None) -> None:
@@ -86,7 +87,8 @@ class ScaleModalityd(MapTransform):
             InputError: as :func:`scale_modality`, naming the file.
         """
         subject = dict(data)
-        mask = None if self.mask_key is None else subject[self.mask_key]
+        found = subject.get(self.mask_key)
+        mask = None if found is None else torch.as_tensor(found) != 0
         for key in self.key_iterator(subject):
             try:
                 subject[key] = scale_modality(subject[key], self.modality, mask)

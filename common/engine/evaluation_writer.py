@@ -65,13 +65,13 @@ class EvaluationWriter:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _keep(self, engine: Engine) -> None:
-        """Keep what the page shows of the pairs so far, by Dice (by order where there are no labels)."""
+        """Keep what the page shows of the pairs so far, by the error of landmarks, else by Dice, else by order."""
         pairs = registered(engine.state.output)
         seconds = self._clock.seconds / len(pairs)
         self._further += [{**_optimisation(pair), "seconds": seconds} for pair in pairs]
         for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
             kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
-            score = float(case.get("dice", math.nan))
+            score = -float(case["tre"]) if "tre" in case else float(case.get("dice", math.nan))
             self._pairs.add(score, {name: _for_pictures(name, value) for name, value in kept.items()})
 
     def _write(self, engine: Engine) -> None:
@@ -93,7 +93,7 @@ class EvaluationWriter:
         for name, (score, pair) in self._pairs.worst_median_best().items():
             moving, fixed, ddf = (pair[key].float() for key in ("moving", "fixed", "ddf"))
             warped = warp(moving[None], ddf[None])[0]
-            text = "" if math.isnan(score) else f", Dice {score:.3f}"
+            text = "" if math.isnan(score) else f", Dice {score:.3f}" if score >= 0 else f", TRE {-score:.2f}"
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
             affine = pair["affine"] if ddf.ndim == 4 else None
             spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()

@@ -91,13 +91,6 @@ def check_batches(loader: Any) -> None:
         )
 
 
-def say_without_labels(loader: Any) -> None:
-    """A warning where no validation image has labels to choose the best weights by."""
-    subjects = getattr(loader.dataset, "data", [])
-    if isinstance(loader.dataset, PairDataset) and not any("label" in subject for subject in subjects):
-        logger.warning("No validation image has labels: there is no Dice to choose by, the last weights are kept.")
-
-
 def need_package(name: str, purpose: str) -> None:
     """Import a package that is used later.
 

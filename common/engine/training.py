@@ -15,8 +15,9 @@ from torch import nn
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.cpu_limit import CpuLimit
 from common.engine.earlier import start_from
+from common.engine.key_metric import choose_key_metric
 from common.engine.progress import History, ProgressBar
-from common.engine.readiness import check_batches, check_file, check_space, say_without_labels, training_files
+from common.engine.readiness import check_batches, check_file, check_space, training_files
 from common.engine.schedules import schedule_handler
 from common.engine.soundness import StopWhenNotFinite
 from common.engine.tensorboard import TensorBoardHandler
@@ -43,7 +44,7 @@ class TrainingHandlers:
         lr_scheduler: any torch scheduler, which steps as :func:`common.engine.schedules.schedule_handler` says, or None
             for a constant learning rate.
         loss: whose terms are shown and written.
-        evaluator: that validates.
+        evaluator: that validates, see :func:`common.engine.key_metric.choose_key_metric`.
         val_interval: epochs from one validation to the next.
         resume: whether to go on from the checkpoint where there is one.
         overwrite: whether to start anew although there is one, or weights.
@@ -83,7 +84,7 @@ class TrainingHandlers:
         check_file(checkpoint, "--output_dir")
         check_file(folder / "history.csv", "--output_dir")
         check_space(training_files(Path(ckpt_path), checkpoint, network, optimizer))
-        say_without_labels(evaluator.data_loader)
+        choose_key_metric(evaluator)
         self.best_model = BestModelHandler(ckpt_path, network, overwrite, checkpoint if resume else None)
         self.checkpoint = ResumeHandler(
             *(checkpoint, network, optimizer, lr_scheduler, evaluator, resume, overwrite, checkpoint_seconds),

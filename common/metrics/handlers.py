@@ -40,7 +40,7 @@ class RegistrationMetrics(Metric):
 
     * ``dice``, ``dice_before``: mean over labels by the Learn2Reg rule, after and before warping, in [0, 1];
     * ``hd95``, ``hd95_before``: with ``hd95`` given, mean over labels by the same rule, after and before warping;
-    * ``tre``, ``tre_before``: with keypoints, mean distance between corresponding points (Learn2Reg form); with volumes
+    * ``tre``, ``tre_before``: with landmarks, mean distance between corresponding points (Learn2Reg form); with volumes
       of landmarks instead, mean distance between their centroids (LUMIR form);
     * ``inverse_consistency``, ``inverse_consistency_max``: with the inverse field, mean and largest distance by which
       it misses to undo ``ddf``, foreground;
@@ -51,10 +51,11 @@ class RegistrationMetrics(Metric):
 
     The engine's output is a dictionary, or a list of them as MONAI's decollation makes it, with ``ddf`` (d, *spatial)
     and, where known, ``moving_label`` and ``fixed_label`` (1, *spatial), ``moving`` and ``fixed`` (1, *spatial),
-    ``moving_keypoints`` and ``fixed_keypoints`` (N, d) in voxels, ``moving_landmarks`` and ``fixed_landmarks``
-    (1, *spatial) integers, ``inverse_ddf`` (d, *spatial), ``spacing`` (d,) or ``affine`` (4, 4), ``moving_id`` and
-    ``fixed_id``. A dictionary with one more, leading batch axis is taken apart. Figures whose inputs are missing are
-    left out. Distances other than HD95 are in millimetres where spacing or affine are known, else in voxels.
+    ``moving_landmarks`` and ``fixed_landmarks`` (N, d) in voxels or (1, *spatial) integers, ``moving_keypoints`` and
+    ``fixed_keypoints`` (N, d) in voxels, which then count, ``inverse_ddf`` (d, *spatial), ``spacing`` (d,) or
+    ``affine`` (4, 4), ``moving_id`` and ``fixed_id``. A dictionary with one more, leading batch axis is taken apart.
+    Figures whose inputs are missing are left out. Distances other than HD95 are in millimetres where spacing or affine
+    are known, else in voxels.
 
     Under distributed evaluation every process gets the figures and the table of all pairs; pairs that a sampler
     repeated to fill up a round are counted once if they carry ids.

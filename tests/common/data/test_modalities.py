@@ -33,6 +33,15 @@ def test_a_subject_gets_its_images_in_scale_and_masked() -> None:
     torch.testing.assert_close(made["image"].as_tensor(), scale_modality(RAMP[None], "ct") * (RAMP[None] > 100))
 
 
+def test_a_mask_covers_what_is_not_0_where_there_is_one() -> None:
+    scale = ScaleModalityd(modality="lung_ct", mask_key="label")
+    whole = scale_modality(RAMP[None], "lung_ct")
+    sides = 3 * (RAMP[None] > -700).to(torch.uint8)
+    made = scale({"image": MetaTensor(RAMP[None]), "label": MetaTensor(sides)})["image"].as_tensor()
+    torch.testing.assert_close(made, whole * (RAMP[None] > -700))
+    torch.testing.assert_close(scale({"image": MetaTensor(RAMP[None])})["image"].as_tensor(), whole)
+
+
 def test_constant_images_and_unknown_modalities_are_refused() -> None:
     for modality, image in (("ct", RAMP - 5000), ("mri", torch.ones(9)), ("brain_mri", torch.zeros(9))):
         with pytest.raises(InputError, match="constant by the rule for"):

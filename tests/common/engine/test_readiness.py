@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -23,7 +22,6 @@ from common.engine.readiness import (
     check_file,
     check_space,
     need_package,
-    say_without_labels,
     training_files,
 )
 
@@ -107,17 +105,6 @@ def test_pairs_of_several_shapes_make_no_batch(tmp_path: Path) -> None:
     check_batches(DataLoader(data, 1, sampler=sampler))
     with pytest.raises(InputError, match=r"s0.nii.gz has shape \(5, 6, 7\) and .*s2.nii.gz has \(5, 6, 8\).*_size 1"):
         check_batches(DataLoader(data, 2, sampler=sampler))
-
-
-@pytest.mark.parametrize(("labels", "said"), [(0, True), (1, False), (2, False)])
-def test_no_labels_to_choose_by_are_said(
-    labels: int, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = pairs(tmp_path, (5, 6, 7), (5, 6, 7), labels=labels)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        say_without_labels(DataLoader(data, sampler=PairSampler(data)))
-    assert ("the last weights are kept" in caplog.text) == said
 
 
 def test_a_missing_package_is_named() -> None:

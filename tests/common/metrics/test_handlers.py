@@ -132,8 +132,11 @@ def test_moving_labels_on_another_grid_have_figures_after_warping_only() -> None
     assert not {"dice_before", "hd95_before"} & set(metrics)
 
 
+@pytest.mark.parametrize("kind", ["landmarks", "keypoints"])
 @pytest.mark.parametrize("known", ["spacing", "affine", None])
-def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_known(known: str | None) -> None:
+def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_known(
+    known: str | None, kind: str
+) -> None:
     one, generator = pair(1), torch.Generator().manual_seed(2)
     if known != "spacing":
         del one["spacing"]
@@ -142,12 +145,12 @@ def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_
         turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
         one["affine"] = torch.eye(4, dtype=torch.float64)
         one["affine"][:3, :3] = turn * torch.tensor([2.0, 1.0, 1.5])
-    one["fixed_keypoints"], one["moving_keypoints"] = 6 * torch.rand(2, 5, 3, generator=generator)
+    one[f"fixed_{kind}"], one[f"moving_{kind}"] = 6 * torch.rand(2, 5, 3, generator=generator)
     one["inverse_ddf"] = -one["ddf"]
     metrics = run(RegistrationMetrics(), [one], name="tre")
     spacing = [1.0, 1.0, 1.0] if known is None else [2.0, 1.0, 1.5]
     ddf, mask = one["ddf"][None], one["fixed"][None] > 0
-    points = one["moving_keypoints"][None], one["fixed_keypoints"][None]
+    points = one[f"moving_{kind}"][None], one[f"fixed_{kind}"][None]
     expected = {
         "tre": tre_l2r(ddf, *points, spacing).mean(),
         "tre_before": tre_l2r(None, *points, spacing).mean(),

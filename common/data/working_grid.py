@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes brought to one size, voxel size and orientation, whatever scanner they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils.enums import MetaKeys
+
+from common.checks import InputError
+from common.spatial import Grid, resample, working_grid
+
+
+class WorkingGridd(MapTransform):
+    """Resample volumes on a grid of RAS+ axes and of one size about the centre of each.
+
+    The grid is that of :func:`sized_grid`, which :class:`common.data.ScanPairDataset` takes in inference, too. Images
+    are interpolated linearly, blurred before where voxels become larger, with their smallest value outside; labels take
+    the nearest voxel and are 0 outside. Two scans on one grid stay on one grid.
+
+    Args:
+        keys: entries loaded by :class:`common.data.LoadSubjectd`; keys that are "label" or end in "_label" are labels.
+        spacing: millimetres per voxel along right, anterior, superior; None keeps each scan's own.
+        spatial_size: voxels along these axes.
+        allow_missing_keys: whether a subject may lack some of the keys.
+
+    Raises:
+        InputError: for an image that is no volume, or whose header cannot be inverted.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: Sequence[float] | None,
+        spatial_size: Sequence[int],
+        allow_missing_keys: bool = True,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.spacing = None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+        self.spatial_size = tuple(spatial_size)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """Return the subject with (1, *spatial_size) float32 images and labels in their dtype."""
+        subject = dict(data)
+        for key in self.key_iterator(subject):
+            image = subject[key]
+            if image.ndim != 4:
+                raise InputError(f"{image.meta.get('filename_or_obj', '?')} is no volume, but this data set has such.")
+            source = Grid(tuple(image.shape[1:]), image.affine)
+            target = sized_grid(source, self.spacing, self.spatial_size)
+            is_label = str(key).rpartition("_")[-1] == "label"
+            how: dict[str, Any] = {"mode": "nearest", "outside": 0.0} if is_label else {}
+            values = resample(image.as_tensor()[None], source, target, **how)[0]
+            rest = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
+            subject[key] = MetaTensor(values.to(image.dtype) if is_label else values, affine=target.affine, meta=rest)
+        return subject
+
+
+def sized_grid(image: Grid, spacing: tuple[float, float, float] | None, size: Sequence[int]) -> Grid:
+    """:func:`common.spatial.working_grid` with so many voxels about its centre, to a voxel's rounding.
+
+    Args:
+        image: grid of the scan.
+        spacing: millimetres per voxel along right, anterior, superior; None keeps the scan's own.
+        size: voxels along these axes.
+    """
+    whole = working_grid(image, spacing)
+    start = [(n - wanted) // 2 for n, wanted in zip(whole.shape, size, strict=True)]
+    return whole.cropped(start, [first + n for first, n in zip(start, size, strict=True)])

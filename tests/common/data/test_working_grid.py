@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.checks import InputError
+from common.data import WorkingGridd
+from common.data.working_grid import sized_grid
+from common.spatial import Grid
+
+LAS = torch.tensor([[-2.0, 0, 0, 30], [0, 2, 0, -10], [0, 0, 2, 5], [0, 0, 0, 1]], dtype=torch.float64)
+
+
+def scan(values: np.ndarray, affine: torch.Tensor = LAS) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(values)[None], affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+
+
+def test_axes_are_those_of_ras_and_the_size_is_cut_or_filled_about_the_centre() -> None:
+    values = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
+    labels = (values % 3).astype(np.uint8)
+    made = WorkingGridd(["image", "label"], None, (4, 6, 5))({"image": scan(values), "label": scan(labels), "id": "a"})
+    image, label = made["image"], made["label"]
+    assert image.shape == (1, 4, 6, 5) and label.dtype == torch.uint8 and made["id"] == "a"
+    assert image.meta["filename_or_obj"] == "a.nii.gz"
+    # Left becomes right; a voxel less and more on either side.
+    np.testing.assert_allclose(image[0, :, 1:-1].numpy(), values[::-1][1:-1], rtol=1e-6)
+    np.testing.assert_array_equal(label[0, :, 1:-1].numpy(), labels[::-1][1:-1])
+    assert bool((image[:, :, [0, -1]] == values.min()).all()) and bool((label[:, :, [0, -1]] == 0).all())
+    corner = image.affine @ torch.tensor([0.0, 1, 0, 1], dtype=torch.float64)
+    torch.testing.assert_close(corner, LAS @ torch.tensor([4.0, 0, 0, 1], dtype=torch.float64))
+
+
+def test_larger_voxels_are_means() -> None:
+    values = np.random.default_rng(0).random((24, 24, 24), np.float32)
+    made = WorkingGridd("image", (8, 8, 8), (6, 6, 6))({"image": scan(values)})["image"]
+    assert made.pixdim.tolist() == pytest.approx([8, 8, 8]) and float(made.mean()) == pytest.approx(0.5, abs=0.02)
+    # Of 64 random values a mean varies an eighth as much, of one it would vary as much.
+    assert float(made.std()) < 0.3 * values.std()
+
+
+def test_scans_of_one_grid_stay_on_one_grid() -> None:
+    grid = Grid((512, 512, 121), torch.diag(torch.tensor([0.625, 0.625, 2.5, 1])))
+    target = sized_grid(grid, (2.0, 2.0, 2.0), (175, 175, 175))
+    assert target.shape == (175, 175, 175) and target.spacing == pytest.approx((2, 2, 2))
+    centres = [one.affine @ torch.tensor([*[(n - 1) / 2 for n in one.shape], 1.0]).double() for one in (grid, target)]
+    # Half a voxel, where one number is even and the other odd.
+    assert float((centres[0] - centres[1]).abs().max()) <= 1 + 1e-6
+    assert sized_grid(grid, None, grid.shape).same_as(grid)
+
+
+def test_flat_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"a\.nii\.gz is no volume"):
+        WorkingGridd("image", None, (4, 4, 4))({"image": scan(np.zeros((4, 4), np.float32))})
