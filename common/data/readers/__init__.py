@@ -11,6 +11,7 @@ from common.data.readers.acdc import read_acdc
 from common.data.readers.datalist import read_datalist
 from common.data.readers.listing import SECTIONS, Listing
 from common.data.readers.lumir import read_lumir
+from common.data.readers.lungct import read_lungct
 from common.data.readers.oasis import read_oasis, read_oasis_dp
 
 Reader = Callable[[Path, "str | None"], "dict[str, Listing]"]
@@ -23,6 +24,7 @@ READERS: dict[str, Reader] = {
     "lumir": read_lumir,
     "abdomenct": read_abdomenct,
     "abdomenct_dp": read_abdomenct_dp,
+    "lungct": read_lungct,
 }
 
 __all__ = ["READERS", "SECTIONS", "Listing", "Reader", "read_datalist", "read_lumir", "read_oasis"]

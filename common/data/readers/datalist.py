@@ -46,7 +46,11 @@ def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[st
             what is not under "training".
     """
     path = find_datalist(dataset_dir, dataset_json)
-    content = load_json(path)
+    return read_content(dataset_dir, path, load_json(path))
+
+
+def read_content(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dict[str, Listing]:
+    """:func:`read_datalist` of what a list holds, ``path`` for messages."""
     labels = _known_labels(dataset_dir, path, content)
     listings = {section: _read_section(dataset_dir, path, content, section, labels) for section in SECTIONS}
     _compare_with_stated_pairs(path, content, listings["training"])
@@ -124,8 +128,14 @@ def _entries(path: Path, content: dict[str, Any], key: str) -> list[Any]:
     return entries
 
 
-def _is_pair(entry: Any) -> bool:
+def is_pair(entry: Any) -> bool:
+    """Whether an entry of a list is a pair, not a scan."""
     return isinstance(entry, dict) and {"fixed", "moving"} <= set(entry)
+
+
+def image_of(path: Path, entry: Any) -> Any:
+    """What an entry of a list that is no pair names as image; raises as :func:`read_datalist`."""
+    return _parts(path, entry)[0]
 
 
 def _parts(path: Path, entry: Any) -> tuple[Any, Any]:
@@ -144,7 +154,7 @@ def _known_labels(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dic
     known = {}
     for section in SECTIONS:
         for entry in _entries(path, content, section):
-            for image, label in _sides(entry).values() if _is_pair(entry) else [_parts(path, entry)]:
+            for image, label in _sides(entry).values() if is_pair(entry) else [_parts(path, entry)]:
                 if label is not None:
                     known[inside(dataset_dir, image, path)] = inside(dataset_dir, label, path)
     return known
@@ -194,14 +204,14 @@ def _read_section(
     found = _Collected(dataset_dir, path, labels)
     pairs = []
     for entry in _entries(path, content, section):
-        if _is_pair(entry):
+        if is_pair(entry):
             pairs.append(found.add_pair(entry))
         else:
             found.add(*_parts(path, entry))
     key = PAIR_KEYS[section]
     training = set(found.index) if section == "training" else set()
     for entry in _entries(path, content, key):
-        if not _is_pair(entry):
+        if not is_pair(entry):
             raise InputError(f"'{key}' in the data list {path} has {entry!r}; expected {{'fixed', 'moving'}}.")
         for image, _ in _sides(entry).values():
             if training and found.below(image) not in training:
@@ -229,7 +239,7 @@ def _keep_out_of_training(path: Path, content: dict[str, Any], listings: dict[st
     """Drop from training what only pair lists declare as held out; an explicit subject list is the author's word."""
     held_out: set[str] = set()
     for section in ("validation", "test"):
-        if all(_is_pair(entry) for entry in _entries(path, content, section)):
+        if all(is_pair(entry) for entry in _entries(path, content, section)):
             held_out |= {subject["image"] for subject in listings[section].subjects}
     training = listings["training"]
     kept = [subject for subject in training.subjects if subject["image"] not in held_out]
