@@ -17,6 +17,7 @@ from common.alignment.affine import align
 from common.checks import InputError
 from common.data.dataset import PairDataset, plain_affine, plain_tensor
 from common.data.intensity import fit_intensity
+from common.data.working_grid import sized_grid
 from common.spatial import Grid, resample, working_grid
 from common.spatial.foreground import foreground
 
@@ -44,6 +45,9 @@ class ScanPairDataset(PairDataset):
         affine: whether to align the moving scan affinely before the network sees it.
         intensity: applied to both images on the working grid, (1, *spatial) to the same: what the network was trained
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
+        spatial_size: voxels of the working grid, about the centre of the fixed scan in place of its foreground, for a
+            network that is made for images of one size; None for the foreground.
+        masked: whether the network sees what label maps cover alone, 0 elsewhere, of scans that have one.
         cache_rate: see :class:`common.data.PairDataset`.
 
     Raises:
@@ -61,6 +65,8 @@ class ScanPairDataset(PairDataset):
         spacing: Sequence[float] | None = None,
         affine: bool = False,
         intensity: Callable[[Tensor], Tensor] | None = None,
+        spatial_size: Sequence[int] | None = None,
+        masked: bool = False,
         cache_rate: float = 1.0,
     ) -> None:
         super().__init__(data, transform, cache_rate, progress=len(data) > 2)
@@ -69,6 +75,8 @@ class ScanPairDataset(PairDataset):
         self.spacing = _checked_spacing(spacing)
         self.affine = affine
         self.intensity = intensity
+        self.spatial_size = spatial_size
+        self.masked = masked
 
     def __getitem__(self, index: tuple[Any, ...]) -> dict[str, Any]:
         """One pair.
@@ -91,6 +99,8 @@ class ScanPairDataset(PairDataset):
         region = _foreground(scans["fixed"], grids["fixed"])
         working = working_grid(grids["fixed"].cropped(*region), self.spacing)
         _check_scale(grids["fixed"], working, paths["fixed"])
+        if self.spatial_size is not None:
+            working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
         matrix, aligned = self._aligned(scans, grids, paths)
         item: dict[str, Any] = {
             "moving": self._seen(scans["moving"], grids["moving"], working, paths["moving"], matrix),
@@ -105,6 +115,10 @@ class ScanPairDataset(PairDataset):
             item[f"{side}_id"], item[f"path_{side}"] = self.data[sides[side]]["id"], paths[side]
             if "label" in subject:
                 item[f"{side}_scan_label"] = plain_tensor(subject["label"])
+                if self.masked:
+                    mask = (item[f"{side}_scan_label"] != 0).float()
+                    way = matrix if side == "moving" else None
+                    item[side] = item[side] * resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]
         return item
 
     def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:

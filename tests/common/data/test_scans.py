@@ -61,6 +61,19 @@ def test_both_scans_meet_on_the_fixed_grid_by_their_headers(scans: dict[str, Pat
     assert float(difference.mean()) < 5 and float(difference.max()) < 120
 
 
+def test_the_network_sees_what_label_maps_cover_on_a_grid_of_its_own_size(scans: dict[str, Path]) -> None:
+    plain = pair(scans, spacing=(2, 2, 2), spatial_size=(24, 20, 18))
+    assert plain["moving"].shape == plain["fixed"].shape == (1, 24, 20, 18)
+    item = pair(scans, spacing=(2, 2, 2), spatial_size=(24, 20, 18), masked=True)
+    # The fixed scan has no label map.
+    assert torch.equal(item["fixed"], plain["fixed"])
+    seen = item["moving"] != 0
+    assert torch.equal(item["moving"][seen], plain["moving"][seen])
+    # By the nearest voxel of the moving scan: half of it, 250 units, lie between.
+    assert bool((plain["moving"][seen] > 350).all()) and bool((plain["moving"][~seen] < 650).all())
+    assert 0 < seen.float().mean() < 1 and torch.equal(item["moving_scan"], plain["moving_scan"])
+
+
 def test_scans_and_labels_are_handed_on_as_they_were(scans: dict[str, Path]) -> None:
     item = pair(scans)
     np.testing.assert_array_equal(item["moving_scan"][0].numpy(), nib.load(scans["moving"]).get_fdata())
