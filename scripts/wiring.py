@@ -46,7 +46,10 @@ _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
         METHOD: (*_NETWORK, *_SCHEDULE, _BOTH_WAYS, "num_classes", "loss", "optimizer"),
-        DATA: (*_SUBJECTS, *_LABELS, "classes", *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
+        DATA: (
+            *(*_SUBJECTS, *_LABELS, "classes", *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
+            "validate::preprocessing",
+        ),
         TEXT: ("_desc_",),
     },
     "evaluate.json": {
@@ -57,7 +60,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         METHOD: (*_NETWORK, *_LOOP, *_INFERER, *(f"folder::settings::{name}" for name in _LOOP[1:])),
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
-            *("section", *_WRITER, "infer::phantoms"),
+            *("spatial_size", "dataset::spatial_size", "dataset::masked", "section", *_WRITER, "infer::phantoms"),
         ),
     },
     "submission.json": {

@@ -79,6 +79,34 @@ def tiny(bundle: Path) -> dict[str, Any]:
     return {f"network_def#{name}": value for name, value in module.CONFIGURATIONS["tiny"].items()}
 
 
+def phantom_options(bundle: Path, phantoms: Path, kind: str = "train") -> dict[str, Any]:
+    """Overrides that let a bundle take the phantoms, whatever labels, voxels and intensities its data set has.
+
+    Args:
+        bundle: folder of the bundle.
+        phantoms: folder of the phantoms.
+        kind: "train", also for evaluation, or "infer".
+    """
+    dataset = bundle.name.rpartition("_")[2]
+    own = {"train": _PHANTOMS, "infer": _PHANTOMS_INFER}[kind].get(dataset, {})
+    return {"dataset_dir": str(phantoms), "reader": "datalist", **own}
+
+
+_EIGHT = list(range(1, 9))
+_PHANTOMS: dict[str, dict[str, Any]] = {
+    "acdc": {"labels": _EIGHT, "spacing": None, "spatial_size": [32, 32, 32]},
+    "lungct": {
+        "labels": _EIGHT,
+        "spacing": None,
+        "spatial_size": [32, 32, 32],
+        "preprocessing#transforms#3#modality": "mri",
+    },
+}
+_PHANTOMS_INFER: dict[str, dict[str, Any]] = {
+    "lungct": {"spacing": None, "spatial_size": [32, 32, 32], "intensity#a_min": 0, "intensity#a_max": 1},
+}
+
+
 def run_workflow(bundle: Path, config: str, **override: Any) -> None:
     """A workflow in this process, as ``monai.bundle.run`` runs it: cheaper than a process of its own by its imports."""
     no_logging: Any = False

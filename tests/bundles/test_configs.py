@@ -17,7 +17,7 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.engine import save_atomically
 
-from .conftest import BUNDLES, NETWORKS, tiny
+from .conftest import BUNDLES, NETWORKS, phantom_options, tiny
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 every_network = pytest.mark.parametrize("bundle", NETWORKS, ids=lambda path: path.name)
@@ -65,9 +65,10 @@ def test_metadata_names_the_pinned_versions(bundle: Path) -> None:
 @pytest.mark.parametrize(("config", "kind"), [("train.json", "train"), ("inference.json", "infer")])
 def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
-    override = {"dataset_dir": str(phantoms), "reader": "datalist", "output_dir": str(tmp_path), **tiny(bundle)}
+    override = {**phantom_options(bundle, phantoms, kind), "output_dir": str(tmp_path), **tiny(bundle)}
     if kind == "train":
-        override["labels"] = list(range(1, 9))
+        # There are four pairs.
+        override |= {"labels": list(range(1, 9)), "batch_size": 1}
     made = workflow(bundle, config, kind, ckpt_path=str(weights), **override)
     if kind == "infer":
         save_atomically(made.network_def.state_dict(), weights)
@@ -181,12 +182,7 @@ def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
 
 @every_bundle
 def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    options = {
-        "dataset_dir": str(phantoms),
-        "reader": "datalist",
-        "ckpt_path": str(tmp_path / "model.pt"),
-        **tiny(bundle),
-    }
+    options = {**phantom_options(bundle, phantoms), "ckpt_path": str(tmp_path / "model.pt"), **tiny(bundle)}
     config = json.loads((bundle / "configs" / "train.json").read_text())
     # Where one key chooses, both recipes are looked at.
     choices: list[dict[str, Any]] = (
@@ -198,8 +194,8 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
         expected = choice.get("supervised", "dice" in config["loss"]["terms"])
         # A term of the way back has one of the way there beside it.
         there = {name.removesuffix("_back") for name in loss.terms}
-        assert there <= set(loss.terms) and "smoothness" in there
-        assert ("dice" in there) == expected and len(there) == 2 + expected
+        assert there <= set(loss.terms) and there & {"smoothness", "consistency"}
+        assert ("dice" in there) == expected and len(there - {"prior"}) == 2 + expected
         # On the final displacement alone, or on every level.
         assert len(loss.level_weights) in (1, made.network_def.levels)
 
@@ -208,12 +204,7 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
 def test_resume_without_a_checkpoint_keeps_the_weights(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     weights.touch()
-    options: dict[str, Any] = {
-        "dataset_dir": str(phantoms),
-        "reader": "datalist",
-        "output_dir": str(tmp_path),
-        **tiny(bundle),
-    }
+    options: dict[str, Any] = {**phantom_options(bundle, phantoms), "output_dir": str(tmp_path), **tiny(bundle)}
     options["labels"] = list(range(1, 9))
     made = workflow(bundle, "train.json", "train", resume=True, ckpt_path=str(weights), **options)
     with pytest.raises(RuntimeError) as error:

@@ -21,16 +21,12 @@ import torch
 from common.data.shapes3d import generate_shapes3d
 from common.spatial import warp_within
 
-from .conftest import ROOT, RUN, TINY, environment, run_workflow, tiny
+from .conftest import ROOT, RUN, TINY, environment, phantom_options, run_workflow, tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 PATTERN = ROOT / "bundles" / "eoir_shapes3d"
-# What the phantoms need in bundles whose data have other labels or voxels, by the data set.
-PHANTOMS: dict[str, dict[str, Any]] = {
-    "acdc": {"labels": list(range(1, 9)), "spacing": None, "spatial_size": [32, 32, 32]},
-}
 
 
 def check_training(folder: Path, model: Path) -> None:
@@ -70,7 +66,7 @@ def scans(phantoms: Path) -> tuple[Path, Path]:
 def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.pt"
     options: dict[str, Any] = {"ckpt_path": str(model), **tiny(bundle)}
-    data = {"dataset_dir": str(phantoms), "reader": "datalist", **PHANTOMS.get(bundle.name.rpartition("_")[2], {})}
+    data = phantom_options(bundle, phantoms)
     folders = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
 
     short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2, "batch_size": 1}
@@ -81,7 +77,7 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> N
     check_evaluation(folders["evaluate"])
 
     moving, fixed = scans(phantoms)
-    files = {"moving": str(moving), "fixed": str(fixed)}
+    files = {**phantom_options(bundle, phantoms, "infer"), "moving": str(moving), "fixed": str(fixed)}
     run_workflow(bundle, "inference", output_dir=str(folders["infer"]), **options, **files)
     check_registration(folders["infer"], moving, fixed)
 
