@@ -47,7 +47,7 @@ class ScanPairDataset(PairDataset):
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
         spatial_size: voxels of the working grid, about the centre of the fixed scan in place of its foreground, for a
             network that is made for images of one size; None for the foreground.
-        masked: whether the network sees what label maps cover alone, 0 elsewhere, of scans that have one.
+        masked: whether the network sees what label maps cover alone, 0 elsewhere, where both scans have one.
         cache_rate: see :class:`common.data.PairDataset`.
 
     Raises:
@@ -115,7 +115,7 @@ class ScanPairDataset(PairDataset):
             item[f"{side}_id"], item[f"path_{side}"] = self.data[sides[side]]["id"], paths[side]
             if "label" in subject:
                 item[f"{side}_scan_label"] = plain_tensor(subject["label"])
-                if self.masked:
+                if self.masked and all("label" in one for one in subjects.values()):
                     mask = (item[f"{side}_scan_label"] != 0).float()
                     way = matrix if side == "moving" else None
                     item[side] = item[side] * resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]

@@ -62,16 +62,20 @@ def test_both_scans_meet_on_the_fixed_grid_by_their_headers(scans: dict[str, Pat
 
 
 def test_the_network_sees_what_label_maps_cover_on_a_grid_of_its_own_size(scans: dict[str, Path]) -> None:
-    plain = pair(scans, spacing=(2, 2, 2), spatial_size=(24, 20, 18))
+    grid: dict[str, Any] = {"spacing": (2, 2, 2), "spatial_size": (24, 20, 18)}
+    plain = pair(scans, **grid)
     assert plain["moving"].shape == plain["fixed"].shape == (1, 24, 20, 18)
-    item = pair(scans, spacing=(2, 2, 2), spatial_size=(24, 20, 18), masked=True)
-    # The fixed scan has no label map.
-    assert torch.equal(item["fixed"], plain["fixed"])
-    seen = item["moving"] != 0
-    assert torch.equal(item["moving"][seen], plain["moving"][seen])
-    # By the nearest voxel of the moving scan: half of it, 250 units, lie between.
-    assert bool((plain["moving"][seen] > 350).all()) and bool((plain["moving"][~seen] < 650).all())
-    assert 0 < seen.float().mean() < 1 and torch.equal(item["moving_scan"], plain["moving_scan"])
+    # The fixed scan has no label map yet.
+    assert torch.equal(pair(scans, **grid, masked=True)["moving"], plain["moving"])
+    fixed = blob(RAS, (20, 22, 18), (20, 20, 18))
+    scans["fixed_label"] = save(scans["fixed"].with_name("fl.nii.gz"), (fixed > 500).astype(np.uint8), RAS)
+    item = pair(scans, **grid, masked=True)
+    for side in ("moving", "fixed"):
+        seen = item[side] != 0
+        assert torch.equal(item[side][seen], plain[side][seen]) and 0 < seen.float().mean() < 1
+        # By the nearest voxel, which lies up to half a voxel away from the edge at 500.
+        assert bool((plain[side][seen] > 350).all()) and bool((plain[side][~seen] < 650).all())
+        assert torch.equal(item[f"{side}_scan"], plain[f"{side}_scan"])
 
 
 def test_scans_and_labels_are_handed_on_as_they_were(scans: dict[str, Path]) -> None:
