@@ -18,9 +18,10 @@ from common.checks import InputError
 from common.data.cache import SubjectCache
 from common.data.counted_labels import PRESENT, check_presence
 from common.data.intensity import FitIntensityd
-from common.data.landmarks import LANDMARKS, check_correspondence
+from common.data.landmarks import check_correspondence
 from common.data.outlines import Outlines
 from common.data.pairs import DrawnPair
+from common.data.readers.listing import LANDMARKS
 from common.spatial.places import GRID_TOLERANCE, arrays_apart
 
 _logger = logging.getLogger(__name__)

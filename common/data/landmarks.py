@@ -14,15 +14,12 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from common.checks import InputError
+from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS
 from common.io.landmarks import read_landmarks
 from common.io.nifti import read_grid
 from common.spatial.world import Grid, between_grids
 
 _logger = logging.getLogger(__name__)
-LANDMARKS = "landmarks"
-"""Entry of a subject that names the file of its points, and holds these once they are loaded."""
-COORDINATES = "landmark_coordinates"
-"""Entry of a subject that says what the numbers of such a table are, see :data:`common.io.landmarks.COORDINATES`."""
 
 
 class LoadLandmarksd(MapTransform):
@@ -56,7 +53,7 @@ class LoadLandmarksd(MapTransform):
             image = subject[self.image_key]
             own = read_grid(str(image.meta["filename_or_obj"]))
             grid = Grid(tuple(image.shape[1:]), image.affine)
-            points = read_landmarks(path, 3, own, str(subject.get(COORDINATES, "voxel")))
+            points = read_landmarks(path, 3, own, str(subject.get(LANDMARK_COORDINATES, "voxel")))
             to_grid = between_grids(moving=grid, fixed=own)
             subject[key] = points @ to_grid[:3, :3].T + to_grid[:3, 3]
             _tell_of_lost(path, subject[key], grid)

@@ -9,8 +9,8 @@ import operator
 from monai.engines import Evaluator
 
 from common.data.dataset import PairDataset
-from common.data.landmarks import LANDMARKS
 from common.data.pair_sampler import PairSampler
+from common.data.readers.listing import LANDMARKS
 
 _logger = logging.getLogger(__name__)
 ERROR = "tre"

@@ -12,6 +12,8 @@ from typing import Any
 
 from common.checks import InputError
 from common.data.readers.listing import (
+    LANDMARK_COORDINATES,
+    LANDMARKS,
     SECTIONS,
     Listing,
     Subject,
@@ -31,8 +33,10 @@ def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[st
     Accepted entries: {"image", "label" or "seg"}, a bare path, or a pair {"fixed", "moving"}, with "fixed_label" and
     "moving_label" where they are known; pairs may also stand in "training_paired_images", "registration_val" and
     "registration_test" of Learn2Reg. Where an image is known by a pair only, its label is looked for under the path
-    with "images" replaced by "labels", the rule of the Learn2Reg evaluation. Where validation or test are given by
-    pairs only, their images are left out of training; training pairs that these list, too, are left out in any case.
+    with "images" replaced by "labels", the rule of the Learn2Reg evaluation. An entry of an image may name the file of
+    its "landmarks", and "landmark_coordinates", see :class:`common.data.LoadLandmarksd`. Where validation or test are
+    given by pairs only, their images are left out of training; training pairs that these list, too, are left out in any
+    case.
 
     Args:
         dataset_dir: folder that all paths of the list are relative to.
@@ -51,8 +55,10 @@ def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[st
 
 def read_content(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dict[str, Listing]:
     """:func:`read_datalist` of what a list holds, ``path`` for messages."""
-    labels = _known_labels(dataset_dir, path, content)
+    labels, points = _known_labels(dataset_dir, path, content), _known_landmarks(dataset_dir, path, content)
     listings = {section: _read_section(dataset_dir, path, content, section, labels) for section in SECTIONS}
+    for listing in listings.values():
+        listing.subjects = [{**subject, **points.get(subject["image"], {})} for subject in listing.subjects]
     _compare_with_stated_pairs(path, content, listings["training"])
     _keep_out_of_training(path, content, listings)
     keep_pairs_out_of_training(path, listings["training"], [listings["validation"], listings["test"]])
@@ -157,6 +163,19 @@ def _known_labels(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dic
             for image, label in _sides(entry).values() if is_pair(entry) else [_parts(path, entry)]:
                 if label is not None:
                     known[inside(dataset_dir, image, path)] = inside(dataset_dir, label, path)
+    return known
+
+
+def _known_landmarks(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dict[str, Subject]:
+    """What the entries of images say of landmarks, by the path of the image."""
+    known: dict[str, Subject] = {}
+    for section in SECTIONS:
+        for entry in _entries(path, content, section):
+            if isinstance(entry, dict) and LANDMARKS in entry and "image" in entry:
+                said = {LANDMARKS: str(inside(dataset_dir, entry[LANDMARKS], path))}
+                if LANDMARK_COORDINATES in entry:
+                    said[LANDMARK_COORDINATES] = str(entry[LANDMARK_COORDINATES])
+                known[str(inside(dataset_dir, entry["image"], path))] = said
     return known
 
 

@@ -16,6 +16,11 @@ from common.data.splits import load_split
 _logger = logging.getLogger(__name__)
 SECTIONS = ("training", "validation", "test")
 
+LANDMARKS = "landmarks"
+"""Entry of a subject that names the file of its points, and holds these once they are loaded."""
+LANDMARK_COORDINATES = "landmark_coordinates"
+"""Entry of a subject that says what the numbers of such a table are, see :data:`common.io.landmarks.COORDINATES`."""
+
 Subject = dict[str, str]
 
 
@@ -24,7 +29,8 @@ class Listing:
     """One section of a data set.
 
     Attributes:
-        subjects: dictionaries {"id", "image", "label" (if there is one)}; "role" for halves of a pair pickle.
+        subjects: dictionaries {"id", "image", "label", "landmarks" (if there are such)}; "role" for halves of a pair
+            pickle.
         pairs: (moving, fixed) indices into ``subjects``; None where the data set lists no pairs.
     """
 

@@ -20,9 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.checks import InputError
-from common.data.landmarks import COORDINATES
 from common.data.readers.datalist import PAIR_KEYS, find_datalist, image_of, is_pair, load_json, read_content
-from common.data.readers.listing import SECTIONS, Listing, Subject, distinguish_ids, file_stem
+from common.data.readers.listing import (
+    LANDMARK_COORDINATES,
+    LANDMARKS,
+    SECTIONS,
+    Listing,
+    Subject,
+    distinguish_ids,
+    file_stem,
+)
 from common.data.splits import load_split
 from common.io.landmarks import POINT_SUFFIXES
 
@@ -158,12 +165,14 @@ def _with_mask_and_landmarks(subject: Subject, texts: Mapping[str, Path]) -> Sub
     mask = next((file for file in masks if file != image and file.is_file()), None)
     if "label" not in found and mask is not None:
         found["label"] = str(mask)
+    if LANDMARKS in found:
+        return found
     text = None if scan is None else next((texts[name] for name in scan.points if name in texts), None)
     if text is not None:
-        return {**found, "landmarks": str(text), COORDINATES: "voxel_from_1"}
+        return {**found, LANDMARKS: str(text), LANDMARK_COORDINATES: "voxel_from_1"}
     files = (_beside(image, kind) / f"{stem}{suffix}" for kind in _POINTS for suffix in POINT_SUFFIXES)
     points = next((file for file in files if file.is_file()), None)
-    return found if points is None else {**found, "landmarks": str(points)}
+    return found if points is None else {**found, LANDMARKS: str(points)}
 
 
 def _beside(image: Path, kind: str) -> Path:

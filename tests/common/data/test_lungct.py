@@ -92,6 +92,23 @@ def test_masks_and_points_lie_in_folders_of_their_own(tmp_path: Path) -> None:
     assert "landmark_coordinates" not in expiration
 
 
+def test_a_list_may_name_the_landmarks(tmp_path: Path) -> None:
+    touch(tmp_path, *scans("LungCT", 4), "points/4.txt", "points/4.fcsv", "landmarksTr/LungCT_0004_0000.csv")
+    expiration, inspiration = scans("LungCT", 4)
+    entries = [
+        {"image": expiration, "landmarks": "points/4.txt", "landmark_coordinates": "lps"},
+        {"image": inspiration, "landmarks": "points/4.fcsv"},
+    ]
+    write_list(tmp_path, training=[], validation=entries)
+    first, second = read_section(tmp_path, "lungct", "validation").subjects
+    assert first["landmarks"] == str(tmp_path / "points" / "4.txt") and first["landmark_coordinates"] == "lps"
+    assert second["landmarks"] == str(tmp_path / "points" / "4.fcsv") and "landmark_coordinates" not in second
+    assert read_section(tmp_path, "datalist", "validation").subjects[0]["landmarks"] == first["landmarks"]
+    (tmp_path / "points" / "4.fcsv").unlink()
+    with pytest.raises(InputError, match=r"1 listed file\(s\) .* do not exist, the first is .*4\.fcsv"):
+        read_section(tmp_path, "lungct", "validation")
+
+
 def test_copdgene_of_dir_lab_is_a_test_set_whose_landmarks_count_from_1(tmp_path: Path) -> None:
     names = ("copd1/copd1_iBHCT", "copd1/copd1_eBHCT", "copd10/copd10_iBHCT", "copd10/copd10_eBHCT")
     touch(tmp_path, *(f"{name}.nii.gz" for name in names), "copd1/copd1_iBHCT_mask.nii.gz")
