@@ -60,7 +60,8 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         METHOD: (*_NETWORK, *_LOOP, *_INFERER, *(f"folder::settings::{name}" for name in _LOOP[1:])),
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
-            *("spatial_size", "dataset::spatial_size", "dataset::masked", "section", *_WRITER, "infer::phantoms"),
+            *("spatial_size", "folder::settings::spatial_size", "dataset::spatial_size", "dataset::masked"),
+            *("section", *_WRITER, "infer::phantoms"),
         ),
     },
     "submission.json": {
