@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.autograd import first_order
+from common.blocks.field_jet import FeaturesJet, FieldJet
 from common.blocks.hybrid_code import HybridCode
 from common.spatial import sample_at
 from common.spatial.points import sample_with_derivative
@@ -109,20 +108,14 @@ class ModulatedField(nn.Module):
         Returns:
             (B, N, d), and (B, N, d, d): the derivative of component i along axis j at [..., i, j].
         """
-        angles = 2 * math.pi * (points @ self.frequencies)
-        features = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        features = FeaturesJet.apply(points, self.frequencies)
         on_shared, on_local, on_features = self._first_weight()
         shared = OMEGA * F.linear(code.shared, on_shared, self.modulation.first.bias)[:, None]
-        local = F.linear(_local_jet(points, code.local), OMEGA * on_local)
-        # In place, where the result is as large: such sums are what this waits for.
-        first = _SineOfJet.apply(local.add_(self._jet(features, OMEGA * on_features)), shared, None, None)
         start = self.synthesis.first
-        gate, value = first, _SineOfJet.apply(self._jet(features, start.weight), start.bias, None, None)
-        for inner, outer in self._hidden():
-            gate = _SineOfJet.apply(F.linear(gate, OMEGA * inner.weight), OMEGA * inner.bias, None, first)
-            jet = F.linear(value, OMEGA * outer.weight).expand_as(gate)
-            value = _SineOfJet.apply(jet, OMEGA * outer.bias, gate, None)
-        displacement = F.linear(value, self.head.weight)
+        weights = [OMEGA * on_features, OMEGA * on_local, start.weight, start.bias]
+        weights += [OMEGA * part for pair in self._hidden() for layer in pair for part in (layer.weight, layer.bias)]
+        local = _local_jet(points, code.local)
+        displacement = FieldJet.apply(features, local, shared, self.head.weight, *weights)
         return displacement[0] + self.head.bias, displacement[1:].movedim(0, -1)
 
     def _first_weight(self) -> Sequence[Tensor]:
@@ -135,20 +128,6 @@ class ModulatedField(nn.Module):
             inner, outer = pair
             assert isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)
             yield inner, outer
-
-    def _jet(self, features: Tensor, weight: Tensor) -> Tensor:
-        """``weight`` times the features of (B, N) points and times their derivative along each axis.
-
-        The derivative of sines and cosines consists of them again, so that all is one product with a larger matrix.
-
-        Returns:
-            (1 + d, B, N, C), the value and its derivatives.
-        """
-        on_sine, on_cosine = weight.chunk(2, dim=1)
-        rates = 2 * math.pi * torch.cat([self.frequencies, self.frequencies], dim=1)
-        turned = torch.cat([-on_cosine, on_sine], dim=1) * rates[:, None]
-        jet = F.linear(features, torch.cat([weight[None], turned]).flatten(0, 1))
-        return jet.unflatten(-1, (1 + len(rates), len(weight))).movedim(-2, 0)
 
 
 class _Layers(nn.Module):
@@ -183,51 +162,6 @@ def half_extent(size: Sequence[int], like: Tensor) -> Tensor:
 def _local_jet(points: Tensor, local: Tensor) -> Tensor:
     """The local code (B, l, *grid) at points and its derivatives along the axes, (1 + d, B, N, l)."""
     grid = local.shape[2:]
-    value, slopes = sample_with_derivative(local, _in_voxels(points, grid).expand(len(local), -1, -1))
-    return torch.cat([value[..., None], slopes * half_extent(grid, points)], dim=-1).permute(3, 0, 2, 1)
-
-
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """Over the first axis."""
-    total = a[0] * b[0]
-    for x, y in zip(a[1:], b[1:], strict=True):
-        total.addcmul_(x, y)
-    return total
-
-
-class _SineOfJet(torch.autograd.Function):
-    """The sine of a value and its derivatives, times a gate or plus a term that have derivatives, too."""
-
-    @staticmethod
-    def forward(ctx: Any, jet: Tensor, bias: Tensor, gate: Tensor | None, term: Tensor | None) -> Tensor:
-        """(1 + d, B, N, C), the value first; bias, to be added to it, broadcasts; gate and term as the jet, or None."""
-        angle = jet[0] + bias
-        sine, cosine = angle.sin(), angle.cos()
-        out = torch.empty_like(jet, memory_format=torch.contiguous_format)
-        if gate is None:
-            out[0] = sine
-            torch.mul(jet[1:], cosine, out=out[1:])
-        else:
-            torch.mul(gate, sine, out=out)
-            out[1:].addcmul_(jet[1:], cosine * gate[0])
-        if term is not None:
-            out.add_(term)
-        ctx.save_for_backward(jet, sine, cosine, gate)
-        ctx.bias, ctx.term = bias.shape, term is not None
-        return out
-
-    @staticmethod
-    @first_order("The derivative of a field", "its map, and torch.autograd for the derivative")
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        jet, sine, cosine, gate = ctx.saved_tensors
-        on_value, factor, on_gate = grad[0], cosine, None
-        along = _sum_of_products(grad[1:], jet[1:])
-        if gate is not None:
-            on_gate = grad * sine
-            on_gate[0].addcmul_(cosine, along)
-            on_value = _sum_of_products(grad, gate)
-            along, factor = along * gate[0], cosine * gate[0]
-        on_jet = torch.empty_like(jet)
-        torch.mul(grad[1:], factor, out=on_jet[1:])
-        torch.mul(on_value, cosine, out=on_jet[0]).addcmul_(along, sine, value=-1)
-        return on_jet, on_jet[0].sum_to_size(ctx.bias), on_gate, grad if ctx.term else None
+    jet = sample_with_derivative(local, _in_voxels(points, grid).expand(len(local), -1, -1))
+    scale = F.pad(half_extent(grid, points), [1, 0], value=1.0)
+    return jet * scale[:, None, None, None]

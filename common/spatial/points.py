@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,31 +54,47 @@ def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Te
     return result.masked_fill(lost[:, None], torch.nan).flatten(2)
 
 
-def sample_with_derivative(image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def sample_with_derivative(image: Tensor, points: Tensor) -> Tensor:
     """Sample ``image`` at points as :func:`sample_at` with "border" does, with the derivative by the point.
 
-    Values and derivatives can be differentiated once, by the image and by the points.
+    Values and derivatives can be differentiated, by the image and by the points.
 
     Args:
         image: (B, C, *spatial), floating point, two or three spatial axes.
         points: (B, N, d), positions in voxels.
 
     Returns:
-        (B, C, N), and (B, C, N, d): the derivative of the interpolant along each axis, where it has a kink that of the
-        cell above, and 0 at the border and outside.
+        (1 + d, B, N, C): the value, then the derivative of the interpolant along each axis, where it has a kink that of
+        the cell above, and 0 at the border and outside.
     """
-    shape, values, slopes = image.shape[2:], [], []
+    shape, jets = image.shape[2:], []
     for item, places in zip(image, points, strict=True):
-        cells = [
-            (first, fraction[:, 0], (position > 0) & (position < size - 1))
-            for (first, fraction, _), position, size in zip(_cells(places, shape), places.T, shape, strict=True)
-        ]
+        corners, weights = _jet_of_weights(places, shape)
         # All corners in one go: the gradient of each would be a whole image.
-        corners = item.flatten(1).index_select(1, torch.cat(_corners(cells, shape)))
-        value, slope = _interpolated([*corners.split(len(places), dim=1)], cells)
-        values.append(value)
-        slopes.append(torch.stack(slope, dim=-1))
-    return torch.stack(values), torch.stack(slopes)
+        values = item.flatten(1).index_select(1, corners.flatten()).unflatten(1, corners.shape)
+        jets.append((weights @ values.permute(1, 2, 0)).transpose(0, 1))
+    return torch.stack(jets, dim=1)
+
+
+def _jet_of_weights(points: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Corners (N, 2 ** d) of the cells of points (N, d), and (N, 1 + d, 2 ** d): weights, and their derivatives."""
+    dims = len(shape)
+    last = points.new_tensor([size - 1 for size in shape])
+    clamped = points.clamp(min=0).minimum(last)
+    first = clamped.detach().floor().minimum((last - 1).clamp_(min=0))
+    fraction, inside = clamped - first, ((points > 0) & (points < last)).to(points.dtype)
+    pair, slope = torch.stack([1 - fraction, fraction], dim=2), torch.stack([-inside, inside], dim=2)
+    # (N, 1 + d, d, 2): in the derivative along an axis its own pair is that of the slope.
+    own = torch.eye(1 + dims, device=points.device, dtype=torch.bool)[:, 1:, None]
+    along = torch.where(own, slope[:, None], pair[:, None])
+    # The last axis is fastest; the upper neighbour of an axis of one voxel is the voxel itself.
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(dims)]
+    lowest, steps, weights = first.long() @ first.new_tensor(strides, dtype=torch.long), [0], along[:, :, 0]
+    for axis in range(dims):
+        steps = [step + high * strides[axis] * (shape[axis] > 1) for step in steps for high in (0, 1)]
+        if axis:
+            weights = (weights[..., None] * along[:, :, axis, None]).flatten(2)
+    return lowest[:, None] + lowest.new_tensor(steps), weights
 
 
 def linear_with_derivative(rows: Tensor, shape: Sequence[int], points: Tensor) -> tuple[Tensor, Tensor]:

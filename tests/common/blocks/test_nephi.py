@@ -61,9 +61,9 @@ def test_field_is_that_of_the_definition(dims: int, layers: int) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_derivative_and_its_gradients_are_those_of_autograd(dims: int, batch: int) -> None:
-    made, codes = field(dims), code(dims)
+@pytest.mark.parametrize(("batch", "layers"), [(1, 1), (1, 2), (2, 3)])
+def test_derivative_and_its_gradients_are_those_of_autograd(dims: int, batch: int, layers: int) -> None:
+    made, codes = field(dims, layers), code(dims)
     where = points(dims, batch).requires_grad_()
     place = where.expand(2, -1, -1)
     expected = textbook(made, place, codes)
