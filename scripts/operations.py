@@ -16,10 +16,14 @@ from monai.networks.blocks import DVF2DDF, Warp
 from torch import Tensor, nn
 
 from common.blocks.correlation import local_correlation
+from common.blocks.field_map import FieldMap
+from common.blocks.hybrid_code import HybridCode
+from common.blocks.nephi import ModulatedField
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
-from common.losses import BendingLoss, GradientLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
+from common.losses import BendingLoss, GradientLoss, JacobianConsistencyLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
 from common.spatial import integrate, warp
+from common.spatial.maps import PointMap
 from scripts.textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
 from scripts.textbook_dual_pyramid import shifted_correlation, unfolded_correlation
 from scripts.textbook_vfa import unfolded_attention
@@ -163,7 +167,8 @@ def operations() -> dict[str, Operation]:
             {"dense blur": lambda: blurred_pyramid(moving), "image_pyramid": lambda: image_pyramid(moving, 5)}, 1.3
         ),
     }
-    return {**found, **_of_features(ddf, generator), **_of_attention(generator), **_of_correlation(generator)}
+    found |= _of_features(ddf, generator) | _of_attention(generator) | _of_correlation(generator)
+    return found | _of_derivative(generator)
 
 
 def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation]:
@@ -224,6 +229,42 @@ def _of_correlation(generator: torch.Generator) -> dict[str, Operation]:
             True,
         )
     return found
+
+
+def _of_derivative(generator: torch.Generator) -> dict[str, Operation]:
+    code = HybridCode(
+        *(torch.randn((1, 32, *grid), generator=generator).requires_grad_() for grid in ((), (22, 22, 22)))
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fields = [ModulatedField(3, (32, 32), 128, 2, 128) for _ in range(2)]
+        for field in fields:
+            nn.init.normal_(field.head.weight, std=0.002)
+    size = (175, 175, 175)
+    image = torch.empty((1, 1, *size), device="meta")
+    points = 174 * torch.rand((1, 500, 3), generator=generator)
+    maps = [FieldMap(field, code, size) for field in fields]
+    # The derivative does not see the last bias of the second map.
+    leaves = [*code, *fields[0].parameters(), *list(fields[1].parameters())[:-1]]
+    loss = JacobianConsistencyLoss()
+    return {
+        "derivative of NePhi's maps, published size, 500 points, forward and backward to all": Operation(
+            {
+                "autograd, twice for each axis": lambda: torch.autograd.grad(twice_derived(*maps, points), leaves),
+                "JacobianConsistencyLoss": lambda: torch.autograd.grad(loss.at(*maps, image, points), leaves),
+            },
+            10,
+            True,
+        )
+    }
+
+
+def twice_derived(first: PointMap, second: PointMap, points: Tensor) -> Tensor:
+    """What :class:`common.losses.JacobianConsistencyLoss` is, of images as long as wide, as it was published."""
+    points = points.detach().requires_grad_()
+    left = second(first(points)) - points
+    rows = [torch.autograd.grad(left[..., i].sum(), points, create_graph=True)[0] for i in range(points.shape[-1])]
+    return torch.stack(rows).square().mean()
 
 
 def _both(function: Callable[[Tensor, Tensor], Tensor], image: Tensor, ddf: Tensor) -> Call:

@@ -28,4 +28,4 @@ def test_forms_of_an_operation_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _tensors(result: Any) -> list[torch.Tensor]:
-    return [result] if isinstance(result, torch.Tensor) else result
+    return [result] if isinstance(result, torch.Tensor) else [*result]
