@@ -19,6 +19,7 @@ from common.blocks.hybrid_code import HybridCode
 from common.blocks.nephi import ModulatedField
 from common.checks import InputError
 from common.io.checkpoints import load_checkpoint, save_atomically
+from common.io.fields import read_field
 from common.io.map_files import maps_of, read_map, write_map
 from common.io.transforms import read_transform, write_transform
 from common.spatial import Grid
@@ -90,7 +91,8 @@ def test_on_a_grid_it_is_the_dense_field(file: Path) -> None:
     with torch.no_grad():
         dense = made()[0].on_grid()[1:]
     grid = Grid(SIZE, AFFINE)
-    found = read_map(file).ddf(grid)
+    found, convention = read_field(file, grid)
+    assert convention == "map"
     # In world points, the dense displacement and the alignment after it.
     index = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in SIZE])
     ends = [in_world(AFFINE, index + ddf[0].flatten(1).T) for ddf in (dense, found)]
