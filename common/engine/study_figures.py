@@ -8,6 +8,7 @@ import time
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from monai.networks.utils import eval_mode
 
 from common.engine.batch import registered
 from common.metrics.consistency import inverse_consistency_error
@@ -51,6 +52,8 @@ class StudyFigures:
             if "inverse_ddf" in pair:
                 ddf, inverse = pair["ddf"][None].float(), pair["inverse_ddf"][None].float()
                 exchanged = torch.cat([pair["fixed"], pair["moving"]])[None].to(ddf.device)
-                swapped = engine.inferer(exchanged, engine.network)["ddf"]
+                # Between pairs the evaluator leaves the network as it was made: in training.
+                with eval_mode(engine.network):
+                    swapped = engine.inferer(exchanged, engine.network)["ddf"]
                 case["inverse_error_voxels"] = float(inverse_consistency_error(ddf, inverse).mean)
                 case["swap_error_voxels"] = float((swapped - inverse).abs().max())

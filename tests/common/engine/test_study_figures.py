@@ -28,7 +28,10 @@ class Pairs(torch.utils.data.Dataset):
 
 
 class Difference(nn.Module):
-    """Moves by moving - fixed along the first axis; its inverse is short of that by ``error`` of a voxel."""
+    """Moves by moving - fixed along the first axis; its inverse is short of that by ``error`` of a voxel.
+
+    In training it is wrong by one voxel, as networks whose batch normalisation looks at the batch may be.
+    """
 
     def __init__(self, error: float) -> None:
         super().__init__()
@@ -36,6 +39,7 @@ class Difference(nn.Module):
 
     def forward(self, image: Tensor, details: Collection[str] = ()) -> Tensor | dict[str, Tensor]:
         ddf = torch.cat([image[:, :1] - image[:, 1:], torch.zeros_like(image[:, :1])], dim=1)
+        ddf = ddf + 1.0 if self.training else ddf
         inverse = -ddf - self.error * torch.tensor([1.0, 0.0])[None, :, None, None]
         return {"ddf": ddf, "inverse_ddf": inverse} if "inverse_ddf" in details else ddf
 
