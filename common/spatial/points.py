@@ -125,7 +125,8 @@ def _cells(points: Tensor, shape: Sequence[int]) -> list[Cell]:
 def _cell(position: Tensor, size: int) -> Cell:
     """Lower neighbour (N,), place between the neighbours and whether the image reaches there, both (N, 1)."""
     clamped = position.clamp(0, size - 1)
-    first = clamped.floor().clamp_(max=max(size - 2, 0))
+    # Of NaN no integer can be made: its place is NaN in the first cell.
+    first = clamped.floor().clamp_(max=max(size - 2, 0)).nan_to_num_()
     inside = (position >= 0) & (position <= size - 1) if size > 1 else torch.zeros_like(position, dtype=torch.bool)
     return first.long(), (clamped - first)[:, None], inside[:, None]
 

@@ -94,6 +94,17 @@ def test_a_training_step_reaches_every_parameter_and_gives_no_nan(batch: int, co
     assert set(loss.terms_of_last_call()) == {"there", "back", "consistency", "consistency_back", "prior"}
 
 
+@pytest.mark.parametrize("spatial", [(16, 16), (16, 12, 9)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
+def test_a_run_that_diverges_has_a_loss_that_says_so(spatial: tuple[int, ...], value: float) -> None:
+    net, image, loss = network(len(spatial)).train(), pair(*spatial, batch=2), published_loss()
+    torch.nn.init.constant_(net.field.head.weight, value)
+    targets = {"moving": image[:, :1], "fixed": image[:, 1:], "draw": torch.tensor([[0, 1, 2]] * 2)}
+    total = loss(net(image, details=loss.details), targets)
+    total.backward()
+    assert not total.isfinite()
+
+
 def test_codes_of_one_pair_are_trained_until_it_is_registered() -> None:
     axes = torch.linspace(-1, 1, 24)
     bump = [torch.exp(-((axes[:, None] - row) ** 2 + axes**2) / 0.1) for row in (-0.1, 0.15)]
@@ -131,11 +142,24 @@ def test_rows_of_the_table_are_chosen_by_number() -> None:
         ({"pairs": 0}, "pairs is 0"),
         ({"local_level": 2}, "local_level is 2; there are levels 0 to 1"),
         ({"size": 4, "channels": (2, 2)}, "leave one voxel of .4, 4, 4., of which batch normalisation"),
+        ({"spatial_dims": 2, "size": (3, 4), "channels": (2, 2)}, "leave one voxel of .3, 4., of which batch"),
     ],
 )
 def test_impossible_networks_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         NePhi(**{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize("spatial", [(5, 4), (5, 4, 4)])
+def test_two_voxels_are_enough_for_a_batch_of_one_and_codes_without_an_encoder_need_none(
+    spatial: tuple[int, ...],
+) -> None:
+    image, loss = pair(*spatial), published_loss()
+    targets = {"moving": image[:, :1], "fixed": image[:, 1:], "draw": torch.tensor([[0, 1, 2]])}
+    for size, pairs in ((spatial, None), ([4] * len(spatial), 1)):
+        net = network(len(spatial), size=size, channels=(2, 2), pairs=pairs).train()
+        loss(net(image, details=loss.details), targets).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_published_network_has_the_published_number_of_parameters() -> None:

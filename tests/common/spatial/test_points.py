@@ -147,6 +147,20 @@ def test_derivative_at_a_node_is_that_of_the_cell_above() -> None:
     assert jet[2, 0, :, 0].tolist() == [4.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_point_that_is_no_number_has_neither_value_nor_derivative_and_no_part_in_others(
+    shape: tuple[int, ...],
+) -> None:
+    image, points = inputs(shape)
+    values, derivative = sample_with_derivative(image, points)
+    points[1, 2, -1] = torch.nan
+    spoiled = sample_with_derivative(image.requires_grad_(), points.requires_grad_())
+    for found, expected in zip(spoiled, (values, derivative), strict=True):
+        assert found[1, :, 2].isnan().any() and torch.equal(found[0], expected[0])
+        assert torch.equal(found[1, :, 3:], expected[1, :, 3:])
+    (spoiled[0].sum() + spoiled[1].sum()).backward()
+
+
 def test_values_with_derivative_can_be_differentiated() -> None:
     torch.manual_seed(3)
     image = torch.rand(2, 2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
