@@ -47,7 +47,12 @@ class HybridEncoder(nn.Module):
         channels: of the blocks.
         local_level: the block that the local code comes from.
         latent: channels of the shared and of the local code.
+
+    Attributes:
+        tied: names of the weights whose shape depends on the size.
     """
+
+    tied = ("hidden.weight",)
 
     def __init__(self, size: Sequence[int], channels: Sequence[int], local_level: int, latent: int) -> None:
         super().__init__()
@@ -76,7 +81,8 @@ class HybridEncoder(nn.Module):
         if image.shape[2:] != self.size and not self._said:
             self._said = True
             _logger.warning(
-                "The encoder is made for images of %s voxels: it sees those of %s resampled, as it was not trained.",
+                "The encoder is made for images of %s voxels, those of its training: it sees these, of %s, resampled "
+                "to that size, and may register them worse.",
                 *(" x ".join(str(n) for n in size) for size in (self.size, image.shape[2:])),
             )
         return resize_image(image, self.size)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -101,9 +101,20 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         found, wanted = (max((value.ndim for value in held.values()), default=0) - 2 for held in (state, own))
         other = (
-            f"; the weights are {found}D: add --network_def#spatial_dims {found}" if {found, wanted} == {2, 3} else ""
+            f"; the weights are {found}D: add --network_def#spatial_dims {found}"
+            if {found, wanted} == {2, 3}
+            else _tied_to_size(network, [key for key in own if key not in state or state[key].shape != own[key].shape])
         )
         raise InputError(f"{path} does not fit the network: {listed}{other}.")
     check_finite_weights(state, str(path))
     network.load_state_dict(state)
     return network
+
+
+def _tied_to_size(network: nn.Module, differing: Sequence[str]) -> str:
+    """What to say where all that differs is tied to the size of the images; parts name such weights in ``tied``."""
+    parts = [(f"{name}." if name else "", module) for name, module in network.named_modules()]
+    tied = {f"{prefix}{key}" for prefix, module in parts for key in getattr(module, "tied", ())}
+    if not differing or not tied.issuperset(differing):
+        return ""
+    return "; the weights are for images of another size: give the network the size of those that it was trained with"

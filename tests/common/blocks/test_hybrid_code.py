@@ -38,7 +38,8 @@ def test_images_of_another_size_are_resampled_and_the_log_says_so_once(caplog: p
     for one, other in zip(found[0], expected, strict=True):
         torch.testing.assert_close(one, other)
     assert [record.message for record in caplog.records] == [
-        "The encoder is made for images of 16 x 12 voxels: it sees those of 31 x 12 resampled, as it was not trained."
+        "The encoder is made for images of 16 x 12 voxels, those of its training: it sees these, of 31 x 12, resampled "
+        "to that size, and may register them worse."
     ]
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
+from common.losses import GaussianLNCCLoss, GradientInverseConsistencyLoss, RegistrationLoss, Term
 from common.networks import GradICON
 from common.spatial import compose, identity_grid, resize_ddf, warp
 
@@ -112,10 +113,38 @@ def test_autocast_keeps_fields_in_float32_and_changes_little() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_constant_images_give_finite_fields_in_training() -> None:
-    net = network(2).train()
-    outputs = net(torch.zeros(1, 2, 12, 12), details=True)
-    assert all(outputs[name].isfinite().all() for name in ("ddf", "inverse_ddf"))
+def step(net: GradICON, image: Tensor) -> Tensor:
+    """Loss of a training step as published, after its backward pass."""
+    terms = {
+        "lncc": Term(GaussianLNCCLoss(2), ["warped", "fixed"]),
+        "lncc_back": Term(GaussianLNCCLoss(2), ["warped_back", "moving"]),
+        "consistency": Term(GradientInverseConsistencyLoss(), ["map", "inverse_map", "fixed", "draw"], 1.5),
+    }
+    loss = RegistrationLoss(terms)
+    targets = {"moving": image[:, :1], "fixed": image[:, 1:], "draw": torch.tensor([[0, 1, 2]] * len(image))}
+    total = loss(net(image, details=loss.details), targets)
+    total.backward()
+    return total
+
+
+@pytest.mark.parametrize("constant", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("spatial", [(12, 12), (2, 3), (12, 9, 10)])
+def test_constant_images_and_tiny_ones_are_trained_with_without_nan(
+    spatial: tuple[int, ...], constant: tuple[int, ...]
+) -> None:
+    net, image = network(len(spatial)).train(), pair(*spatial)
+    image[:, [*constant]] = 0.7
+    assert step(net, image).isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    with torch.no_grad():
+        assert net.eval()(image).isfinite().all()
+
+
+@pytest.mark.parametrize("spatial", [(12, 12), (12, 9, 10)])
+def test_a_run_that_diverges_has_a_loss_that_says_so(spatial: tuple[int, ...]) -> None:
+    net = network(len(spatial)).train()
+    next(parameter for name, parameter in net.named_parameters() if name.endswith("last.bias")).data.fill_(torch.nan)
+    assert not step(net, pair(*spatial)).isfinite()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.checkpoints import load_weights, save_atomically
 from common.losses import JacobianConsistencyLoss, LatentLoss, NCCLoss, RegistrationLoss, SampledLoss, Term
 from common.networks import NePhi
 from common.spatial import sample_at
@@ -160,6 +162,16 @@ def test_two_voxels_are_enough_for_a_batch_of_one_and_codes_without_an_encoder_n
         net = network(len(spatial), size=size, channels=(2, 2), pairs=pairs).train()
         loss(net(image, details=loss.details), targets).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_weights_for_images_of_another_size_are_refused_with_what_to_give(tmp_path: Path) -> None:
+    save_atomically(network(2).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(
+        InputError, match=r"codes\.hidden\.weight is .*another size: give the network the size of those"
+    ):
+        load_weights(network(2, size=(16, 24)), tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"and 22 more\.$"):
+        load_weights(network(2, size=(16, 24), hidden=9), tmp_path / "model.pt")
 
 
 def test_published_network_has_the_published_number_of_parameters() -> None:
