@@ -224,7 +224,9 @@ class RegistrationLoss(nn.Module):
         return levels
 
     def _reduced(self, name: str, value: Any, size: Sequence[int]) -> list[Any]:
-        """A target on the grids of the levels; what is no image has no coarser form."""
+        """A target on the grids of the levels; what is no image has no coarser form, but the draw is one for all."""
+        if name == "draw":
+            return [value] * len(self.level_weights)
         if self.pyramid is None or not isinstance(value, Tensor) or value.ndim != len(size) + 2:
             return [value]
         reduce = self.pyramid.labels if name.endswith("_label") else self.pyramid

@@ -108,10 +108,14 @@ _PHANTOMS_INFER: dict[str, dict[str, Any]] = {
 
 
 def run_workflow(bundle: Path, config: str, **override: Any) -> None:
-    """A workflow in this process, as ``monai.bundle.run`` runs it: cheaper than a process of its own by its imports."""
+    """A workflow in this process, as ``monai.bundle.run`` runs it: cheaper than a process of its own by its imports.
+
+    Several configurations, each of which changes those before it, are named with "+" between them.
+    """
     no_logging: Any = False
+    files = [str(bundle / "configs" / f"{name}.json") for name in config.split("+")]
     monai.bundle.run(
-        config_file=str(bundle / "configs" / f"{config}.json"),
+        config_file=files if len(files) > 1 else files[0],
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=no_logging,
         bundle_root=str(bundle),

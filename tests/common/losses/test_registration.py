@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.checks import InputError
 from common.losses import (
+    GradientInverseConsistencyLoss,
     GradientLoss,
     ImagePyramid,
     RegistrationLoss,
@@ -23,7 +24,7 @@ from common.losses import (
     label_pyramid,
 )
 from common.networks import EOIR
-from common.spatial import warp, warp_labels
+from common.spatial import field_map, warp, warp_labels
 
 CLASSES = 3
 SIZES = [(16, 12, 8), (8, 6, 4), (4, 3, 2)]
@@ -321,6 +322,20 @@ def test_a_term_on_points_takes_a_map_or_a_dense_field(spatial: tuple[int, ...])
     )
     own = loss({"ddf": ddf, "map": lambda points: points + 2, "inverse_map": lambda points: points + 3}, targets)
     assert own.item() == pytest.approx(5)
+
+
+def test_a_penalty_at_random_points_looks_at_every_level_at_the_same_draw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes, draw = [(8, 12), (4, 6)], torch.tensor([[0, 1, 2]])
+    there, back = ([torch.randn((1, 2, *size), generator=generator) for size in sizes] for _ in range(2))
+    images = [torch.zeros(1, 1, *size) for size in sizes]
+    penalty = GradientInverseConsistencyLoss()
+    loss = RegistrationLoss(
+        {"consistency": Term(penalty, ["map", "inverse_map", "fixed", "draw"])}, (1, 0.5), ImagePyramid()
+    )
+    found = loss({"pyramid": there, "inverse_pyramid": back, "ddf": there[0]}, {"fixed": images[0], "draw": draw})
+    fine, coarse = (penalty(field_map(a), field_map(b), x, draw) for a, b, x in zip(there, back, images, strict=True))
+    torch.testing.assert_close(found, fine + 0.5 * coarse)
 
 
 def test_the_slope_of_a_map_of_points_can_be_penalised() -> None:
