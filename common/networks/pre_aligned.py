@@ -108,6 +108,30 @@ class PreAligned(nn.Module):
             outputs["inverse_map"] = compose_maps(found["inverse_map"], chain_map([back], size))
         return outputs
 
+    @property
+    def codes(self) -> nn.Module:
+        """What makes or holds the codes of pairs, where the second network has such."""
+        codes: nn.Module = self.second.codes
+        return codes
+
+    def auto_decoder(self, image: Tensor) -> PreAligned:
+        """A copy in training that holds what the first network says of pairs, and codes of the second as parameters.
+
+        Args:
+            image: (B, 2, *spatial), the pairs.
+
+        Raises:
+            InputError: when the second network has no codes of pairs, and as its ``auto_decoder``.
+        """
+        if not hasattr(self.second, "auto_decoder"):
+            raise InputError(
+                f"{type(self.second).__name__} has no code of a pair that could be optimised: take "
+                "common.optimisation.NetworkWeights as the unknown."
+            )
+        there, back = self._before(image, both=True)
+        assert back is not None
+        return PreAligned(_Found(there, back), self.second.auto_decoder(_moved(image, there)))
+
     @torch.no_grad()
     def _before(self, image: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
         """Fields of the first network there and, if asked for, back, in voxels of the images that it sees."""
@@ -119,6 +143,18 @@ class PreAligned(nn.Module):
         outputs = self.first(image, details=["inverse_ddf"])
         back = outputs["inverse_ddf"] if "inverse_ddf" in outputs else self.first(image.flip(1))
         return outputs["ddf"], back
+
+
+class _Found(nn.Module):
+    """In the place of a network, the fields that it has found of some pairs."""
+
+    def __init__(self, there: Tensor, back: Tensor) -> None:
+        super().__init__()
+        self.spatial_dims, self.arguments = there.shape[1], dict[str, Any]()
+        self.fields = {"ddf": there, "inverse_ddf": back}
+
+    def forward(self, image: Tensor, details: Details = False) -> Tensor | dict[str, Tensor]:
+        return {**self.fields} if details else self.fields["ddf"]
 
 
 def _of_second(details: Literal[True] | Collection[str], both: bool) -> Literal[True] | Collection[str]:

@@ -15,6 +15,7 @@ from common.checks import InputError
 from common.engine import RegistrationInferer, load_weights, save_atomically
 from common.losses import JacobianConsistencyLoss, LatentLoss, NCCLoss, RegistrationLoss, SampledLoss, Term
 from common.networks import EOIR, GradICON, NePhi, PreAligned
+from common.optimisation import LatentCode, NetworkWeights, OptimisingInferer
 from common.spatial import compose, identity_grid, resize_ddf, warp
 
 CHAIN: dict[str, Any] = {"channels": (4, 6), "up_channels": (4, 5), "halvings": (1, 0)}
@@ -229,3 +230,39 @@ def test_networks_that_do_not_fit_are_refused() -> None:
         PreAligned(chain(3), field(2))
     with pytest.raises(InputError, match="halvings is -1"):
         PreAligned(chain(2), field(2), -1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_codes_of_the_second_network_are_optimised_behind_what_the_first_one_has_found(dims: int) -> None:
+    net, image = PreAligned(chain(dims), field(dims), 1).eval(), pair(*(16, 12, 9)[:dims])
+    own = net.auto_decoder(image)
+    assert {name.partition(".")[0] for name, part in own.named_parameters() if part.requires_grad} == {"second"}
+    assert {*own.codes.parameters()} <= {*own.parameters()} and own.training
+    # Other images change nothing.
+    points, other = torch.randint(8, (2, 7, dims)).float(), torch.zeros_like(image)
+    expected, found = net(image, details=True), own.eval()(other, details=True)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        values = (found[name](points), value(points)) if name.endswith("map") else (found[name], value)
+        torch.testing.assert_close(*values, msg=name)
+    with pytest.raises(InputError, match="EOIR has no code of a pair that could be optimised"):
+        PreAligned(chain(2), EOIR(2, start_channel=2)).auto_decoder(image)
+
+
+def test_optimisation_on_a_pair_improves_the_whole_and_leaves_the_network_alone() -> None:
+    net, image, objective = PreAligned(chain(2, 0.1), still(2)).eval(), pair(20, 18), loss()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    inferer = OptimisingInferer(objective, 10, LatentCode(), 1e-3, ["inverse_ddf"])
+    with torch.no_grad():
+        outputs, plain = inferer(image, net), net(image)
+    assert (outputs["optimisation"]["after"] < outputs["optimisation"]["before"]).all()
+    assert not torch.equal(outputs["ddf"], plain)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("unknown", [LatentCode(), NetworkWeights()])
+def test_optimisation_on_constant_images_ends_with_finite_fields(unknown: Any) -> None:
+    net, image, objective = PreAligned(chain(2, 0.1), field(2)).eval(), torch.full((1, 2, 20, 18), 0.7), loss()
+    outputs = OptimisingInferer(objective, 3, unknown, 1e-3, ["inverse_ddf"])(image, net)
+    assert all(outputs[name].isfinite().all() for name in ("ddf", "inverse_ddf"))
+    assert outputs["optimisation"]["steps"] == 3
