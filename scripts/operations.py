@@ -243,15 +243,17 @@ def _of_derivative(generator: torch.Generator) -> dict[str, Operation]:
     size = (175, 175, 175)
     image = torch.empty((1, 1, *size), device="meta")
     points = 174 * torch.rand((1, 500, 3), generator=generator)
-    maps = [FieldMap(field, code, size) for field in fields]
+    there, back = (FieldMap(field, code, size) for field in fields)
     # The derivative does not see the last bias of the second map.
     leaves = [*code, *fields[0].parameters(), *list(fields[1].parameters())[:-1]]
     loss = JacobianConsistencyLoss()
     return {
         "derivative of NePhi's maps, published size, 500 points, forward and backward to all": Operation(
             {
-                "autograd, twice for each axis": lambda: torch.autograd.grad(twice_derived(*maps, points), leaves),
-                "JacobianConsistencyLoss": lambda: torch.autograd.grad(loss.at(*maps, image, points), leaves),
+                "autograd, twice for each axis": lambda: torch.autograd.grad(
+                    twice_derived(there, back, points), leaves
+                ),
+                "JacobianConsistencyLoss": lambda: torch.autograd.grad(loss.at(there, back, image, points), leaves),
             },
             10,
             True,
