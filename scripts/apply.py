@@ -23,6 +23,7 @@ from common.io.formats.conventions import CONVENTIONS, meanings
 from common.io.formats.writer import FORMS
 from common.io.landmarks import COORDINATES, POINT_SUFFIXES
 from common.io.nifti import check_nifti_name, read_grid
+from common.io.png import PNG
 
 _DESCRIPTION = """\
 Apply one or more saved transforms to an image (linear), a label map (nearest) or a table of landmarks.
@@ -39,6 +40,8 @@ Landmarks of F therefore go to M by the transform itself, and landmarks of M to 
 
 Where inference has left M_to_F_map.pt, the map as a function (NePhi), it serves in the place of M_to_F_transform.h5:
 landmarks are then mapped where they lie, without interpolation between voxels, and back by the network's own way back.
+
+Images of two dimensions, NIfTI or PNG, go by the same commands.
 
 Several transforms are named in the order in which a point of the reference goes through them, as for
 antsApplyTransforms: M comes to F over A by --transform A_to_F_transform.h5 M_to_A_transform.h5.
@@ -73,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
         "--landmarks",
         type=Path,
         metavar="FILE",
-        help="table (commas, semicolons, tabs, blanks) of three numbers a line or with columns x, y, z, others are "
-        "kept; or 3D Slicer's .fcsv, .mrk.json",
+        help="table (commas, semicolons, tabs, blanks) of three numbers a line (two in two dimensions) or with columns "
+        "x, y, z, others are kept; or 3D Slicer's .fcsv, .mrk.json",
     )
     options.add_argument(
         "--save_as",
@@ -86,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         required=True,
-        help="file to write: .nii.gz or .nii; for landmarks .csv, .tsv, .txt, .fcsv or .mrk.json",
+        help="file to write: .nii.gz or .nii, of two dimensions .png, too; for landmarks .csv, .tsv, .txt, .fcsv or "
+        ".mrk.json",
     )
     options.add_argument(
         "--reference",
@@ -159,9 +163,10 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     if arguments.coordinates is not None:
         raise InputError("--coordinates is for landmarks: images and label maps have headers.")
-    check_nifti_name(arguments.output)
     if arguments.reference is None:
         raise InputError("An image needs --reference, the image on whose grid the result shall lie.")
+    if not (str(arguments.output).endswith(PNG) and read_grid(arguments.reference).flat):
+        check_nifti_name(arguments.output)
     if arguments.label is not None and arguments.outside is not None:
         raise InputError("--outside is for images; outside of a label map is 0.")
 

@@ -20,15 +20,18 @@ from common.io.landmarks import (
     COORDINATES,
     VOXELS,
     check_coordinates,
+    in_space,
     is_markups,
     points_text,
     read_points,
     to_coordinates,
     to_world,
 )
-from common.io.nifti import grid_of, open_nifti, read_grid, save_nifti, voxels_of
+from common.io.nifti import grid_of, open_image, read_grid, save_nifti, voxels_of
+from common.io.png import PNG, write_png
 from common.io.transforms import read_transform
 from common.spatial.labels import warp_labels
+from common.spatial.plane import laid
 from common.spatial.transform import Affine, Transform
 from common.spatial.world import Grid, displacement_to_moving, warp_within
 
@@ -79,6 +82,11 @@ class Chain:
             result = result.then(link.inverse() if backwards else link)
         return result
 
+    @property
+    def flat(self) -> bool:
+        """Whether it is one of images of two dimensions."""
+        return any(link.flat for link, _ in self._links)
+
     def domain(self) -> Grid | None:
         """Grid of the field or function that a point meets first, None where there is none or it is not known."""
         if not self._links or self._links[0][1]:
@@ -126,21 +134,24 @@ def warp_file(
     """Resample an image or a label map on a reference grid through a chain of transforms.
 
     Args:
-        source: the moving scan, NIfTI.
-        target: the result, .nii.gz or .nii, with the header of the reference.
+        source: the moving scan, NIfTI or PNG.
+        target: the result, .nii.gz or .nii, with the header of the reference; of two dimensions .png, too.
         chain: from the reference to the moving scan.
-        reference: NIfTI, of which only the header is used.
+        reference: NIfTI or PNG, of which only the grid is used.
         is_label: nearest voxel, of the type of the source and 0 outside; else linear, float32.
         outside: value outside the moving scan, by ITK's rule half a voxel beyond its outermost centres; None takes its
             smallest one. Labels are 0 from the outermost centres on, as in the evaluation.
 
     Raises:
-        InputError: when a file cannot be read or written, or the label map holds no whole numbers.
+        InputError: when a file cannot be read or written, the label map holds no whole numbers, or an image of two
+            dimensions meets a volume.
     """
-    pattern = open_nifti(reference)
+    pattern = open_image(reference, is_label=True)
     fixed = grid_of(pattern, reference)
-    file = open_nifti(source)
+    file = open_image(source, is_label)
     moving = grid_of(file, source)
+    if moving.flat != fixed.flat:
+        raise InputError(f"{source} is {moving.dims}D, but the reference {reference} is {fixed.dims}D.")
     place = displacement_to_moving(moving, fixed, chain.transform().ddf(fixed))
     if is_label:
         labels, kind = _labels(file, source)
@@ -149,7 +160,11 @@ def warp_file(
     else:
         image = torch.from_numpy(voxels_of(file, source)).view(1, 1, *moving.shape)
         warped = warp_within(image, place, outside=_lowest(image, source) if outside is None else outside)[0, 0].numpy()
-    save_nifti(target, _like(pattern, warped, fixed))
+    warped = laid(warped, fixed.dims)
+    if fixed.flat and str(target).endswith(PNG):
+        write_png(target, torch.from_numpy(warped.astype(np.float64)))
+    else:
+        save_nifti(target, _like(pattern, warped, fixed))
 
 
 def move_landmarks(
@@ -178,7 +193,9 @@ def move_landmarks(
         InputError: when the file holds no points or says other coordinates, the points lie in the image in other
             coordinates only, a grid is missing, or the result cannot be written.
     """
-    found = read_points(source)
+    first = None if start is None else read_grid(start)
+    dims = 2 if chain.flat or (first is not None and first.flat) else 3
+    found = read_points(source, dims)
     stated = coordinates or found.coordinates or COORDINATES[0]
     if is_markups(source):
         if coordinates in VOXELS:
@@ -188,8 +205,7 @@ def move_landmarks(
     is_table = not is_markups(target)
     if stated in VOXELS and is_table and end is None:
         raise InputError("Landmarks in voxels need the images that they belong to: give --reference and --target.")
-    first = None if start is None else read_grid(start)
-    points = found.points
+    points = in_space(found.points[:, :dims])
     if not is_markups(source):
         domain = first or chain.domain()
         if domain is not None:
@@ -197,7 +213,7 @@ def move_landmarks(
         points = to_world(points, stated, first)
     moved = chain.points(points)
     if is_table:
-        moved = to_coordinates(moved, stated, None if end is None else read_grid(end))
+        moved = to_coordinates(moved, stated, None if end is None else read_grid(end))[:, :dims]
     write_bytes(target, points_text(target, source, found, moved).encode())
     return len(points), stated if is_table else "slicer"
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.spatial.transform import Transform
 from common.spatial.world import Grid
 
 _LOGGER = logging.getLogger(__name__)
@@ -83,6 +84,22 @@ def _diagnosis(shape: tuple[int, ...], spatial: tuple[int, ...]) -> str:
             if found == half_of(tuple(spatial[axis] for axis in order)):
                 return f"this is half the resolution with permuted axes: it matches the fixed grid with axes {order}."
     return "the field belongs to the grid of another image."
+
+
+def check_dims(path: str | Path, transform: Transform, reference: Grid | None) -> None:
+    """Refuse a transform of two dimensions for a volume, and one of three for an image of two.
+
+    Args:
+        path: of the transform, for the message.
+        transform: as it was read.
+        reference: grid of the fixed image, if known.
+
+    Raises:
+        InputError: naming both.
+    """
+    if reference is not None and transform.flat != reference.flat:
+        dims = 2 if transform.flat else 3
+        raise InputError(f"{path} is a transform in {dims}D, but the fixed image is {reference.dims}D.")
 
 
 def check_finite(path: str | Path, values: Tensor) -> None:

@@ -13,6 +13,7 @@ from common.checks import InputError
 from common.io.field_checks import (
     VOXEL_MARK,
     channel_axis,
+    check_dims,
     check_displacements,
     check_finite,
     check_shape,
@@ -20,12 +21,13 @@ from common.io.field_checks import (
 )
 from common.io.field_places import check_place, is_made_up
 from common.io.files import first_line
+from common.io.flat_fields import lifted_array
 from common.io.formats.conventions import CONVENTIONS, VECTORS, check_stated
 from common.io.formats.reader import ARRAYS, read_world
 from common.io.formats.vectors import field_of
 from common.io.formats.writer import write_as
 from common.io.learn2reg import from_half_resolution
-from common.io.nifti import NIFTI, open_nifti, voxels_of
+from common.io.nifti import NIFTI, open_field, open_nifti, voxels_of
 from common.spatial.rounding import BORDER
 from common.spatial.transform import Affine
 from common.spatial.world import Grid, between_grids
@@ -51,7 +53,8 @@ def read_field(
         moving: grid of the moving image, which FSL's files need.
 
     Returns:
-        (1, 3, *grid.shape), float32, voxels of ``grid``; and the convention found.
+        (1, 3, *grid.shape), float32, voxels of ``grid``; and the convention found. Of an image of two dimensions the
+        third component is 0.
 
     Raises:
         InputError: when the file is missing, damaged or not read, or its shape, header or values contradict the
@@ -63,6 +66,7 @@ def read_field(
         ddf, found, has_world = _from_array(path, grid, convention, moving)
     else:
         transform, found = world
+        check_dims(path, transform, grid)
         has_world, first = True, next(iter(transform.stages), None)
         if first is not None and not isinstance(first, Affine) and not first.grid.same_as(grid):
             check_overlap(path, first.grid, grid)
@@ -114,8 +118,9 @@ def _from_array(path: Path, grid: Grid, convention: str, moving: Grid | None) ->
     if path.name.lower().endswith(ARRAYS):
         check_stated(path, "a NumPy file", convention, (*VECTORS, "learn2reg_half"))
         array, file = read_array(path), None
+        array = lifted_array(array, path) if grid.flat else array
     else:
-        file = open_nifti(path)
+        file = open_field(path, grid)
         array = voxels_of(file, path)
     if convention == "auto":
         convention = _guessed(path, array, grid)

@@ -19,6 +19,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import HeaderDataError
 
 from common.spatial.places import GRID_TOLERANCE, voxels_apart
+from common.spatial.plane import is_in_plane, plane_affine
 
 _LOGGER = logging.getLogger(__name__)
 _UNIT_BITS = 7
@@ -38,10 +39,14 @@ def affine_of(file: Any, path: str | Path) -> np.ndarray:
 
     The sform where its code is above 0, else the qform where its code is above 0, else nibabel's: axes by the voxel
     sizes, the first one towards the left, centre at 0. A warning is logged, once per file, where both forms are set and
-    lie apart, or where ITK finds the voxels elsewhere.
+    lie apart, or where ITK finds the voxels elsewhere. Of an image of two dimensions only the plane counts, see
+    :func:`common.spatial.plane.plane_affine`.
     """
     affine = np.array(file.affine, dtype=np.float64)
     _warn(file, affine, path)
+    if len(file.shape) == 2:
+        # Of the third axis, which has no unit, nothing is left.
+        return plane_affine(torch.from_numpy(_in_millimetres(affine, file.header))).numpy()
     return _in_millimetres(affine, file.header)
 
 
@@ -93,13 +98,25 @@ def _in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
 
 
 def _warn(file: Any, affine: np.ndarray, path: str | Path) -> None:
+    if len(file.shape) == 2 and not is_in_plane(torch.from_numpy(affine)):
+        _say_once(
+            path,
+            "the axes of this image of two dimensions leave the plane of right and anterior; here they are laid into "
+            f"it, from 0 on, but {_ITK} refuses the file.",
+        )
     # An affine that cannot be inverted is refused elsewhere.
     if len(file.shape) < 3 or not voxel_sizes(affine).min() > 0:
         return
     sentence = _disagreement(file, affine)
     # Whole data sets have no form at all: that is said of the first file.
-    key = "" if not _code(file.header, "sform") and not _code(file.header, "qform") else str(Path(path).absolute())
-    if sentence is not None and key not in _named:
+    key = "" if not _code(file.header, "sform") and not _code(file.header, "qform") else None
+    if sentence is not None:
+        _say_once(path, sentence, key)
+
+
+def _say_once(path: str | Path, sentence: str, key: str | None = None) -> None:
+    key = str(Path(path).absolute()) if key is None else key
+    if key not in _named:
         _named.add(key)
         _LOGGER.warning("%s: %s", path, sentence)
 

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transform files of ITK: affine, displacement field and their compositions.
 
-ITK's world is LPS, that of NIfTI and of this project RAS; both are millimetres. ITK is imported when it is needed.
+ITK's world is LPS, that of NIfTI and of this project RAS; both are millimetres. A transform of two dimensions is one of
+slices here (:mod:`common.spatial.plane`). ITK is imported when it is needed.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import check_to_write
 from common.io.files import first_line, replacing
 from common.io.nifti import check_is_file
+from common.spatial.plane import laid_field, lifted_field
 from common.spatial.rounding import turned_vectors
 from common.spatial.transform import Affine, Field, Function, Transform
 from common.spatial.world import Grid
@@ -41,8 +43,8 @@ def read_itk(path: str | Path, reference: Grid | None = None) -> Transform:
         The chain of its stages, in the order in which they are applied.
 
     Raises:
-        InputError: when the file is missing, damaged, not three-dimensional, or holds a curved transform other than a
-            displacement field and ``reference`` is not given.
+        InputError: when the file is missing, damaged, of other than two or three dimensions, or holds a curved
+            transform other than a displacement field and ``reference`` is not given.
     """
     import itk
 
@@ -60,9 +62,10 @@ def read_itk(path: str | Path, reference: Grid | None = None) -> Transform:
     parts = [part for item in found for part in reversed(_parts(item))]
     if not parts:
         raise InputError(f"{path} holds no transform.")
-    if any(part.GetInputSpaceDimension() != 3 or part.GetOutputSpaceDimension() != 3 for part in parts):
-        raise InputError(f"{path} holds a transform that is not three-dimensional.")
-    return Transform(_stages(parts, reference, path))
+    dims = {size for part in parts for size in (part.GetInputSpaceDimension(), part.GetOutputSpaceDimension())}
+    if dims not in ({2}, {3}):
+        raise InputError(f"{path} holds a transform that is neither of two nor of three dimensions.")
+    return Transform(_stages(parts, reference, path), flat=dims == {2})
 
 
 def read_itk_field(path: str | Path) -> Field:
@@ -72,17 +75,21 @@ def read_itk_field(path: str | Path) -> Field:
         path: .mha, .mhd, .nrrd or .nhdr.
 
     Raises:
-        InputError: when the file is damaged or holds no three-dimensional vectors.
+        InputError: when the file is damaged or holds no vectors of two or three dimensions.
     """
     import itk
 
     path = Path(path)
-    reader = itk.ImageFileReader[itk.Image[itk.Vector[itk.F, 3], 3]].New(FileName=str(path))
     try:
-        reader.UpdateOutputInformation()
-        header = reader.GetImageIO()
-        if header.GetNumberOfDimensions() != 3 or header.GetNumberOfComponents() != 3:
+        header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+        if header is None:
+            raise InputError(f"{path} cannot be read as an image of ITK.")
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+        dims = header.GetNumberOfDimensions()
+        if dims not in (2, 3) or header.GetNumberOfComponents() != dims:
             raise InputError(f"{path} holds no vectors of three components in three dimensions: it is no field.")
+        reader = itk.ImageFileReader[itk.Image[itk.Vector[itk.F, dims], dims]].New(FileName=str(path))
         reader.Update()
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read as an image of ITK ({_reason(error)}).") from error
@@ -94,7 +101,8 @@ def read_itk_field(path: str | Path) -> Field:
 def write_transform(path: str | Path, transform: Transform) -> None:
     """Write a transform as ITK's composition in HDF5, which ITK, SimpleITK, ANTs and 3D Slicer read.
 
-    Single precision, compressed; written under a temporary name and moved.
+    That of images of two dimensions is one of two dimensions in the file, too. Single precision, compressed; written
+    under a temporary name and moved.
 
     Args:
         path: ends in .h5.
@@ -114,9 +122,10 @@ def write_transform(path: str | Path, transform: Transform) -> None:
 
     for stage in stages:
         check_to_write(path, stage.matrix if isinstance(stage, Affine) else stage.ddf)
-    composition = itk.CompositeTransform[itk.F, 3].New()
+    dims = 2 if transform.flat else 3
+    composition = itk.CompositeTransform[itk.F, dims].New()
     for stage in reversed(stages or [Affine(torch.eye(4))]):
-        composition.AddTransform(_itk_affine(stage) if isinstance(stage, Affine) else _itk_field(stage))
+        composition.AddTransform(_itk_affine(stage, dims) if isinstance(stage, Affine) else _itk_field(stage))
     writer = itk.TransformFileWriterTemplate[itk.F].New(Input=composition)
     writer.SetUseCompression(True)
     try:
@@ -156,7 +165,7 @@ def _stages(parts: list[Any], reference: Grid | None, path: Path) -> tuple[Affin
         _check_finite(stage, path)
         if reference is not None and isinstance(stage, Affine):
             # The next one meets the points where this one has put them.
-            reference = Grid(reference.shape, stage.matrix @ reference.affine)
+            reference = replace(reference, affine=stage.matrix @ reference.affine)
         stages.append(stage)
     return tuple(stages)
 
@@ -175,42 +184,48 @@ def _stage(part: Any, reference: Grid | None, path: Path) -> Affine | Field:
 
 def _affine(part: Any) -> Affine:
     """Any linear transform, from where it puts the origin and the ends of the axes."""
-    ends = np.vstack([np.zeros(3), np.eye(3)])
+    dims = part.GetInputSpaceDimension()
+    ends = np.vstack([np.zeros(dims), np.eye(dims)])
     moved = torch.tensor([list(part.TransformPoint(end.tolist())) for end in ends], dtype=torch.float64)
     matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, 3] = moved[0]
-    matrix[:3, :3] = (moved[1:] - moved[0]).T
+    matrix[:dims, 3] = moved[0]
+    matrix[:dims, :dims] = (moved[1:] - moved[0]).T
     return Affine(_FLIP @ matrix @ _FLIP)
 
 
 def _field(image: Any, path: Path) -> Field:
     import itk
 
+    dims = image.GetImageDimension()
     linear = np.asarray(image.GetDirection()) * np.asarray(image.GetSpacing())
     affine = torch.eye(4, dtype=torch.float64)
-    affine[:3, :3] = torch.from_numpy(linear)
-    affine[:3, 3] = torch.tensor(list(image.GetOrigin()), dtype=torch.float64)
-    vectors = torch.from_numpy(np.asarray(itk.array_view_from_image(image), dtype=np.float32))
+    affine[:dims, :dims] = torch.from_numpy(linear)
+    affine[:dims, 3] = torch.tensor(list(image.GetOrigin()), dtype=torch.float64)
+    vectors = torch.from_numpy(np.array(itk.array_view_from_image(image), dtype=np.float32))
+    shape = tuple(reversed(vectors.shape[:-1]))
     try:
-        i, j, k = reversed(vectors.shape[:3])
-        grid = Grid((i, j, k), _FLIP @ affine)
+        grid = Grid.of(shape, _FLIP @ affine)
     except InputError as error:
         raise InputError(f"{path} holds a field whose directions cannot be inverted.") from error
-    columns = vectors.permute(2, 1, 0, 3).flatten(0, 2).T
-    return Field(grid, turned_vectors(torch.linalg.inv(affine[:3, :3]), columns).view(1, 3, *grid.shape))
+    columns = vectors.movedim(-1, 0).permute(0, *range(dims, 0, -1)).flatten(1)
+    ddf = turned_vectors(torch.linalg.inv(affine[:dims, :dims]), columns).view(1, dims, *shape)
+    return Field(grid, lifted_field(ddf, dims))
 
 
 def _sampled(part: Any, reference: Grid, path: Path) -> Field:
     """A curved transform as displacements on the reference grid."""
     import itk
 
-    lps = _FLIP @ reference.affine
-    spacing = lps[:3, :3].norm(dim=0)
-    sampler = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, 3], 3], itk.D].New(Transform=part)
-    sampler.SetSize(list(reference.shape))
-    sampler.SetOutputOrigin(lps[:3, 3].tolist())
-    sampler.SetOutputSpacing(spacing.tolist())
-    sampler.SetOutputDirection(itk.matrix_from_array((lps[:3, :3] / spacing).numpy()))
+    dims = part.GetInputSpaceDimension()
+    if dims != reference.dims:
+        raise InputError(f"{path} holds a transform in {dims}D, but the fixed image is {reference.dims}D.")
+    origin, spacing, direction = _itk_place(reference)
+    image = itk.Image[itk.Vector[itk.F, dims], dims]
+    sampler = itk.TransformToDisplacementFieldFilter[image, itk.D].New(Transform=part)
+    sampler.SetSize(list(reference.shape[:dims]))
+    sampler.SetOutputOrigin(origin)
+    sampler.SetOutputSpacing(spacing)
+    sampler.SetOutputDirection(direction)
     sampler.Update()
     return _field(sampler.GetOutput(), path)
 
@@ -223,31 +238,38 @@ def _check_finite(stage: Affine | Field, path: Path) -> None:
         raise InputError(f"{path} holds an affine map that cannot be inverted.")
 
 
-def _itk_affine(stage: Affine) -> Any:
+def _itk_affine(stage: Affine, dims: int) -> Any:
     import itk
 
     matrix = (_FLIP @ stage.matrix @ _FLIP).numpy()
-    affine = itk.AffineTransform[itk.F, 3].New()
-    affine.SetMatrix(itk.matrix_from_array(matrix[:3, :3].astype(np.float32)))
-    affine.SetTranslation(matrix[:3, 3].tolist())
+    affine = itk.AffineTransform[itk.F, dims].New()
+    affine.SetMatrix(itk.matrix_from_array(matrix[:dims, :dims].astype(np.float32)))
+    affine.SetTranslation(matrix[:dims, 3].tolist())
     return affine
 
 
 def _itk_field(stage: Field) -> Any:
     import itk
 
-    lps = _FLIP @ stage.grid.affine
-    spacing = lps[:3, :3].norm(dim=0)
-    vectors = _vectors(stage.ddf, lps[:3, :3])
-    image = itk.image_from_array(vectors, ttype=itk.Image[itk.Vector[itk.F, 3], 3])
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection(itk.matrix_from_array((lps[:3, :3] / spacing).numpy()))
-    field = itk.DisplacementFieldTransform[itk.F, 3].New()
+    dims = stage.grid.dims
+    linear = (_FLIP @ stage.grid.affine)[:dims, :dims].float()
+    vectors = torch.einsum("rc,c...->...r", linear, laid_field(stage.ddf, dims)[0].cpu().float())
+    stored = vectors.permute(*range(dims - 1, -1, -1), dims).contiguous().numpy()
+    image = itk.image_from_array(stored, ttype=itk.Image[itk.Vector[itk.F, dims], dims])
+    origin, spacing, direction = _itk_place(stage.grid)
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    field = itk.DisplacementFieldTransform[itk.F, dims].New()
     field.SetDisplacementField(image)
     return field
 
 
-def _vectors(ddf: Tensor, linear: Tensor) -> np.ndarray:
-    """(K, J, I, 3) millimetres, contiguous, as ITK stores them."""
-    return torch.einsum("rc,cijk->kjir", linear.float(), ddf[0].cpu().float()).contiguous().numpy()
+def _itk_place(grid: Grid) -> tuple[list[float], list[float], Any]:
+    """Origin, spacing and directions of a grid as ITK has them."""
+    import itk
+
+    lps = _FLIP @ grid.affine
+    spacing = lps[:3, :3].norm(dim=0)
+    direction = (lps[:3, :3] / spacing)[: grid.dims, : grid.dims]
+    return lps[: grid.dims, 3].tolist(), spacing[: grid.dims].tolist(), itk.matrix_from_array(direction.numpy())

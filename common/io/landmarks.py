@@ -68,7 +68,8 @@ def read_landmarks(
         coordinates: of tables, one of :data:`COORDINATES`; a file that says its own keeps to them.
 
     Returns:
-        (N, spatial_dims), float64; the first voxel is 0.
+        (N, spatial_dims), float64; the first voxel is 0. Of two dimensions the first two coordinates of a file of 3D
+        Slicer count.
 
     Raises:
         InputError: as :func:`read_points`; when there is no landmark, or more than a tenth of the points lie outside
@@ -77,14 +78,19 @@ def read_landmarks(
     found = read_points(path, spatial_dims)
     if not len(found.points):
         raise InputError(f"{path} holds no landmark: {spatial_dims} coordinates a line are expected.")
-    stated = found.coordinates or coordinates
+    stated, points = found.coordinates or coordinates, in_space(found.points[:, :spatial_dims])
     if grid is not None:
-        check_coordinates(path, found.points, stated, grid, said=found.coordinates is not None, strict=True)
+        check_coordinates(path, points, stated, grid, said=found.coordinates is not None, strict=True)
     if stated in VOXELS:
-        return found.points - VOXELS[stated]
+        return (points - VOXELS[stated])[:, :spatial_dims]
     if grid is None:
         raise InputError(f"{path} holds {_NAMES[stated]}, whose voxels an image has to tell.")
-    return from_world(found.points * _signs(stated), grid)
+    return from_world(points * _signs(stated), grid)[:, :spatial_dims]
+
+
+def in_space(points: Tensor) -> Tensor:
+    """Points (N, 2) of an image of two dimensions as (N, 3), the third coordinate 0; points (N, 3) as they are."""
+    return torch.cat([points, torch.zeros(len(points), 3 - points.shape[1], dtype=points.dtype)], dim=1)
 
 
 def to_world(points: Tensor, coordinates: str, grid: Grid | None) -> Tensor:
@@ -96,7 +102,8 @@ def to_world(points: Tensor, coordinates: str, grid: Grid | None) -> Tensor:
     if coordinates not in VOXELS:
         return points * _signs(coordinates)
     known = _of_an_image(grid)
-    return (points - VOXELS[coordinates]) @ known.affine[:3, :3].T + known.affine[:3, 3]
+    voxels = points - VOXELS[coordinates]
+    return in_space(voxels[:, : known.dims]) @ known.affine[:3, :3].T + known.affine[:3, 3]
 
 
 def to_coordinates(points: Tensor, coordinates: str, grid: Grid | None) -> Tensor:
@@ -150,7 +157,7 @@ def points_text(target: str | Path, source: str | Path, found: PointList, moved:
         target: name of the result.
         source: name of the file that the points come from.
         found: what it holds.
-        moved: (N, 3), as they shall stand in a table; RAS millimetres for a file of 3D Slicer.
+        moved: (N, d), as they shall stand in a table; RAS millimetres (N, 3) for a file of 3D Slicer.
     """
     kind, before = (_kind(name) for name in (target, source))
     if kind == before:
@@ -161,7 +168,7 @@ def points_text(target: str | Path, source: str | Path, found: PointList, moved:
         return markups_text(moved, found.labels)
     separator = "\t" if str(target).lower().endswith(".tsv") else ","
     rows = [[label, *map(digits, point)] for label, point in zip(found.labels, moved.tolist(), strict=True)]
-    return table_text([["label", "x", "y", "z"], *rows], separator)
+    return table_text([["label", *"xyz"[: moved.shape[1]]], *rows], separator)
 
 
 def is_markups(path: str | Path) -> bool:

@@ -87,9 +87,7 @@ def read_map(path: str | Path) -> Transform:
         there, back = (
             _displacement(FieldMap(ModulatedField.of_state(state, code), code, size)) for state in content["fields"]
         )
-        # In two dimensions a slice of one voxel.
-        i, j, k = (*size, 1)[:3]
-        function = Function(Grid((i, j, k), content["affine"]), there, back)
+        function = Function(Grid.of(size, content["affine"]), there, back)
         transform = Transform((function, Affine(content["alignment"])))
         # Shapes that do not fit, and a matrix without an inverse, show where the map is used.
         there_and_back = transform.inverse_points(transform.points(torch.zeros(1, 3)))

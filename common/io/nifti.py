@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files: read with errors that a person understands, the grids that their headers state, written whole."""
+"""NIfTI files: read with errors that a person understands, the grids that their headers state, written whole.
+
+Images in two dimensions may be PNG files, too (:mod:`common.io.png`), which are seen as NIfTI files are.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,15 @@ from common.checks import InputError
 from common.io.field_checks import VOXEL_MARK
 from common.io.file_kinds import check_content
 from common.io.files import first_line, write_bytes
+from common.io.flat_fields import FlatField, as_slice
 from common.io.header_forms import affine_of, set_world
 from common.io.label_values import labels_of
+from common.io.png import PNG, open_png
 from common.spatial.world import Grid
 
 NIFTI = (".nii", ".nii.gz")
+IMAGES = (*NIFTI, PNG)
+"""Endings of images and label maps that are read."""
 _DICOM_PREFIX = 132
 """Bytes before the end of the mark "DICM" of a DICOM file."""
 
@@ -29,7 +36,7 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
     """Read one image of two or three dimensions.
 
     Args:
-        path: ends in .nii.gz or .nii. Axes of one element behind the third, which some tools write, are dropped.
+        path: ends in .nii.gz, .nii or .png. Axes of one element behind the third, which some tools write, are dropped.
 
     Returns:
         Its values (*spatial) as float32, scaled as the header says; and its affine (4, 4) float64, voxels to
@@ -38,7 +45,7 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: when the file is missing, a folder, DICOM, damaged, a series, or in colours.
     """
-    values, affine = _read_single(path)
+    values, affine = _read_single(open_image(path), path)
     return torch.from_numpy(np.array(values, dtype=np.float32, order="C")), affine
 
 
@@ -51,12 +58,11 @@ def read_labels(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: also when values are no integers.
     """
-    values, affine = _read_single(path)
+    values, affine = _read_single(open_image(path, is_label=True), path)
     return labels_of(values, path), affine
 
 
-def _read_single(path: str | Path) -> tuple[np.ndarray, Tensor]:
-    file = open_nifti(path)
+def _read_single(file: Any, path: str | Path) -> tuple[np.ndarray, Tensor]:
     shape = tuple(int(n) for n in file.shape)
     if len(shape) < 2 or max(shape[3:], default=1) > 1:
         raise InputError(
@@ -68,20 +74,44 @@ def _read_single(path: str | Path) -> tuple[np.ndarray, Tensor]:
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Shape and affine of a NIfTI image; only the header is read.
+    """Shape and affine of an image; of NIfTI only the header is read.
 
     Trailing axes of one element are ignored.
 
     Args:
-        path: ends in .nii.gz or .nii.
+        path: ends in .nii.gz, .nii or .png.
 
     Returns:
         The grid of the image, RAS+ millimetres, see :func:`common.io.header_forms.affine_of`.
 
     Raises:
-        InputError: when the file is missing, a folder, DICOM, damaged, not three-dimensional, or of a singular affine.
+        InputError: when the file is missing, a folder, DICOM, damaged, a series, or of a singular affine.
     """
-    return grid_of(open_nifti(path), path)
+    # The grid of a label map of colours is asked for, too.
+    return grid_of(open_image(path, is_label=True), path)
+
+
+def open_image(path: str | Path, is_label: bool = False) -> Any:
+    """An image or a label map as nibabel's image: of NIfTI its voxels not yet read, of PNG made here.
+
+    Args:
+        path: ends in .nii.gz, .nii or .png.
+        is_label: whether a PNG of a palette holds the numbers of its entries.
+
+    Raises:
+        InputError: as :func:`open_nifti` and :func:`common.io.png.open_png`.
+    """
+    check_is_file(Path(path))
+    return open_png(path, is_label) if str(path).endswith(PNG) else open_nifti(path)
+
+
+def open_field(path: str | Path, reference: Grid | None = None) -> Any:
+    """A NIfTI of vectors as nibabel's image; those of two dimensions as slices, see :mod:`common.io.flat_fields`.
+
+    Raises:
+        InputError: as :func:`open_nifti` and :func:`common.io.flat_fields.as_slice`.
+    """
+    return as_slice(open_nifti(path), path, reference)
 
 
 def open_nifti(path: str | Path) -> Any:
@@ -130,28 +160,28 @@ def voxels_of(file: Any, path: str | Path, dtype: Any = np.float32) -> np.ndarra
 
 
 def grid_of(file: Any, path: str | Path) -> Grid:
-    """Grid of an opened three-dimensional file.
+    """Grid of an opened file of two or three dimensions.
 
     Raises:
         InputError: when it has another number of axes, or a singular affine.
     """
     shape = tuple(int(n) for n in file.shape)
     if len(shape) > 3 and max(shape[3:]) > 1:
-        raise InputError(f"{path} has shape {shape}, but one 3D image is expected: extract the volume that is meant.")
+        raise InputError(f"{path} has shape {shape}, but one image is expected: extract the volume that is meant.")
     return spatial_grid(file, path)
 
 
 def spatial_grid(file: Any, path: str | Path) -> Grid:
-    """Grid of the first three axes of an opened file, whatever its other axes hold.
+    """Grid of the first three axes of an opened file, whatever its other axes hold; flat where it has two alone.
 
     Raises:
         InputError: when there are fewer axes, or the header's affine cannot be used.
     """
-    shape = tuple(int(n) for n in file.shape[:3])
-    if len(shape) != 3:
-        raise InputError(f"{path} has shape {shape}, but a 3D image is expected.")
+    shape = tuple(int(n) for n in file.shape[: 2 if isinstance(file, FlatField) else 3])
+    if len(shape) < 2:
+        raise InputError(f"{path} has shape {shape}, but an image of two or three dimensions is expected.")
     try:
-        return Grid((shape[0], shape[1], shape[2]), torch.from_numpy(affine_of(file, path)))
+        return Grid.of(shape, torch.from_numpy(affine_of(file, path)))
     except InputError as error:
         raise InputError(f"{path} has a header whose affine cannot be inverted: repair its sform or qform.") from error
 
@@ -176,7 +206,7 @@ def write_ddf(path: str | Path, ddf: Tensor, affine: Tensor) -> None:
 
     Args:
         path: ends in .nii.gz or .nii.
-        ddf: (d, *spatial).
+        ddf: (d, *spatial), of two or three dimensions.
         affine: (4, 4) of the fixed image.
 
     Raises:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from common.checks import InputError
-from common.io.field_checks import channel_axis, check_displacements
+from common.io.field_checks import channel_axis, check_dims, check_displacements
 from common.io.field_places import is_made_up, say_place
 from common.io.fields import CONVENTIONS, read_field, says_voxels, write_displacement
 from common.io.formats.reader import ARRAYS, read_world
 from common.io.itk_transforms import write_transform
-from common.io.nifti import open_nifti, read_grid, spatial_grid, voxels_of
+from common.io.nifti import open_field, read_grid, spatial_grid, voxels_of
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 
@@ -51,14 +51,15 @@ def read_transform(
 
     Raises:
         InputError: when the file is missing, damaged or not read, contradicts the convention, does not say what its
-            numbers mean, or needs a grid.
+            numbers mean, needs a grid, or is of two dimensions where the reference has three, or the other way round.
     """
     path = Path(path)
     world = read_world(path, convention, reference, moving)
     if world is not None:
+        check_dims(path, world[0], reference)
         return world[0]
     if not path.name.lower().endswith(ARRAYS) and convention != "learn2reg_half":
-        file = open_nifti(path)
+        file = open_field(path, reference)
         say_place(path, file, reference)
         if not is_made_up(file) and channel_axis(file.shape, file.shape[:3]) == -1:
             field = Field(spatial_grid(file, path), torch.from_numpy(np.moveaxis(voxels_of(file, path), -1, 0))[None])

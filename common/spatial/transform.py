@@ -2,18 +2,20 @@
 """Chains of affine maps, displacement fields and functions between the worlds of two scans.
 
 World coordinates are those of NIfTI, RAS+ millimetres. A transform maps points of the fixed scan to the moving scan, as
-resampling the moving scan on the fixed grid needs it.
+resampling the moving scan on the fixed grid needs it. Those of two dimensions are written on slices, whose third
+coordinate stays as it is (:mod:`common.spatial.plane`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from common.checks import InputError
 from common.spatial.coordinates import identity_grid
 from common.spatial.invert import invert, solve
 from common.spatial.points import sample_at
@@ -96,7 +98,7 @@ class Field:
         _warn_of_folds(residual, "voxels")
         affine = self.grid.affine.clone()
         affine[:3, 3] += affine[:3, :3] @ shift
-        return Field(Grid(self.grid.shape, affine), inverse - offset)
+        return Field(replace(self.grid, affine=affine), inverse - offset)
 
     def displacement_at(self, place: Tensor) -> Tensor:
         """The displacement (1, 3, *spatial) where voxels of an array are displaced to by ``place``, of this shape."""
@@ -184,9 +186,21 @@ class Transform:
 
     Attributes:
         stages: in the order in which a point of the fixed scan goes through them.
+        flat: whether it is one of images of two dimensions, and so are its affine maps; where there are fields, their
+            grids say so.
+
+    Raises:
+        InputError: when fields of two and of three dimensions are mixed.
     """
 
     stages: tuple[Affine | Field | Function, ...]
+    flat: bool = False
+
+    def __post_init__(self) -> None:
+        kinds = {stage.grid.flat for stage in self.stages if not isinstance(stage, Affine)}
+        if kinds == {True, False} or (self.flat and False in kinds):
+            raise InputError("A transform in two dimensions cannot be joined to one in three.")
+        object.__setattr__(self, "flat", self.flat or True in kinds)
 
     def points(self, points: Tensor) -> Tensor:
         """Where points (N, 3) of the fixed scan lie in the moving scan, RAS+ millimetres, float64."""
@@ -204,11 +218,11 @@ class Transform:
 
     def inverse(self) -> Transform:
         """Moving world to fixed world."""
-        return Transform(tuple(stage.inverse() for stage in reversed(self.stages)))
+        return Transform(tuple(stage.inverse() for stage in reversed(self.stages)), self.flat)
 
     def then(self, other: Transform) -> Transform:
         """The chain of this transform and, after it, another."""
-        return Transform((*self.stages, *other.stages))
+        return Transform((*self.stages, *other.stages), self.flat or other.flat)
 
     def ddf(self, fixed: Grid) -> Tensor:
         """The whole chain as one field of displacements on a grid.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids in the world of a scanner: images and fields carried from one grid to another by their headers.
 
-World coordinates are those of NIfTI, RAS+ millimetres. Everything here is three-dimensional, as the headers are.
+World coordinates are those of NIfTI, RAS+ millimetres. Everything here is three-dimensional, as the headers are: an
+image of two dimensions has a flat grid, see :mod:`common.spatial.plane`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.spatial.places import GRID_TOLERANCE, voxels_apart
+from common.spatial.plane import plane_affine
 from common.spatial.rounding import TIE, between_affines
 from common.spatial.warp import warp
 
@@ -31,6 +33,8 @@ class Grid:
     Attributes:
         shape: number of voxels per array axis.
         affine: (4, 4), voxel indices to millimetres RAS+; kept in float64 on the CPU.
+        flat: whether the image has two dimensions. Its shape is then (W, H, 1), and of the affine the plane counts, see
+            :func:`common.spatial.plane.plane_affine`. A volume of one slice is not flat.
 
     Raises:
         InputError: when the shape is not three-dimensional or the affine cannot be inverted.
@@ -38,21 +42,35 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: Tensor
+    flat: bool = False
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
         affine = torch.as_tensor(self.affine).detach().to("cpu", torch.float64)
-        if len(shape) != 3 or min(shape) < 1:
+        if len(shape) != 3 or min(shape) < 1 or (self.flat and shape[2] != 1):
             raise InputError(f"A grid in world coordinates has three axes, but the shape is {shape}.")
-        if affine.shape != (4, 4) or not bool(torch.isfinite(affine).all()) or not self._is_invertible(affine):
+        is_whole = affine.shape == (4, 4) and bool(torch.isfinite(affine).all())
+        affine = plane_affine(affine) if self.flat and is_whole else affine
+        if not is_whole or not self._is_invertible(affine):
             raise InputError(f"The affine {affine.tolist()} cannot be inverted: the image's header is damaged.")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
+
+    @classmethod
+    def of(cls, shape: Sequence[int], affine: Tensor) -> Grid:
+        """The grid of an array of two or three axes."""
+        i, j, k = shape if len(shape) == 3 else (*shape, 1)
+        return cls((i, j, k), affine, flat=len(shape) == 2)
 
     @staticmethod
     def _is_invertible(affine: Tensor) -> bool:
         largest, _, smallest = torch.linalg.svdvals(affine[:3, :3]).tolist()
         return bool(smallest > _FLATTEST * largest)
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions of the image."""
+        return 2 if self.flat else 3
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -65,7 +83,7 @@ class Grid:
         affine = self.affine.clone()
         affine[:3, 3] += affine[:3, :3] @ torch.tensor(list(start), dtype=torch.float64)
         i, j, k = (last - first for first, last in zip(start, stop, strict=True))
-        return Grid((i, j, k), affine)
+        return Grid((i, j, k), affine, self.flat)
 
     def same_as(self, other: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
         """Whether two grids have one shape, and their voxels lie within ``tolerance`` voxels of each other.
@@ -75,24 +93,29 @@ class Grid:
         return self.shape == other.shape and voxels_apart(self.shape, self.affine, other.affine) <= tolerance
 
 
-def working_grid(image: Grid, spacing: tuple[float, float, float] | None) -> Grid:
+def working_grid(image: Grid, spacing: Sequence[float] | None) -> Grid:
     """The grid that a network trained on RAS+ arrays wants for an image.
 
     The axes of the image are reordered and flipped to be nearest to RAS+ (its obliqueness stays), and the voxels get
-    the network's size; the volume covered is that of the image, up to part of a voxel.
+    the network's size; the volume covered is that of the image, up to part of a voxel. Of two dimensions there is no
+    usual order: the axes of a flat grid stay as they are, as networks see them in training.
 
     Args:
         image: grid of the scan.
-        spacing: millimetres per voxel along right, anterior, superior; None keeps the scan's own.
+        spacing: millimetres per voxel along right, anterior, superior, or along the axes of a flat grid; None keeps the
+            scan's own.
 
     Returns:
         The grid.
     """
     linear = image.affine[:3, :3]
-    order = _closest_axes(linear / linear.norm(dim=0))
-    directions = torch.stack([linear[:, axis] * linear[row, axis].sign() for row, axis in enumerate(order)], dim=1)
+    order: tuple[int, ...] = (0, 1, 2)
+    directions = linear
+    if not image.flat:
+        order = _closest_axes(linear / linear.norm(dim=0))
+        directions = torch.stack([linear[:, axis] * linear[row, axis].sign() for row, axis in enumerate(order)], dim=1)
     own = directions.norm(dim=0)
-    wanted = own if spacing is None else torch.tensor(spacing, dtype=torch.float64)
+    wanted = own if spacing is None else torch.tensor([*spacing[: image.dims], *own[image.dims :]], dtype=torch.float64)
     extent = torch.tensor([image.shape[axis] for axis in order], dtype=torch.float64) * own
     # Voxel sizes of a header are rounded.
     size = (extent / wanted - 1e-4).ceil().clamp(min=1)
@@ -122,7 +145,7 @@ def _about_centre(image: Grid, affine: Tensor, size: Tensor) -> Grid:
     centre = image.affine[:3, :3] @ ((torch.tensor(image.shape, dtype=torch.float64) - 1) / 2) + image.affine[:3, 3]
     affine[:3, 3] = centre - affine[:3, :3] @ ((size - 1) / 2)
     i, j, k = (int(n) for n in size)
-    return Grid((i, j, k), affine)
+    return Grid((i, j, k), affine, image.flat)
 
 
 def between_grids(moving: Grid, fixed: Grid, alignment: Tensor | None = None) -> Tensor:

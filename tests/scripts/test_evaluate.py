@@ -342,7 +342,7 @@ def test_broken_image_is_named_and_leaves_nothing(data: Data, case: str) -> None
     if case == "singular":
         image.header["srow_x"], image.header["sform_code"], image.header["qform_code"] = 0, 1, 0
         image = nibabel.Nifti1Image(array, None, image.header)
-    messages = {"4D": "3D image is expected", "dicom": "dcm2niix", "singular": "inverted", "damaged": "copy it anew"}
+    messages = {"4D": "one image is expected", "dicom": "dcm2niix", "singular": "inverted", "damaged": "copy it anew"}
     if case == "dicom":
         path.unlink()
         path.mkdir()

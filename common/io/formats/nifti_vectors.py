@@ -16,7 +16,7 @@ from common.io.formats.conventions import VECTORS, check_stated
 from common.io.formats.fsl import fsl_frame
 from common.io.formats.recognised import Recognised
 from common.io.formats.vectors import field_of, position_frame
-from common.io.nifti import open_nifti, spatial_grid, voxels_of
+from common.io.nifti import open_field, spatial_grid, voxels_of
 from common.spatial.transform import Transform
 from common.spatial.world import Grid
 
@@ -32,7 +32,7 @@ def read_nifti(
     path: Path, convention: str, reference: Grid | None, moving: Grid | None
 ) -> tuple[Transform, str] | None:
     """A NIfTI of vectors whose place in the world is known; as :func:`common.io.formats.reader.read_world`."""
-    file = open_nifti(path)
+    file = open_field(path, reference)
     if convention == "itk" and len(file.shape) != 5:
         raise InputError(f"{path} is a NIfTI image, not an ITK transform file: state --convention lps_mm or voxels.")
     seen = recognise(path, file)

@@ -48,6 +48,8 @@ FORMS: Mapping[str, Form] = {
     "mrtrix": Form("ras_positions", 4, use="mrtransform -warp"),
 }
 """What ``apply.py --save_as`` writes."""
+_FLAT = ("itk", "voxels")
+"""Those of two dimensions."""
 
 
 def write_as(path: str | Path, form: str, ddf: Tensor, fixed: Grid, moving: Grid | None = None) -> None:
@@ -61,14 +63,20 @@ def write_as(path: str | Path, form: str, ddf: Tensor, fixed: Grid, moving: Grid
         moving: grid of the moving scan, for FSL.
 
     Raises:
-        InputError: when there is no such form, a grid is missing, values are not finite, or the file cannot be written.
+        InputError: when there is no such form (of two dimensions those of ITK and of this project), a grid is missing,
+            values are not finite, or the file cannot be written.
     """
     if form not in FORMS:
         raise InputError(f"There is no form {form!r}; choose one of {', '.join(FORMS)}.")
     wanted = FORMS[form]
+    if fixed.flat and form not in _FLAT:
+        raise InputError(f"Fields of two dimensions are written as {' or '.join(_FLAT)}, not as {form!r}.")
     vectors = vectors_of(ddf, fixed, wanted.convention, moving)
     check_to_write(path, vectors)
     array = vectors.numpy()
+    if fixed.flat:
+        # ITK's vectors keep the place of a third axis of space.
+        array = array[..., :2] if form == "itk" else array[:, :, 0, :2]
     file = nibabel.Nifti1Image(array[..., None, :] if wanted.axes == 5 else array, None)
     set_world(file, fixed.affine.numpy())
     file.header["intent_code"], file.header["intent_name"] = wanted.intent, wanted.name

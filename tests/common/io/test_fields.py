@@ -369,8 +369,8 @@ def test_images_that_have_no_grid(tmp_path: Path) -> None:
     (tmp_path / "c.nii").write_bytes(singular.header.binaryblock + bytes(4 + 4 * 120))
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM")
     for path, message in (
-        (save(tmp_path / "a.nii", np.zeros((4, 5, 6, 7))), "one 3D image is expected"),
-        (save(tmp_path / "b.nii", np.zeros((4, 5))), "3D image is expected"),
+        (save(tmp_path / "a.nii", np.zeros((4, 5, 6, 7))), "one image is expected"),
+        (save(tmp_path / "b.nii", np.zeros(4)), "two or three dimensions is expected"),
         (tmp_path / "c.nii", "affine cannot be inverted"),
         (tmp_path / "a.dcm", "DICOM"),
         (tmp_path, "dcm2niix"),

@@ -325,7 +325,7 @@ def test_files_that_are_no_transforms(tmp_path: Path) -> None:
     for name, convention, message in (
         ("bad.h5", "auto", "cannot be read as an ITK transform"),
         ("bad.tfm", "auto", "cannot be read as an ITK transform"),
-        ("flat.tfm", "auto", "not three-dimensional"),
+        ("flat.tfm", "auto", "a transform in 2D, but the fixed image is 3D"),
         ("none.h5", "auto", "does not exist"),
         ("good.h5", "voxels", "ITK transform file, but --convention voxels was stated"),
     ):
