@@ -3,7 +3,7 @@
 
 Deformable networks expect heads (or bodies) that lie alike. Mutual information makes no assumption about the contrasts
 (Viola and Wells 1997; Maes et al. 1997). It is measured on block means of the scans: an affine needs no full
-resolution.
+resolution. Images of two dimensions move in their plane alone: a turn and a shift, then six parameters.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from common.spatial.world import Grid
 _LEVELS = ((20, 16), (30, 24), (60, 30))
 """Per resolution: voxels along an average side of the fixed scan, and the cube root of the number of points."""
 _START_ROTATION = math.radians(20)
+_IN_PLANE = {"rigid": (2, 3, 4), "affine": (0, 1, 3, 4, 9, 10)}
+"""Of the parameters those that move nothing out of the plane of an image of two dimensions."""
 _CHOSEN_STARTS = 4
 _START_ITERATIONS, _ITERATIONS = 15, 100
 _TOLERANCE = 1e-6
@@ -71,6 +73,8 @@ def align(
 ) -> Alignment:
     """Find the affine map that carries the fixed scan's world to the moving scan's.
 
+    Flat grids are aligned in their plane, see :mod:`common.spatial.plane`.
+
     Several starts (the headers, the centres of mass, the centres of the grids, each also turned by 20 degrees) are
     tried at the coarsest resolution; the best one is left for another orientation where that is clearly better, refined
     rigidly, then with all twelve parameters. It converged where it is also clearly better than any other orientation.
@@ -88,7 +92,7 @@ def align(
         The matrix and how good it is; a failure that leaves something to work with is no exception but a ``warning``.
 
     Raises:
-        InputError: when a scan is constant, not finite or does not fit its grid.
+        InputError: when a scan is constant, not finite or does not fit its grid, or one grid is flat and one not.
     """
     started = time.perf_counter()
     with _one_thread():
@@ -109,6 +113,8 @@ def _searched(
     """The map, the similarity before and after, and why the map should not be trusted."""
     _check(fixed, fixed_grid, fixed_name)
     _check(moving, moving_grid, moving_name)
+    if moving_grid.flat != fixed_grid.flat:
+        raise InputError(f"{moving_name} is {moving_grid.dims}D, but {fixed_name} is {fixed_grid.dims}D.")
     spacings = [_mean_side(fixed_grid) / voxels for voxels, _ in _LEVELS]
     pairs = [
         ScanPair(
@@ -120,7 +126,7 @@ def _searched(
     ]
     headers = torch.eye(4, dtype=torch.float64)
     before, _ = pairs[-1].similarity(headers)
-    if 1 in moving_grid.shape:
+    if 1 in moving_grid.shape[: moving_grid.dims]:
         # Sampled across it, a slice goes on without an end, and so do the maps that look right.
         return headers, before, before, "the moving scan is a single slice, so the headers are kept"
     start = best_orientation(
@@ -157,9 +163,9 @@ def _check(image: Tensor, grid: Grid, name: str) -> None:
 
 
 def _mean_side(grid: Grid) -> float:
-    """Side in millimetres of the cube that has the volume of the grid."""
+    """Side in millimetres of the cube that has the volume of the grid, or of the square that has its area."""
     volume = torch.linalg.det(grid.affine[:3, :3]).abs() * math.prod(grid.shape)
-    return float(volume) ** (1 / 3)
+    return float(volume) ** (1 / grid.dims)
 
 
 def _about(centre: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
@@ -183,7 +189,8 @@ def _starts(pair: ScanPair) -> Iterator[Tensor]:
         pair.moving.centre_of_mass() - pair.fixed.centre_of_mass(),
         pair.moving.centre() - pair.fixed.centre(),
     )
-    turns = [still, *(sign * _START_ROTATION * axis for axis, sign in product(torch.eye(3).double(), (1, -1)))]
+    axes = torch.eye(3, dtype=torch.float64)[2 if pair.flat else 0 :]
+    turns = [still, *(sign * _START_ROTATION * axis for axis, sign in product(axes, (1, -1)))]
     for turn, shift in product(turns, shifts):
         yield _about(pair.centre, _turn(turn), shift)
 
@@ -204,7 +211,11 @@ def _refined(pair: ScanPair, matrix: Tensor, kind: str, iterations: int = _ITERA
     """
     from scipy.optimize import minimize
 
-    def moved(parameters: Tensor) -> Tensor:
+    size = 6 if kind == "rigid" else 12
+    free = list(_IN_PLANE[kind] if pair.flat else range(size))
+
+    def moved(values: Tensor) -> Tensor:
+        parameters = torch.zeros(size, dtype=torch.float64).index_put((torch.tensor(free),), values)
         if kind == "rigid":
             linear = _turn(parameters[:3] / pair.radius)
         else:
@@ -217,9 +228,8 @@ def _refined(pair: ScanPair, matrix: Tensor, kind: str, iterations: int = _ITERA
         (gradient,) = torch.autograd.grad(-information, parameters)
         return -float(information.detach()), gradient.numpy()
 
-    size = 6 if kind == "rigid" else 12
     options = {"maxiter": iterations, "ftol": _TOLERANCE, "gtol": 0.0}
-    result = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=options)
+    result = minimize(loss, np.zeros(len(free)), jac=True, method="L-BFGS-B", options=options)
     # Status 1 is the limit of iterations; a line search at the end of float32's precision (2) has nowhere to go.
     return moved(torch.tensor(result.x, dtype=torch.float64)), result.status != 1
 
@@ -228,7 +238,8 @@ def _judged(
     pair: ScanPair, before: float, rigid: Tensor, affine: Tensor, settled: bool
 ) -> tuple[Tensor, float, str | None]:
     """The map to return, its similarity, and why it should not be trusted."""
-    scales = torch.linalg.svdvals(affine[:3, :3])
+    dims = 2 if pair.flat else 3
+    scales = torch.linalg.svdvals(affine[:dims, :dims])
     low, high = float(scales.min()), float(scales.max())
     after, overlap = pair.similarity(affine)
     plausible = _SCALES[0] <= low <= high <= _SCALES[1] and high <= _LARGEST_ANISOTROPY * low

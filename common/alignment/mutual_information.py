@@ -44,7 +44,7 @@ class BlockScan:
         to_first = torch.eye(4, dtype=torch.float64)
         for axis, block in enumerate(blocks):
             to_first[axis, axis], to_first[axis, 3] = block, (block - 1) / 2
-        self.affine = grid.affine @ to_first
+        self.affine, self.flat = grid.affine @ to_first, grid.flat
         self.low, self.high = self._range(name)
         self.foreground = foreground(self.values) & (self.values > self.low + 0.02 * (self.high - self.low))
         self.shape = tuple(self.values.shape[2:])
@@ -64,7 +64,7 @@ class BlockScan:
 
     def open_faces(self) -> Iterator[tuple[bool, bool]]:
         """Per axis, whether the object is cut off at the first and at the last plane."""
-        for axis in range(3):
+        for axis in range(2 if self.flat else 3):
             for_axis = self.foreground.float().movedim(2 + axis, 0)
             yield bool(for_axis[0].mean() > 0.02), bool(for_axis[-1].mean() > 0.02)
 
@@ -92,18 +92,21 @@ class ScanPair:
         side: cube root of the number of points.
 
     Attributes:
+        flat: whether the scans are images of two dimensions.
         centre: (3,) mean of the points, in the fixed world.
         radius: root mean square distance of the points from it, millimetres.
     """
 
     def __init__(self, moving: BlockScan, fixed: BlockScan, side: int) -> None:
-        self.fixed, self.moving = fixed, moving
+        self.fixed, self.moving, self.flat = fixed, moving, fixed.flat
         # Two voxels around the object, so that its outline counts.
         near = F.max_pool3d(fixed.foreground.float(), 5, 1, 2)[0, 0].nonzero()
         generator = torch.Generator().manual_seed(_SEED)
         chosen = torch.randint(len(near), (side**3,), generator=generator).to(near.device)
         # Points on voxel centres would favour maps that put grids onto each other, where interpolation blurs nothing.
         jitter = torch.rand(side**3, 3, generator=generator, dtype=torch.float64).to(near.device) - 0.5
+        if self.flat:
+            jitter[:, 2] = 0
         voxels = near[chosen] + jitter
         self._at_fixed = _smooth_bins(sample_at(fixed.in_bins(), voxels.float()[None]).flatten())
         self._moving_values = moving.in_bins()

@@ -66,7 +66,7 @@ def best_orientation(pair: ScanPair, known: Tensor, refined: Callable[[Tensor], 
 def _likely(pair: ScanPair) -> list[Tensor]:
     """The best rotations about the centres of mass, no two of them alike."""
     centres = pair.fixed.centre_of_mass(), pair.moving.centre_of_mass()
-    starts = [rigid(turn, *centres) for turn in rotations()]
+    starts = [rigid(turn, *centres) for turn in (turns_in_plane() if pair.flat else rotations())]
     scores = [_score(pair, start) for start in starts]
     chosen: list[Tensor] = []
     for k in sorted(range(len(starts)), key=lambda k: -scores[k]):
@@ -89,6 +89,13 @@ def rotations() -> Tensor:
             found[tuple(x // divisor for x in quaternion)] = None
     unit = torch.tensor(list(found), dtype=torch.float64)
     return torch.stack(list(_matrices(unit / unit.norm(dim=1, keepdim=True))))
+
+
+def turns_in_plane() -> Tensor:
+    """(36, 3, 3) float64, the turns of an image of two dimensions, ten degrees apart."""
+    halves = torch.arange(36, dtype=torch.float64) * (math.pi / 36)
+    still = torch.zeros_like(halves)
+    return torch.stack(list(_matrices(torch.stack([halves.cos(), still, still, halves.sin()], dim=1))))
 
 
 def _matrices(quaternions: Tensor) -> Iterator[Tensor]:
