@@ -20,6 +20,7 @@ from common.data.intensity import fit_intensity
 from common.data.working_grid import sized_grid
 from common.spatial import Grid, resample, working_grid
 from common.spatial.foreground import foreground
+from common.spatial.plane import laid, lifted
 
 logger = logging.getLogger(__name__)
 MARGIN_MM = 16.0
@@ -27,6 +28,7 @@ MARGIN_MM = 16.0
 WORTH_CROPPING = 0.7
 """Share of the scan's volume below which only the foreground is registered: memory and time follow the volume."""
 _MOST_VOXELS = 1 << 30
+_SPACING = "The spacing {} must be {}, or None for that of the fixed scan."
 _COARSE = 8.0
 """Times as long as the scan's own voxels: what is seen of it with voxels of this size is hardly worth registering."""
 
@@ -35,13 +37,15 @@ class ScanPairDataset(PairDataset):
     """Pairs of scans on grids of their own, seen by the network on one working grid.
 
     The working grid covers the foreground of the fixed scan, has the network's voxel size and array axes nearest to
-    RAS+. Both scans are sampled there, the moving one by the header geometry and, if asked, an affine alignment.
+    RAS+. Both scans are sampled there, the moving one by the header geometry and, if asked, an affine alignment. Images
+    of two dimensions are treated alike, in their plane: they take part as slices (:mod:`common.spatial.plane`), and the
+    network sees them without the third axis, their axes as the fixed image has them.
 
     Args:
         data: subjects {"id", "image", "label" (optional)}.
         transform: loads and checks one subject, see :class:`common.data.PairDataset`.
         spacing: voxel size in millimetres that the network was trained with, for the axes right, anterior, superior;
-            None takes that of the fixed scan.
+            for images of two dimensions the first two count; None takes that of the fixed scan.
         affine: whether to align the moving scan affinely before the network sees it.
         intensity: applied to both images on the working grid, (1, *spatial) to the same: what the network was trained
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
@@ -52,7 +56,8 @@ class ScanPairDataset(PairDataset):
 
     Raises:
         InputError: as :class:`common.data.PairDataset`; by the sampler or on access, for a header that cannot be
-            inverted, two scans that do not overlap in the scanner's world without ``affine``, and 2D images.
+            inverted, two scans that do not overlap in the scanner's world without ``affine``, and an image of two
+            dimensions with a volume.
     """
 
     # Files are written of the scans as they are.
@@ -94,8 +99,9 @@ class ScanPairDataset(PairDataset):
         sides = dict(zip(("moving", "fixed"), index[:2], strict=True))
         subjects = {side: self._subject(position) for side, position in sides.items()}
         paths = {side: str(self.data[position]["image"]) for side, position in sides.items()}
-        scans = {side: plain_tensor(subject["image"]).float() for side, subject in subjects.items()}
-        grids = {side: _grid(subjects[side]["image"], paths[side]) for side in sides}
+        grids = self._grids({side: subject["image"] for side, subject in subjects.items()}, paths)
+        dims = grids["fixed"].dims
+        scans = {side: lifted(plain_tensor(subject["image"]).float(), dims) for side, subject in subjects.items()}
         region = _foreground(scans["fixed"], grids["fixed"])
         working = working_grid(grids["fixed"].cropped(*region), self.spacing)
         _check_scale(grids["fixed"], working, paths["fixed"])
@@ -110,7 +116,7 @@ class ScanPairDataset(PairDataset):
             "aligned": aligned,
         }
         for side, subject in subjects.items():
-            item[f"{side}_scan"] = scans[side]
+            item[f"{side}_scan"] = laid(scans[side], dims)
             item[f"{side}_affine"] = grids[side].affine
             item[f"{side}_id"], item[f"path_{side}"] = self.data[sides[side]]["id"], paths[side]
             if "label" in subject:
@@ -124,9 +130,24 @@ class ScanPairDataset(PairDataset):
     def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:
         paths = {"moving": moving[1], "fixed": fixed[1]}
         outlines = {"moving": moving[0], "fixed": fixed[0]}
-        grids = {side: _grid(outline, paths[side]) for side, outline in outlines.items() if outline is not None}
+        grids = self._grids({side: outline for side, outline in outlines.items() if outline is not None}, paths)
         if not self.affine and len(grids) == 2:
             _check_overlap(grids, paths)
+
+    def _grids(self, images: dict[str, Tensor], paths: dict[str, str]) -> dict[str, Grid]:
+        """Grids of both sides, which have to be of as many dimensions, and not of more than the spacing."""
+        grids = {}
+        for side, image in images.items():
+            try:
+                grids[side] = Grid.of(image.shape[1:], plain_affine(image))
+            except InputError as error:
+                raise InputError(f"{paths[side]}: {error}") from error
+        if len({grid.flat for grid in grids.values()}) > 1:
+            said = " and ".join(f"{paths[side]} is {grid.dims}D" for side, grid in grids.items())
+            raise InputError(f"{said}: a pair is two images or two volumes, so take the slice that is meant.")
+        if self.spacing is not None and any(grid.dims > len(self.spacing) for grid in grids.values()):
+            raise InputError(_SPACING.format(list(self.spacing), "three voxel sizes in millimetres, such as [1,1,1]"))
+        return grids
 
     def _aligned(
         self, scans: dict[str, Tensor], grids: dict[str, Grid], paths: dict[str, str]
@@ -153,44 +174,32 @@ class ScanPairDataset(PairDataset):
 
     def _seen(self, scan: Tensor, grid: Grid, working: Grid, path: str, alignment: Tensor | None = None) -> Tensor:
         image = resample(scan[None], grid, working, alignment)[0]
+        image = laid(image, grid.dims)
         return fit_intensity(image if self.intensity is None else plain_tensor(self.intensity(image)), path)
 
 
-def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
+def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
     if spacing is None:
         return None
     is_list = isinstance(spacing, Sequence) and not isinstance(spacing, str)
-    sizes = [float(size) for size in spacing if isinstance(size, int | float)] if is_list else []
-    if len(sizes) != 3 or not all(0 < size < math.inf for size in sizes):
+    sizes = tuple(float(size) for size in spacing if isinstance(size, int | float)) if is_list else ()
+    if len(sizes) not in (2, 3) or not all(0 < size < math.inf for size in sizes):
         raise InputError(
-            f"The spacing {spacing!r} must be three voxel sizes in millimetres, such as [1,1,1], or None for those of "
-            "the fixed scan."
+            _SPACING.format(repr(spacing), "three voxel sizes in millimetres, such as [1,1,1] ([1,1] for 2D images)")
         )
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _grid(image: Tensor, path: str) -> Grid:
-    if image.ndim != 4:
-        raise InputError(
-            f"{path} is 2D, but inference registers volumes by the geometry of their headers: evaluate.json measures "
-            "2D pairs of a data set with --network_def#spatial_dims 2; for their fields call the network from Python."
-        )
-    try:
-        return Grid((image.shape[1], image.shape[2], image.shape[3]), plain_affine(image))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return sizes
 
 
 def _check_scale(scan: Grid, working: Grid, path: str) -> None:
     """Refuse or warn of voxels of another order than the scan's, as small animals and wrong units bring them."""
-    own, seen = ((" x ".join(f"{size:.3g}" for size in grid.spacing)) for grid in (scan, working))
+    own, seen = ((" x ".join(f"{size:.3g}" for size in grid.spacing[: grid.dims])) for grid in (scan, working))
     sentence = f"The voxels of {path} are {own} mm, those that the network sees {seen} mm"
     if math.prod(working.shape) > _MOST_VOXELS:
         raise InputError(
             f"{sentence}, {' x '.join(map(str, working.shape))} of them: check the unit of its header, or take its own "
             "voxels with --spacing None."
         )
-    if math.prod(working.spacing) > _COARSE**3 * math.prod(scan.spacing):
+    if math.prod(working.spacing) > _COARSE**scan.dims * math.prod(scan.spacing):
         logger.warning("%s: little of it is left; --spacing None takes its own voxels.", sentence)
 
 

@@ -95,10 +95,8 @@ class EvaluationWriter:
             warped = warp(moving[None], ddf[None])[0]
             text = "" if math.isnan(score) else f", Dice {score:.3f}" if score >= 0 else f", TRE {-score:.2f}"
             caption = f"{name}: {pair['moving_id']} to {pair['fixed_id']}{text}"
-            affine = pair["affine"] if ddf.ndim == 4 else None
-            spacing = None if affine is None else affine[:3, :3].norm(dim=0).tolist()
-            images = picture(moving=moving, fixed=fixed, warped=warped, ddf=ddf, spacing=spacing)
-            panels.append((caption, images))
+            affine = pair["affine"]
+            panels.append((caption, picture(moving=moving, fixed=fixed, warped=warped, ddf=ddf, affine=affine)))
             viewer.append(
                 ViewedPair(
                     caption,

@@ -28,7 +28,8 @@ class RegistrationInferer(Inferer):
     A network in training that has no ``inverse_ddf``, although it is asked for one by this name, is called on the
     exchanged images, too: so any network can be trained with terms that look at both directions.
 
-    Along an axis of one voxel nothing moves: networks pad it, and what they say of it is about the padding.
+    Along an axis of one voxel nothing moves: networks pad it, and what they say of it is about the padding. A network
+    of two dimensions sees volumes of one slice without this axis, and its fields come back as those of volumes.
 
     Args:
         details: what is wanted beside the displacement: names of outputs, or patterns such as "*_map", of which the
@@ -44,6 +45,9 @@ class RegistrationInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial), or its ``map`` alone in training."""
         enabled = self.amp and _can_use_bfloat16(inputs.device)
+        slice_axis = _slice_axis(inputs, network)
+        if slice_axis is not None:
+            return _as_volumes(self(inputs.squeeze(slice_axis), network), slice_axis)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
             if not self.details:
                 return _inside_the_slice({"ddf": network(inputs)})
@@ -70,6 +74,28 @@ def _inside_the_slice(outputs: dict[str, Any]) -> dict[str, Any]:
             moves = torch.tensor([float(n > 1) for n in field.shape[2:]], device=field.device, dtype=field.dtype)
             outputs[name] = field * moves.view(1, -1, *[1] * len(moves))
     return outputs
+
+
+def _slice_axis(inputs: Tensor, network: Callable[..., Any]) -> int | None:
+    """The axis of one voxel that a network of two dimensions, which is not in training, does not see."""
+    dims = getattr(network, "arguments", {}).get("spatial_dims")
+    if dims != 2 or inputs.ndim != 5 or getattr(network, "training", False):
+        return None
+    return next((axis for axis in (4, 3, 2) if inputs.shape[axis] == 1), None)
+
+
+def _as_volumes(outputs: dict[str, Any], axis: int) -> dict[str, Any]:
+    """Fields and maps of slices, with the axis that was left out and no displacement along it."""
+    found = {}
+    for name, values in outputs.items():
+        if isinstance(values, Tensor) and values.ndim == 4:
+            values = values.unsqueeze(axis)
+            if values.shape[1] == 2:
+                parts = [*values.split(1, dim=1)]
+                parts.insert(axis - 2, torch.zeros_like(parts[0]))
+                values = torch.cat(parts, dim=1)
+            found[name] = values
+    return found
 
 
 @cache

@@ -22,6 +22,7 @@ from common.engine.registration_folder import RegistrationFolder
 from common.io.files import write_bytes
 from common.io.map_files import SUFFIX, maps_of, write_map
 from common.io.nifti import write_ddf, write_image
+from common.io.png import PNG, write_png
 from common.io.provenance import peak_memory
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.metrics import dice_l2r, inverse_consistency_error, mean_over_labels
@@ -39,8 +40,11 @@ from common.spatial import (
 from common.spatial.finite import check_network_field
 from common.spatial.foreground import foreground, mask_or_everywhere
 from common.spatial.invert import invert
+from common.spatial.plane import downwards, in_plane, on_slices
 
 logger = logging.getLogger(__name__)
+_SHOWN = ("ddf", "_map", "_scan", "_scan_label")
+"""Ends of the names of what has axes of space."""
 INVERSE_TOLERANCE = 0.05
 """Voxels; a field whose inverse does not come back this near has folds, and gets no inverse file."""
 
@@ -55,7 +59,8 @@ class RegistrationWriter:
     ``inverse_ddf.nii.gz`` (the whole of it, in voxels of the fixed grid), and how far it misses to undo the other. What
     the network returns under a name that ends in ``_map`` is written under that name, on the fixed scan's grid, and
     shown in the panel. ``map.pt`` holds ``map`` and ``inverse_map`` where they are functions that a file can hold
-    (:mod:`common.io.map_files`).
+    (:mod:`common.io.map_files`). All files of two images are of two dimensions; of PNG, ``warped.png`` and
+    ``warped_label.png`` are written, too, their values rounded.
 
     Args:
         folder: where, and whether to overwrite.
@@ -115,13 +120,17 @@ class RegistrationWriter:
 
 
 class _Registration:
-    """One registered pair in the scanner's world."""
+    """One registered pair in the scanner's world; of two dimensions as slices, see :mod:`common.spatial.plane`."""
 
     def __init__(self, pair: Mapping[str, Any]) -> None:
-        self.pair = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in pair.items()}
-        self.fixed = _grid_of(self.pair["fixed_scan"], self.pair["fixed_affine"])
-        self.moving = _grid_of(self.pair["moving_scan"], self.pair["moving_affine"])
-        self.working = working = _grid_of(self.pair["ddf"], self.pair["affine"])
+        given = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in pair.items()}
+        self.fixed, self.moving, self.working = (
+            Grid.of(given[image].shape[1:], given[affine])
+            for image, affine in (("fixed_scan", "fixed_affine"), ("moving_scan", "moving_affine"), ("ddf", "affine"))
+        )
+        working, self.dims = self.working, self.fixed.dims
+        shown = [key for key in given if key.endswith(_SHOWN) and isinstance(given[key], Tensor)]
+        self.pair = given | {key: on_slices(given[key], self.dims) for key in shown}
         self.by_header = not self.fixed.same_as(self.moving)
         self.alignment: Tensor = self.pair["alignment"]
         # MONAI's decollation makes None of an empty dictionary.
@@ -150,26 +159,31 @@ class _Registration:
         names = ("warped", "displacement", "ddf", "jacobian")
         path = {name: Path(f"{prefix}_{name}.nii.gz") for name in names}
         path |= {"transform": Path(f"{prefix}_transform.h5"), "panel": Path(f"{prefix}_panel.png")}
-        write_image(path["warped"], warped[0], affine)
+        pictures = {"warped": warped}
         if "moving_scan_label" in self.pair:
             path["warped_label"] = Path(f"{prefix}_warped_label.nii.gz")
-            label = warp_labels(self.pair["moving_scan_label"][None], self.to_moving, self.by_header)
-            write_image(path["warped_label"], label[0], affine)
+            label = self.pair["moving_scan_label"][None]
+            pictures["warped_label"] = warp_labels(label, self.to_moving, self.by_header)
+        for name, values in pictures.items():
+            write_image(path[name], in_plane(values[0], self.dims), affine)
+            if str(self.pair["path_moving"]).endswith(PNG):
+                path[f"{name}.png"] = Path(f"{prefix}_{name}.png")
+                write_png(path[f"{name}.png"], values[0, 0, ..., 0])
         write_displacement(path["displacement"], self.total, self.fixed)
-        write_ddf(path["ddf"], self.total[0], affine)
-        write_image(path["jacobian"], self.determinant[0], affine)
+        write_ddf(path["ddf"], in_plane(self.total[0], self.dims), affine)
+        write_image(path["jacobian"], in_plane(self.determinant[0], self.dims), affine)
         forward = Transform((Field(self.fixed, self.ddf), Affine(self.alignment)))
         write_transform(path["transform"], forward)
         if self.back is not None:
             path["inverse_ddf"] = Path(f"{prefix}_inverse_ddf.nii.gz")
-            write_ddf(path["inverse_ddf"], self._whole_way_back(self.back)[0], affine)
+            write_ddf(path["inverse_ddf"], in_plane(self._whole_way_back(self.back)[0], self.dims), affine)
         inverse = self._inverse()
         if inverse is not None:
             path["inverse"] = Path(f"{prefix}_inverse.h5")
             write_transform(path["inverse"], inverse)
         for name, values in self.maps.items():
             path[name] = Path(f"{prefix}_{name}.nii.gz")
-            (write_image if len(values) == 1 else write_ddf)(path[name], values, affine)
+            (write_image if len(values) == 1 else write_ddf)(path[name], in_plane(values, self.dims), affine)
         write_bytes(path["panel"], self._picture(warped, scan, outside, Path(prefix).name))
         return list(path.values())
 
@@ -182,8 +196,14 @@ class _Registration:
         """Before and after; "before" is what the network was given: by header and affine alignment."""
         to_aligned = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
         aligned = warp_within(scan, to_aligned, outside=outside)
-        images = {"moving": aligned[0], "fixed": self.pair["fixed_scan"], "warped": warped[0]}
-        figure = panel(**images, ddf=self.ddf[0], title=title, spacing=self.fixed.spacing, maps=self.maps)
+        images = {"moving": aligned[0], "fixed": self.pair["fixed_scan"], "warped": warped[0], "ddf": self.ddf[0]}
+        figure = panel(
+            **{name: in_plane(values, self.dims) for name, values in images.items()},
+            title=title,
+            spacing=self.fixed.spacing[: self.dims],
+            maps={name: in_plane(values, self.dims) for name, values in self.maps.items()},
+            downwards=self.fixed.flat and downwards(self.fixed.affine),
+        )
         return as_png(figure, dpi=110)
 
     def _inverse(self) -> Transform | None:
@@ -223,8 +243,8 @@ class _Registration:
         """What the record says of the pair."""
         largest = float(self.ddf[0].norm(dim=0).max())
         return {
-            "working_size": list(self.pair["ddf"].shape[1:]),
-            "working_spacing": [float(f"{size:.6g}") for size in self.working.spacing],
+            "working_size": list(self.working.shape[: self.dims]),
+            "working_spacing": [float(f"{size:.6g}") for size in self.working.spacing[: self.dims]],
             "affine": {name: _number(value) for name, value in self.aligned.items()},
             "alignment": self.alignment.tolist(),
             "largest_displacement_voxels": round(largest, 3),
@@ -256,10 +276,6 @@ class _Registration:
             for name, ddf in stages.items()
         }
         return {"dice": scores, "labels": len(common.intersection(counted))}
-
-
-def _grid_of(image: Tensor, affine: Tensor) -> Grid:
-    return Grid((image.shape[1], image.shape[2], image.shape[3]), affine)
 
 
 def _number(value: Any) -> Any:

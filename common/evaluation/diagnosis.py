@@ -158,7 +158,7 @@ def plausible_readings(grid: Grid, halved: bool = True) -> list[Reading]:
             if "half" in unit and not halved:
                 continue
             frame, opposite = _frame(signs)
-            name, cost = _name(unit, frame, opposite, reverse)
+            name, cost = _name(unit, frame, opposite, "zyx"[3 - grid.dims :] if reverse else "")
             readings.append(Reading(name, base @ turn @ order, None if reverse else known, cost))
     return sorted(readings, key=lambda reading: reading.complexity)
 
@@ -180,7 +180,7 @@ def _frame(signs: tuple[int, ...]) -> tuple[str, bool]:
     return _FRAMES[tuple(-sign for sign in signs)], True
 
 
-def _name(unit: str, frame: str, opposite: bool, reverse: bool) -> tuple[str, int]:
+def _name(unit: str, frame: str, opposite: bool, reverse: str) -> tuple[str, int]:
     """Words for a reading, and how far-fetched it is."""
     axes = {
         "RAS": "",
@@ -192,10 +192,10 @@ def _name(unit: str, frame: str, opposite: bool, reverse: bool) -> tuple[str, in
     # Millimetres have a world, in which LPS is common; array axes have none.
     cost = {"voxels": 0, "mm": 1}.get(unit, 6) + {"RAS": 0, "LPS": 0 if unit == "mm" else 3}.get(frame, 5)
     if reverse:
-        name += ", components in reversed order (z, y, x)"
+        name += f", components in reversed order ({', '.join(reverse)})"
     if opposite:
         name += ", opposite direction (from the moving to the fixed image)"
-    return name, cost + 2 * opposite + 3 * reverse
+    return name, cost + 2 * opposite + 3 * bool(reverse)
 
 
 def _matrix_of(convention: str, grid: Grid) -> Tensor:

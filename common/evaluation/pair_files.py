@@ -16,7 +16,8 @@ from common.data.readers.listing import file_stem, subject_id
 from common.evaluation.pair_lists import ListedPair, PairList
 from common.io.formats.reader import REFUSED_SUFFIXES, TRANSFORM_SUFFIXES
 from common.io.landmarks import POINT_SUFFIXES
-from common.io.nifti import NIFTI, check_is_file, is_dicom
+from common.io.nifti import IMAGES, check_is_file, is_dicom
+from common.io.png import PNG
 
 # What is refused by name is found, too, so that it can be.
 FIELD_SUFFIXES = (*TRANSFORM_SUFFIXES, *REFUSED_SUFFIXES)
@@ -64,7 +65,7 @@ class Folder:
     """Files of one folder, found by several forms of their names.
 
     Args:
-        path: the folder; it must exist and hold files of one of ``suffixes``.
+        path: the folder; it must exist and hold files of one of ``suffixes``. PNG beside others are views of these.
         what: for messages, such as "images".
         suffixes: endings of the files that count.
 
@@ -72,27 +73,26 @@ class Folder:
         InputError: when the folder is missing, no folder, or holds no such file.
     """
 
-    def __init__(self, path: str | Path, what: str, suffixes: Sequence[str] = (".nii.gz", ".nii")) -> None:
+    def __init__(self, path: str | Path, what: str, suffixes: Sequence[str] = IMAGES) -> None:
         self.path, self.what = Path(path).absolute(), what
         if not self.path.is_dir():
             raise InputError(f"The folder of the {what}, {path}, does not exist.")
         files = self._files("*", suffixes) or self._files("**/*", suffixes)
         if not files:
-            raise InputError(
-                f"The folder of the {what}, {path}, holds no file that ends in {', '.join(suffixes)}{self._dicom()}."
-            )
+            sentence = f"The folder of the {what}, {path}, holds no file that ends in {', '.join(suffixes)}"
+            raise InputError(f"{sentence}{self._dicom()}.")
         self.files: dict[str, list[Path]] = defaultdict(list)
         for file in files:
             self.files[_stem(file.name, suffixes)].append(file)
 
     def _files(self, pattern: str, suffixes: Sequence[str]) -> list[Path]:
         found = (path for path in self.path.glob(pattern) if path.name.endswith(tuple(suffixes)))
-        return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+        files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+        return [path for path in files if path.suffix != PNG] or files
 
     def _dicom(self) -> str:
         first = next((path for path in sorted(self.path.iterdir()) if path.is_file()), None)
-        is_series = first is not None and is_dicom(first)
-        return ": these are DICOM files, which become NIfTI files with dcm2niix" if is_series else ""
+        return ": these are DICOM files, which become NIfTI files with dcm2niix" if first and is_dicom(first) else ""
 
     def find(self, entry: str, as_path: bool = True) -> Path | None:
         """The file of an image or subject: by path, by whole name, without modality, or by the challenge's number.
@@ -177,7 +177,7 @@ def locate(
         "field": Folder(fields, "fields", FIELD_SUFFIXES),
         "image": None if images is None else Folder(images, "images"),
         "label": None if labels is None else Folder(labels, "labels"),
-        "landmarks": None if landmarks is None else Folder(landmarks, "landmarks", (*POINT_SUFFIXES, *NIFTI)),
+        "landmarks": None if landmarks is None else Folder(landmarks, "landmarks", (*POINT_SUFFIXES, *IMAGES)),
     }
     complete, missing = [], []
     for pair in listed.pairs:

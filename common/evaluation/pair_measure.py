@@ -20,10 +20,11 @@ from common.evaluation.diagnosis import Sides, diagnose
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.io.fields import read_field, says_voxels
 from common.io.landmarks import read_landmarks
-from common.io.nifti import NIFTI, read_grid
+from common.io.nifti import IMAGES, read_grid
 from common.metrics.pair import Landmarks, RegisteredPair, pair_figures
 from common.spatial import displacement_to_moving, warp_labels, warp_within
 from common.spatial.foreground import foreground, mask_or_everywhere
+from common.spatial.plane import laid, laid_field, lifted
 from common.spatial.world import Grid, between_grids
 
 FOREGROUNDS = ("fixed", "moving", "fixed_label", "moving_label", "none")
@@ -63,7 +64,10 @@ class Measures:
 
 @dataclass
 class LoadedPair:
-    """Everything about one pair in memory; images (1, *own grid), label maps integers."""
+    """Everything about one pair in memory; images (1, *own grid), label maps integers.
+
+    Images of two dimensions are slices here, see :mod:`common.spatial.plane`; what is measured are the images.
+    """
 
     files: PairFiles
     measures: Measures
@@ -141,6 +145,11 @@ def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> Loade
     """
     sides = {side: getattr(files, side) or getattr(files, f"{side}_label") for side in ("moving", "fixed")}
     pair = LoadedPair(files, measures, moving_grid=read_grid(sides["moving"]), fixed_grid=read_grid(sides["fixed"]))
+    if pair.fixed_grid.flat != pair.moving_grid.flat:
+        raise InputError(
+            f"{sides['moving']} is {pair.moving_grid.dims}D and {sides['fixed']} {pair.fixed_grid.dims}D: a pair is "
+            "two images or two volumes."
+        )
     if not measures.headers and pair.fixed_grid.shape != pair.moving_grid.shape:
         raise InputError(
             f"{sides['moving']} has shape {pair.moving_grid.shape} and {sides['fixed']} {pair.fixed_grid.shape}: a "
@@ -169,11 +178,12 @@ def _load_side(files: PairFiles, measures: Measures, side: str) -> dict[str, Ten
 
 def _load(paths: dict[str, str], measures: Measures | None = None) -> dict[str, Tensor]:
     subject: Any = LoadSubjectd(list(paths))(paths)
-    subject = CheckSubjectd(list(paths), spatial_dims=3)(subject)
+    subject = CheckSubjectd(list(paths))(subject)
     if measures is not None and measures.label_groups is not None:
         lookup, _ = read_label_groups(measures.label_groups, measures.label_numbering)
         subject = MapLabelsd("label", lookup)(subject)
-    return {key: plain_tensor(subject[key]) for key in paths}
+    images = {key: plain_tensor(subject[key]) for key in paths}
+    return {key: lifted(image, image.ndim - 1) for key, image in images.items()}
 
 
 def _judge(pair: LoadedPair) -> None:
@@ -199,17 +209,18 @@ def _judge(pair: LoadedPair) -> None:
 
 
 def _registered(pair: LoadedPair) -> RegisteredPair:
-    """The pair as figures are taken of it."""
-    mask = _foreground(pair)
+    """The pair as figures are taken of it, in its own dimensions."""
+    mask, dims = _foreground(pair), pair.fixed_grid.dims
+    labels = {name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images}
     return RegisteredPair(
-        pair.ddf,
-        **{name: pair.images[name][None] for name in ("moving_label", "fixed_label") if name in pair.images},
-        foreground=None if mask is None else mask[None],
-        inverse_ddf=pair.inverse_ddf,
-        spacing=pair.fixed_grid.spacing,
+        laid_field(pair.ddf, dims),
+        **{name: laid(label, dims) for name, label in labels.items()},
+        foreground=None if mask is None else laid(mask[None], dims),
+        inverse_ddf=None if pair.inverse_ddf is None else laid_field(pair.inverse_ddf, dims),
+        spacing=pair.fixed_grid.spacing[:dims],
         landmarks={files.figure: _landmarks(pair, files) for files in pair.files.landmarks},
-        to_moving=pair.to_moving,
-        to_moving_before=None if pair.same_grid else pair.to_moving_before,
+        to_moving=laid_field(pair.to_moving, dims),
+        to_moving_before=None if pair.same_grid else laid_field(pair.to_moving_before, dims),
         by_header=not pair.same_grid,
     )
 
@@ -259,13 +270,14 @@ def _foreground(pair: LoadedPair) -> Tensor | None:
 
 def _landmarks(pair: LoadedPair, files: LandmarkFiles) -> Landmarks:
     """Points or volumes; errors count in millimetres of the moving image (LUMIR: in voxels)."""
-    if files.fixed.endswith(NIFTI):
+    dims = pair.fixed_grid.dims
+    if files.fixed.endswith(IMAGES):
         loaded = _load({"moving_label": files.moving, "fixed_label": files.fixed})
-        size = None if pair.measures.lumir else pair.fixed_grid.spacing
-        return Landmarks(loaded["moving_label"][None], loaded["fixed_label"][None], size)
+        volumes = {name.removesuffix("_label"): laid(label[None], dims) for name, label in loaded.items()}
+        return Landmarks(**volumes, spacing=None if pair.measures.lumir else pair.fixed_grid.spacing[:dims])
     sides = ((files.moving, pair.moving_grid), (files.fixed, pair.fixed_grid))
-    moving, fixed = (read_landmarks(path, 3, grid, pair.measures.coordinates)[None] for path, grid in sides)
+    moving, fixed = (read_landmarks(path, dims, grid, pair.measures.coordinates)[None] for path, grid in sides)
     # The field is continued as zero outside by the metric, so a change of grid is made on the points.
     inverse = torch.linalg.inv(pair.between)
-    moving = moving @ inverse[:3, :3].T + inverse[:3, 3]
-    return Landmarks(moving, fixed, (pair.moving_grid if pair.same_grid else pair.fixed_grid).spacing)
+    moving = moving @ inverse[:dims, :dims].T + inverse[:dims, 3]
+    return Landmarks(moving, fixed, (pair.moving_grid if pair.same_grid else pair.fixed_grid).spacing[:dims])

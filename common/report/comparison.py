@@ -23,8 +23,8 @@ from common.io.provenance import provenance
 from common.io.tables import read_csv
 from common.report.comparison_page import Evaluation, write_comparison
 from common.report.evaluation import worst_median_best
-from common.report.field_evaluation import report_fields
-from common.report.viewer import ViewedPair, ViewedScan
+from common.report.field_evaluation import report_fields, viewed_scans
+from common.report.viewer import ViewedPair
 
 logger = logging.getLogger(__name__)
 PAGE = "compare.html"
@@ -145,8 +145,9 @@ def _files(content: Mapping[str, Any], key: PairIds, measures: Measures) -> tupl
 
 
 def _pair(caption: str, loaded: Mapping[str, LoadedPair]) -> ViewedPair:
-    first = next(iter(loaded.values()))
-    warped = {method: ViewedScan(*pair.moving_on_fixed(pair.to_moving)) for method, pair in loaded.items()}
-    fixed = ViewedScan(first.images["fixed"], first.images.get("fixed_label"))
-    before = ViewedScan(*first.moving_on_fixed(first.to_moving_before))
-    return ViewedPair(caption, moving=before, fixed=fixed, warped=warped, affine=first.fixed_grid.affine)
+    scans = {method: viewed_scans(pair) for method, pair in loaded.items()}
+    fixed, before, _ = next(iter(scans.values()))
+    affine = next(iter(loaded.values())).fixed_grid.affine
+    return ViewedPair(
+        caption, moving=before, fixed=fixed, warped={method: found[2] for method, found in scans.items()}, affine=affine
+    )

@@ -17,6 +17,7 @@ from common.io.tables import write_csv, write_json
 from common.report.pages import write_report
 from common.report.panels import as_png, panel
 from common.report.viewer import ViewedPair
+from common.spatial.plane import downwards
 
 EVALUATION_FILES = ("cases.csv", "labels.csv", "summary.json", "report.html")
 Item = TypeVar("Item")
@@ -114,11 +115,20 @@ def worst_median_best(items: Sequence[Item], key: Callable[[Item], float]) -> di
     return {"worst pair": ranked[0], "median pair": ranked[len(ranked) // 2], "best pair": ranked[-1]}
 
 
-def picture(
-    *, moving: Tensor, fixed: Tensor, warped: Tensor, ddf: Tensor, spacing: Sequence[float] | None = None
-) -> bytes:
-    """The panel of a pair as PNG; arguments as of :func:`common.report.panels.panel`."""
-    return as_png(panel(moving=moving, fixed=fixed, warped=warped, ddf=ddf, spacing=spacing))
+def picture(*, moving: Tensor, fixed: Tensor, warped: Tensor, ddf: Tensor, affine: Tensor) -> bytes:
+    """The panel of a pair as PNG.
+
+    Args:
+        moving: as in :func:`common.report.panels.panel`.
+        fixed: as there.
+        warped: as there.
+        ddf: as there.
+        affine: (4, 4), fixed voxels to millimetres, for the proportions of voxels and the direction of rows.
+    """
+    dims = len(ddf)
+    spacing = affine[:3, :dims].norm(dim=0).tolist()
+    turned = dims == 2 and downwards(affine)
+    return as_png(panel(moving=moving, fixed=fixed, warped=warped, ddf=ddf, spacing=spacing, downwards=turned))
 
 
 def summary_table(summary: Mapping[str, Mapping[str, float]], pairs: int) -> str:

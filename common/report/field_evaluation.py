@@ -14,9 +14,10 @@ from common.evaluation.challenge_results import write_challenge_results
 from common.evaluation.field_evaluation import EvaluationRequest, FieldEvaluation, evaluate_fields
 from common.evaluation.finished_pairs import is_unfinished
 from common.evaluation.pair_files import PairFiles
-from common.evaluation.pair_measure import Measures, load_pair
+from common.evaluation.pair_measure import LoadedPair, Measures, load_pair
 from common.report.evaluation import picture, refuse_existing, worst_median_best, write_evaluation
 from common.report.viewer import ViewedPair, ViewedScan
+from common.spatial.plane import laid, laid_field
 
 
 def report_fields(
@@ -79,16 +80,27 @@ def _pictures(
     score = [float(case.get("dice", index)) for index, case in enumerate(measured)]
     for name, index in worst_median_best(indices, key=score.__getitem__).items():
         pair = load_pair(files[index], measures, judge=False)
-        fixed = ViewedScan(pair.images["fixed"], pair.images.get("fixed_label"))
-        places = (pair.to_moving_before, pair.to_moving)
-        before, warped = (ViewedScan(*pair.moving_on_fixed(to_moving)) for to_moving in places)
+        fixed, before, warped = viewed_scans(pair)
         text = f", Dice {score[index]:.3f}" if "dice" in measured[index] else ""
         caption = f"{name}: {pair.files.moving_id} to {pair.files.fixed_id}{text}"
         sides = {"moving": before.image, "fixed": fixed.image, "warped": warped.image}
-        panels.append((caption, picture(**sides, ddf=pair.ddf[0], spacing=pair.fixed_grid.spacing)))
         affine = pair.fixed_grid.affine
+        panels.append((caption, picture(**sides, ddf=laid_field(pair.ddf[0], pair.fixed_grid.dims), affine=affine)))
         viewer.append(ViewedPair(caption, moving=before, fixed=fixed, warped={"Warped": warped}, affine=affine))
     return panels, viewer
+
+
+def viewed_scans(pair: LoadedPair) -> tuple[ViewedScan, ViewedScan, ViewedScan]:
+    """The fixed scan, and the moving one brought to its grid by its header and by the field, in their dimensions."""
+    sides = (
+        (pair.images["fixed"], pair.images.get("fixed_label")),
+        *(pair.moving_on_fixed(place) for place in (pair.to_moving_before, pair.to_moving)),
+    )
+    dims = pair.fixed_grid.dims
+    fixed, before, warped = (
+        ViewedScan(laid(image, dims), None if label is None else laid(label, dims)) for image, label in sides
+    )
+    return fixed, before, warped
 
 
 def _mention(found: FieldEvaluation) -> None:

@@ -35,6 +35,7 @@ def panel(
     title: str = "",
     spacing: Sequence[float] | None = None,
     maps: Mapping[str, Tensor] | None = None,
+    downwards: bool = False,
 ) -> Figure:
     """Draw the middle slice across each axis (the image itself in 2D, and the slice of a volume of one).
 
@@ -51,6 +52,7 @@ def panel(
         spacing: (d,) size of a voxel along each axis, in any unit; None for cubes.
         maps: title to a further image on the fixed grid, (1, *spatial), or a vector per voxel, (d, *spatial), of which
             the length is drawn.
+        downwards: whether the second axis shown runs down the picture, as the rows of PNG do.
 
     Returns:
         A matplotlib figure that belongs to no window; rows are planes, columns as in ``COLUMNS``, the maps before the
@@ -80,6 +82,9 @@ def panel(
         for axis, values in zip(row[6:], further.values(), strict=False):
             _draw_map(axis, _slice(values, plane), _range(values), aspect)
         mapped = _draw_determinant(row[-1], field, plane, aspect)
+    if downwards:
+        for axis in axes.flat:
+            axis.invert_yaxis()
     for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=10)
     _draw_bar(figure, mapped, axes)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.spatial.plane import downwards
+
 PARTS = ("viewer.css", "viewer.js")
 """What ``common.report.page.document`` adds to a page that holds a viewer."""
 PAIR_BYTES = 3_000_000
@@ -48,8 +50,8 @@ class ViewedPair:
         moving: the moving scan brought to the fixed grid by its header alone.
         fixed: the fixed scan.
         warped: name of a method to the moving scan as that method warped it.
-        affine: (4, 4), fixed voxels to RAS millimetres; turns the slices the usual way and gives them their
-            proportions. Without it the axes are drawn as they are, with cubic voxels.
+        affine: (4, 4), fixed voxels to RAS millimetres; turns the slices the usual way, an image of two dimensions
+            upright, and gives them their proportions. Without it the axes are drawn as they are, with cubic voxels.
     """
 
     caption: str
@@ -127,10 +129,11 @@ def _ranks(labels: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 def _upright(volume: Tensor, affine: Tensor | None) -> tuple[Tensor, list[float]]:
     """(X, Y, Z) with axes towards right, anterior and superior as nearly as whole turns allow, and its spacing."""
-    if volume.ndim == 2:
-        return volume[..., None], [1.0, 1.0, 1.0]
     if affine is None:
-        return volume, [1.0, 1.0, 1.0]
+        return volume if volume.ndim == 3 else volume[..., None], [1.0, 1.0, 1.0]
+    if volume.ndim == 2:
+        image = volume.flip(1) if downwards(affine) else volume
+        return image[..., None], [*affine[:3, :2].norm(dim=0).tolist(), 1.0]
     import nibabel
 
     matrix = affine.detach().cpu().double().numpy()

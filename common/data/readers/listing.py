@@ -117,8 +117,8 @@ def subject_id(path: str | Path) -> str:
 
 
 def file_stem(path: str | Path) -> str:
-    """File name without ``.nii.gz``, ``.nii`` or ``.pkl``."""
-    return re.sub(r"\.(nii\.gz|nii|pkl)$", "", Path(path).name)
+    """File name without ``.nii.gz``, ``.nii``, ``.png`` or ``.pkl``."""
+    return re.sub(r"\.(nii\.gz|nii|png|pkl)$", "", Path(path).name)
 
 
 def make_subject(image: Path, label: Path | None) -> Subject:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -121,6 +121,22 @@ def test_nothing_leaves_a_single_slice() -> None:
     assert outputs["ddf"][:, 1].eq(0).all() and outputs["ddf"][:, ::2].eq(1).all()
     assert outputs["inverse_ddf"][:, 1].eq(0).all() and outputs["weight_map"].eq(1).all()
     assert torch.equal(RegistrationInferer()(torch.rand(2, 2, 4, 1, 5), network)["ddf"], outputs["ddf"])
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_a_network_of_two_dimensions_sees_a_slice_as_the_image_that_it_is(axis: int) -> None:
+    class Flat(nn.Module):
+        arguments: ClassVar[dict[str, Any]] = {"spatial_dims": 2}
+
+        def forward(self, image: Tensor, details: Any = False) -> dict[str, Tensor]:
+            assert image.ndim == 4
+            return {"ddf": image * 3, "weight_map": image[:, :1]}
+
+    image = torch.rand(2, 2, 4, 6, 5).narrow(axis, 0, 1)
+    outputs = RegistrationInferer(details=["*_map"])(image, Flat().eval())
+    moved = [k for k in range(3) if k != axis - 2]
+    assert torch.equal(outputs["ddf"][:, moved], image * 3) and outputs["ddf"][:, axis - 2].eq(0).all()
+    assert torch.equal(outputs["weight_map"], image[:, :1])
 
 
 @pytest.fixture

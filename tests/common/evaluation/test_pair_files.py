@@ -48,6 +48,13 @@ def test_one_registration_in_several_forms_counts_once(tmp_path: Path) -> None:
     assert found is not None and found.name == "b_to_a_ddf.nii.gz"
 
 
+def test_png_count_where_there_is_nothing_else(tmp_path: Path) -> None:
+    pictures = Folder(folder(tmp_path / "pictures", "a.png", "b.png"), "images")
+    both = Folder(folder(tmp_path / "both", "a.png", "a.nii.gz"), "images")
+    found = pictures.find("a"), both.find("a")
+    assert [path and path.name for path in found] == ["a.png", "a.nii.gz"]
+
+
 def test_two_fields_of_one_form_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, "disp_0395_0396.nii.gz", "disp_0395_0396.npz")
     with pytest.raises(InputError, match="Several files fit"):

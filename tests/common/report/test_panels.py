@@ -90,6 +90,13 @@ def test_one_bright_voxel_does_not_darken_the_rest() -> None:
     assert figure.axes[0].get_images()[0].get_clim()[1] < 2
 
 
+def test_rows_of_a_picture_can_run_down() -> None:
+    fixed, moving, warped = images(SHAPES[0])
+    usual, turned = (panel(moving, fixed, warped, torch.zeros(2, *SHAPES[0]), downwards=way) for way in (False, True))
+    for one, other in zip(usual.axes[: len(COLUMNS)], turned.axes, strict=False):
+        assert one.get_ylim() == other.get_ylim()[::-1] and one.get_xlim() == other.get_xlim()
+
+
 def test_constant_images_can_be_drawn() -> None:
     zero = torch.zeros(1, *SHAPES[0])
     assert as_rgb(panel(zero, zero, zero, torch.zeros(2, *SHAPES[0]))).dtype == torch.uint8

@@ -138,6 +138,15 @@ def test_image_in_the_plane_is_one_slice() -> None:
     np.testing.assert_array_equal(unpacked(entry["fixed"]["label"], (20, 30, 1))[..., 0], label[0].numpy())
 
 
+def test_an_image_of_two_dimensions_stands_upright() -> None:
+    image, label = volumes(0, (20, 30))
+    scan = ViewedScan(image, label)
+    for affine, shown in ((torch.diag(torch.tensor([-2.0, -3, 1, 1])), label[0].flip(1)), (torch.eye(4), label[0])):
+        (entry,) = data_of(viewer_section([ViewedPair("p", scan, scan, affine=affine)]))["pairs"]
+        np.testing.assert_array_equal(unpacked(entry["fixed"]["label"], (20, 30, 1))[..., 0], shown.numpy())
+        assert entry["spacing"] == [*affine.diagonal().abs().tolist()[:2], 1.0] and not entry["letters"]
+
+
 def test_constant_images_and_large_label_numbers_can_be_shown() -> None:
     flat, label = torch.zeros((1, *SHAPE)), torch.zeros((1, *SHAPE), dtype=torch.int16)
     label[0, 3:9, 4:8], label[0, 12:] = 2035, 41
