@@ -137,6 +137,8 @@ def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
         json.loads((bundle / "configs" / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
     ]
     assert configs[0]["network_def"] == configs[1]["network_def"] == configs[2]["network_def"]
+    # Optimisation on a pair goes on with what was trained.
+    assert all(config.get("loss", configs[0]["loss"]) == configs[0]["loss"] for config in configs)
 
 
 @every_bundle
