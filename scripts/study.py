@@ -30,6 +30,12 @@ from common.evaluation.trainings import Training, train_and_evaluate
 from common.report.studies import draw_sizes, write_tables
 
 _PYRAMID = "--network_def#channels [4,8,8,16,16]"
+_TALL = "--network_def#channels [4,8,16,64,128] --network_def#up_channels [4,8,16,32,64] --network_def#halvings [2,1,0]"
+_OF_2MM = (
+    "--network_def#size [80,112,96] --network_def#channels [8,16,32,64,128,256] --network_def#local_level 2 "
+    "--network_def#hidden 64 --network_def#frequencies 64 --loss#terms#ncc#loss#fraction 0.005 "
+    "--loss#terms#ncc_back#loss#fraction 0.005 --learning_rate 0.0003"
+)
 METHODS: dict[str, tuple[str, str]] = {
     "EOIR": ("eoir_oasis", "--supervised false --network_def#start_channel 8"),
     "VFA": ("vfa_oasis", "--network_def#start_channels 4 --network_def#matching_channels 4"),
@@ -40,10 +46,13 @@ METHODS: dict[str, tuple[str, str]] = {
     "DP-Conv-C": ("dp_conv_c_oasis", _PYRAMID),
     "DP-ConvIC-C": ("dp_convic_c_oasis", _PYRAMID),
     "DP-VFA": ("dp_vfa_oasis", _PYRAMID),
+    "GradICON": ("gradicon_oasis", _TALL),
+    "NePhi": ("nephi_oasis", _OF_2MM),
 }
 """Bundle of a method, and options that make its network small enough for a processor."""
 EQUAL = (
     *("--max_epochs", "1000000", "--val_interval", "1000000", "--pairs_per_epoch", "22", "--lr_scheduler", "None"),
+    *("--batch_size", "1"),
     *("--train#dataloader#sampler#strategy", "random_partner", "--train#dataloader#sampler#flip_axes", "[]"),
     *("--train#dataloader#sampler#both_ways", "False", "--validate#dataloader#sampler#pairs", "[[0, 1]]"),
 )
