@@ -72,10 +72,12 @@ class FieldMap:
             if torch.jit.is_tracing():
                 # In one piece: the number of pieces would stay as it is.
                 grid = identity_grid(self.size, like.device, like.dtype)
-                displacement = self._displacement(grid.flatten(2).mT, *self.code).mT
+                displacement = self._displacement(grid.flatten(2).transpose(-1, -2), *self.code).transpose(-1, -2)
                 return displacement.reshape(-1, len(self.size), *self.size)
             total, count = math.prod(self.size), self._piece()
-            pieces = [self._again(self._voxels(i, min(i + count, total))).mT for i in range(0, total, count)]
+            pieces = [
+                self._again(self._voxels(i, min(i + count, total))).transpose(-1, -2) for i in range(0, total, count)
+            ]
             return torch.cat(pieces, dim=2).view(-1, len(self.size), *self.size)
 
     def _piece(self) -> int:

@@ -84,7 +84,7 @@ class ModulatedField(nn.Module):
         features = torch.cat([angles.sin(), angles.cos()], dim=-1)
         grid = code.local.shape[2:]
         places = _in_voxels(points, grid).expand(len(code.local), -1, -1)
-        local = sample_at(code.local, places).mT
+        local = sample_at(code.local, places).transpose(-1, -2)
         on_shared, on_local, on_features = self._first_weight()
         shared = OMEGA * F.linear(code.shared, on_shared, self.modulation.first.bias)[:, None]
         first = (F.linear(features, OMEGA * on_features) + F.linear(local, OMEGA * on_local) + shared).sin()

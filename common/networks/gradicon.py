@@ -136,9 +136,10 @@ def _in_voxels(displacement: Tensor) -> Tensor:
 def _padding(size: Sequence[int], least: int) -> list[int]:
     """Zeros at the far end of each axis that is shorter than ``least``.
 
-    Arithmetic alone, see :func:`common.networks.contract.padded`.
+    Arithmetic alone, see :func:`common.networks.contract.padded`; and one division, since ONNX runtimes do not cut off
+    what is left of two in a row.
     """
-    missing = [(least - n % least) * (1 // (1 + n // least)) for n in size]
+    missing = [least // (least + n - n % least) * (least - n % least) for n in size]
     return [amount for n in reversed(missing) for amount in (0, n)]
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
@@ -44,6 +45,9 @@ def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Te
         raise InputError(f"padding_mode is {padding_mode!r}; choose one of {list(PADDINGS)}.")
     dtype = torch.promote_types(torch.promote_types(image.dtype, points.dtype), torch.float32)
     grid = normalised_points(points.to(dtype), image.shape[2:])
+    if torch.jit.is_tracing():
+        # By the name that exporters know.
+        return F.grid_sample(image.to(dtype), grid, "bilinear", padding_mode, align_corners=True).flatten(2)
     # By these names, since `F.grid_sample` may choose cuDNN, which cannot be differentiated twice.
     if dims == 3:
         return torch.grid_sampler_3d(image.to(dtype), grid, MODES["bilinear"], PADDINGS[padding_mode], True).flatten(2)
