@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps as functions on disk: what a network's field needs to be evaluated at any point, without the network or a grid.
 
-A file holds the weights of the fields there and back, the code of the pair, and where the voxels lie that the fields
-take points in. It is a checkpoint of tensors and plain values, read without running code from it, and a zip archive,
-whose checksums are looked at.
+A file holds the weights of the fields there and back, the code of the pair, dense fields of a pre-alignment where there
+is one, and where the voxels lie that all of them take points in. It is a checkpoint of tensors and plain values, read
+without running code from it, and a zip archive, whose checksums are looked at.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,39 @@ from common.blocks.nephi import ModulatedField
 from common.checks import InputError
 from common.io.checkpoints import load_checkpoint, save_atomically
 from common.io.nifti import check_is_file
+from common.spatial.chain import ChainMap
+from common.spatial.maps import Composition
 from common.spatial.transform import Affine, Function, Transform
 from common.spatial.world import Grid
 
+Part = FieldMap | ChainMap
+"""Of a map: a network's field, or dense fields that go before or after it."""
+Maps = tuple[list[Part], list[Part]]
+"""There and back, each in the order in which points go through it."""
 SUFFIX = ".pt"
 _FORMAT, _VERSION = "registration as a function of points", 1
 
 
-def maps_of(outputs: Mapping[str, Any]) -> tuple[FieldMap, FieldMap] | None:
-    """The maps of a network's outputs, there and back, where they are what a file can hold: fields at one code."""
-    there, back = outputs.get("map"), outputs.get("inverse_map")
-    if not isinstance(there, FieldMap) or not isinstance(back, FieldMap) or there.code is not back.code:
+def maps_of(outputs: Mapping[str, Any]) -> Maps | None:
+    """The maps of a network's outputs, where a file can hold both and both have a part that is no dense field.
+
+    These are NePhi's, alone or after a pre-alignment.
+    """
+    there, back = (_parts(outputs.get(name)) for name in ("map", "inverse_map"))
+    if not all(any(isinstance(part, FieldMap) for part in parts) for parts in (there, back)):
         return None
     return there, back
 
 
-def write_map(
-    path: str | Path, maps: tuple[FieldMap, FieldMap], pair: int, grid: Grid, alignment: Tensor | None = None
-) -> None:
+def _parts(function: Any) -> list[Part]:
+    """What a map consists of, in the order in which points go through it; empty where a part cannot be written."""
+    if isinstance(function, Composition):
+        inner, outer = _parts(function.inner), _parts(function.outer)
+        return [*inner, *outer] if inner and outer else []
+    return [function] if isinstance(function, FieldMap | ChainMap) else []
+
+
+def write_map(path: str | Path, maps: Maps, pair: int, grid: Grid, alignment: Tensor | None = None) -> None:
     """Write the maps of a pair, there and back, as functions.
 
     Args:
@@ -55,18 +70,35 @@ def write_map(
     Raises:
         InputError: when values are NaN or infinite, or the file cannot be written.
     """
+    copies: dict[int, Tensor] = {}
     content = {
         "format": _FORMAT,
         "version": _VERSION,
-        "size": [int(n) for n in maps[0].size],
+        "size": [int(n) for n in maps[0][0].size],
         "affine": grid.affine,
         "alignment": torch.eye(4, dtype=torch.float64) if alignment is None else alignment.double().cpu(),
-        "code": [_kept(part[pair : pair + 1]) for part in maps[0].code],
-        "fields": [{name: _kept(value) for name, value in one.field.state_dict().items()} for one in maps],
+        "maps": [[_entry(part, pair, copies) for part in parts] for parts in maps],
     }
-    if not _is_finite(content):
+    if not all(math.isfinite(float(tensor.sum(dtype=torch.float64))) for tensor in copies.values()):
         raise InputError(f"{path} is not written: the network's field has values that are NaN or infinite.")
     save_atomically(content, path)
+
+
+def _entry(part: Part, pair: int, copies: dict[int, Tensor]) -> dict[str, Any]:
+    own = slice(pair, pair + 1)
+    if isinstance(part, ChainMap):
+        return {"fields": [_kept(field, own, copies) for field in part.fields]}
+    # The tensors themselves, which live on: what is made for the moment may get the place of another.
+    state = part.field.state_dict(keep_vars=True)
+    weights = {name: _kept(value, slice(None), copies) for name, value in state.items()}
+    return {"code": [_kept(value, own, copies) for value in part.code], "weights": weights}
+
+
+def _kept(tensor: Tensor, rows: slice, copies: dict[int, Tensor]) -> Tensor:
+    """A copy, so that nothing else from its memory is written; one alone of what both ways share."""
+    if id(tensor) not in copies:
+        copies[id(tensor)] = tensor[rows].detach().to("cpu", torch.float32, copy=True)
+    return copies[id(tensor)]
 
 
 def read_map(path: str | Path) -> Transform:
@@ -83,15 +115,13 @@ def read_map(path: str | Path) -> Transform:
     """
     content = _content(Path(path))
     try:
-        code, size = HybridCode(*content["code"]), content["size"]
-        there, back = (
-            _displacement(FieldMap(ModulatedField.of_state(state, code), code, size)) for state in content["fields"]
-        )
+        size = content["size"]
+        there, back = (_displacement([_part(entry, size) for entry in parts]) for parts in content["maps"])
         function = Function(Grid.of(size, content["affine"]), there, back)
         transform = Transform((function, Affine(content["alignment"])))
         # Shapes that do not fit, and a matrix without an inverse, show where the map is used.
         there_and_back = transform.inverse_points(transform.points(torch.zeros(1, 3)))
-        is_whole = _is_finite(content) and bool(torch.isfinite(there_and_back).all())
+        is_whole = bool(torch.isfinite(there_and_back).all())
     except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise _unusable(path) from error
     if not is_whole:
@@ -124,22 +154,22 @@ def _unusable(path: str | Path) -> InputError:
     return InputError(f"{path} is a map whose parts do not fit together: register the pair again.")
 
 
-def _displacement(function: FieldMap) -> Callable[[Tensor], Tensor]:
+def _part(entry: Mapping[str, Any], size: Sequence[int]) -> Part:
+    if "fields" in entry:
+        return ChainMap(entry["fields"], size)
+    code = HybridCode(*entry["code"])
+    return FieldMap(ModulatedField.of_state(entry["weights"], code), code, size)
+
+
+def _displacement(parts: Sequence[Part]) -> Callable[[Tensor], Tensor]:
     """The displacement of points (1, N, 3) in voxels; along the third axis none where the map has two."""
-    dims = len(function.size)
+    dims = len(parts[0].size)
 
     def displacement(points: Tensor) -> Tensor:
-        points = points[..., :dims].to(function.code.shared.dtype)
-        return F.pad(function(points) - points, (0, 3 - dims))
+        start = points[..., :dims].float()
+        end = start
+        for part in parts:
+            end = part(end)
+        return F.pad(end - start, (0, 3 - dims))
 
     return displacement
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    """A copy, so that what else its memory holds is not written."""
-    return tensor.detach().to("cpu", torch.float32, copy=True)
-
-
-def _is_finite(content: Mapping[str, Any]) -> bool:
-    tensors = [*content["code"], *(value for state in content["fields"] for value in state.values())]
-    return all(math.isfinite(float(tensor.sum(dtype=torch.float64))) for tensor in tensors)

@@ -45,13 +45,21 @@ def chain_map(fields: Sequence[Tensor], size: Sequence[int]) -> PointMap:
         size: of the grid in whose voxels points (B, N, d) are given and returned.
     """
 
-    def follow(points: Tensor) -> Tensor:
-        for field in reversed(fields):
-            ratios = voxel_ratios(size, field.shape[2:], field)
+    return ChainMap(fields, size)
+
+
+class ChainMap:
+    """What :func:`chain_map` returns, with what it is made of."""
+
+    def __init__(self, fields: Sequence[Tensor], size: Sequence[int]) -> None:
+        self.fields, self.size = fields, size
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Where points (B, N, d) go."""
+        for field in reversed(self.fields):
+            ratios = voxel_ratios(self.size, field.shape[2:], field)
             points = points + sample_at(field, points * ratios).movedim(1, 2) / ratios
         return points
-
-    return follow
 
 
 def _followed(field: Tensor, ddf: Tensor) -> Tensor:

@@ -35,17 +35,21 @@ def compose_maps(outer: PointMap, inner: PointMap) -> PointMap:
         outer: map that is applied last.
         inner: map that is applied first.
     """
-    return _Composition(outer, inner)
+    return Composition(outer, inner)
 
 
-class _Composition:
+class Composition:
+    """What :func:`compose_maps` returns, with what it is made of."""
+
     def __init__(self, outer: PointMap, inner: PointMap) -> None:
         self.outer, self.inner = outer, inner
 
     def __call__(self, points: Tensor) -> Tensor:
+        """Where points (B, N, d) go."""
         return self.outer(self.inner(points))
 
     def with_derivative(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """As :func:`map_with_derivative`."""
         middle, first = map_with_derivative(self.inner, points)
         values, second = map_with_derivative(self.outer, middle)
         return values, second @ first

@@ -479,7 +479,7 @@ def functions(folder: Path) -> tuple[FieldMap, FieldMap]:
         field.frequencies *= 0.1
         torch.nn.init.normal_(field.head.weight, std=0.05)
     there, back = (FieldMap(field, code, FIXED.shape) for field in fields)
-    write_map(folder / "F_map.pt", (there, back), 0, FIXED, MATRIX)
+    write_map(folder / "F_map.pt", ([there], [back]), 0, FIXED, MATRIX)
     return there, back
 
 

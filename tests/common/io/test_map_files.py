@@ -22,7 +22,9 @@ from common.io.checkpoints import load_checkpoint, save_atomically
 from common.io.fields import read_field
 from common.io.map_files import maps_of, read_map, write_map
 from common.io.transforms import read_transform, write_transform
-from common.spatial import Grid
+from common.networks import GradICON, NePhi, PreAligned, gradicon, nephi
+from common.spatial import Grid, chain_map, compose_maps
+from common.spatial.chain import ChainMap
 from common.spatial.plane import plane_affine
 
 SIZE = (9, 8, 7)
@@ -64,9 +66,15 @@ def by_hand(function: FieldMap, points: Tensor, pair: int = 1) -> Tensor:
     return torch.cat([moved.double(), points[:, dims:]], dim=1)
 
 
+def saved(path: Path, outputs: tuple[Any, Any], pair: int, grid: Grid, alignment: Tensor | None = None) -> None:
+    maps = maps_of({"map": outputs[0], "inverse_map": outputs[1]})
+    assert maps is not None
+    write_map(path, maps, pair, grid, alignment)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    write_map(tmp_path / "a_map.pt", made(), 1, Grid(SIZE, AFFINE), ALIGNMENT)
+    saved(tmp_path / "a_map.pt", made(), 1, Grid(SIZE, AFFINE), ALIGNMENT)
     return tmp_path / "a_map.pt"
 
 
@@ -77,7 +85,7 @@ def test_points_go_through_map_and_alignment_and_back_through_the_other_map(
     there, back = made(size)
     grid = Grid.of(size, AFFINE)
     alignment = plane_affine(ALIGNMENT) if grid.flat else ALIGNMENT
-    write_map(tmp_path / "a_map.pt", (there, back), 1, grid, alignment)
+    saved(tmp_path / "a_map.pt", (there, back), 1, grid, alignment)
     transform, points = read_transform(tmp_path / "a_map.pt"), voxels(40, size)
     assert transform.flat == grid.flat
     expected = in_world(alignment, in_world(grid.affine, by_hand(there, points)))
@@ -88,6 +96,32 @@ def test_points_go_through_map_and_alignment_and_back_through_the_other_map(
     expected = in_world(grid.affine, by_hand(back, points))
     torch.testing.assert_close(transform.inverse_points(aligned), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(transform.inverse().points(aligned), expected, rtol=0, atol=1e-5)
+
+
+def test_codes_that_do_not_fit_are_refused(file: Path) -> None:
+    content = load_checkpoint(file)
+    for code in ([torch.zeros(1, 3)], [torch.zeros(1, 4), torch.zeros(1, 2, 3, 3, 3)]):
+        content["maps"][0][0]["code"] = code
+        save_atomically(content, file)
+        with pytest.raises(InputError, match="a_map.pt is a map whose parts do not fit together"):
+            read_transform(file)
+
+
+def test_a_dense_pre_alignment_is_kept_on_its_own_grid(tmp_path: Path) -> None:
+    (there, back), grid = made(), Grid(SIZE, AFFINE)
+    fields = [torch.randn(2, 3, 4, 5, 3) for _ in range(2)]
+    before, after = (chain_map([field], SIZE) for field in fields)
+    saved(tmp_path / "a_map.pt", (compose_maps(before, there), compose_maps(back, after)), 1, grid, ALIGNMENT)
+    points = voxels(40)
+    transform, start = read_map(tmp_path / "a_map.pt"), in_world(AFFINE, points)
+    own = [chain_map([field[1:]], SIZE) for field in fields]
+    expected = own[0](by_hand(there, points)[None])[0]
+    torch.testing.assert_close(
+        transform.points(start), in_world(ALIGNMENT, in_world(AFFINE, expected)), rtol=0, atol=1e-5
+    )
+    expected = by_hand(back, own[1](points[None])[0])
+    found = transform.inverse_points(in_world(ALIGNMENT, start))
+    torch.testing.assert_close(found, in_world(AFFINE, expected), rtol=0, atol=1e-5)
 
 
 def test_on_a_grid_it_is_the_dense_field(file: Path) -> None:
@@ -119,18 +153,30 @@ def test_the_file_holds_what_the_map_needs_and_no_more(file: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_only_two_fields_at_one_code_are_taken() -> None:
+def test_maps_with_a_field_of_a_network_are_taken() -> None:
     there, back = made()
-    assert maps_of({"map": there, "inverse_map": back}) == (there, back)
-    for outputs in ({"map": there}, {"map": there, "inverse_map": made()[1]}, {"map": abs, "inverse_map": back}, {}):
+    dense = chain_map([torch.zeros(1, 3, 4, 4, 4)], SIZE)
+    assert maps_of({"map": there, "inverse_map": back}) == ([there], [back])
+    assert maps_of({"map": compose_maps(dense, there), "inverse_map": back}) == ([there, dense], [back])
+    for outputs in ({"map": there}, {"map": compose_maps(abs, there), "inverse_map": back}, {}):
         assert maps_of(outputs) is None
+    # What its dense fields say already.
+    assert maps_of({"map": dense, "inverse_map": dense}) is None
+
+
+def test_maps_of_a_pre_aligned_network_are_taken() -> None:
+    network = PreAligned(GradICON(**gradicon.CONFIGURATIONS["tiny"]), NePhi(**nephi.CONFIGURATIONS["tiny"])).eval()
+    with torch.no_grad():
+        maps = maps_of(network(torch.rand(1, 2, 9, 8, 7), details=["map", "inverse_map"]))
+    assert maps is not None
+    assert [[type(part) for part in parts] for parts in maps] == [[FieldMap, ChainMap], [ChainMap, FieldMap]]
 
 
 def test_values_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     maps = made()
     maps[1].field.head.bias.data[1] = torch.nan
     with pytest.raises(InputError, match="a_map.pt is not written: .*NaN"):
-        write_map(tmp_path / "a_map.pt", maps, 0, Grid(SIZE, AFFINE))
+        saved(tmp_path / "a_map.pt", maps, 0, Grid(SIZE, AFFINE))
     assert not [*tmp_path.iterdir()]
 
 
@@ -182,11 +228,11 @@ def test_files_that_are_damaged_or_something_else_are_refused(file: Path, tmp_pa
         ({"affine": torch.zeros(4, 4)}, "do not fit together"),
         ({"alignment": torch.zeros(4, 4)}, "do not fit together"),
         ({"alignment": torch.eye(3)}, "do not fit together"),
-        ({"code": [torch.zeros(1, 3)]}, "do not fit together"),
-        ({"code": [torch.zeros(1, 3), torch.full((1, 2, 3, 3, 3), torch.inf)]}, "do not fit together"),
-        ({"code": [torch.zeros(1, 4), torch.zeros(1, 2, 3, 3, 3)]}, "do not fit together"),
-        ({"fields": [{}, {}]}, "do not fit together"),
-        ({"fields": []}, "do not fit together"),
+        ({"maps": []}, "do not fit together"),
+        ({"maps": [[], []]}, "do not fit together"),
+        ({"maps": [[{}], [{}]]}, "do not fit together"),
+        ({"maps": [[{"fields": [torch.zeros(1, 2, 4, 4)]}]] * 2}, "do not fit together"),
+        ({"maps": [[{"fields": [torch.full((1, 3, 4, 4, 4), torch.nan)]}]] * 2}, "do not fit together"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], sentence: str, file: Path) -> None:
