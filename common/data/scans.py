@@ -122,9 +122,10 @@ class ScanPairDataset(PairDataset):
             if "label" in subject:
                 item[f"{side}_scan_label"] = plain_tensor(subject["label"])
                 if self.masked and all("label" in one for one in subjects.values()):
-                    mask = (item[f"{side}_scan_label"] != 0).float()
+                    mask = lifted((item[f"{side}_scan_label"] != 0).float(), dims)
                     way = matrix if side == "moving" else None
-                    item[side] = item[side] * resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]
+                    seen = resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]
+                    item[side] = item[side] * laid(seen, dims)
         return item
 
     def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:

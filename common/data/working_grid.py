@@ -60,14 +60,15 @@ class WorkingGridd(MapTransform):
         return subject
 
 
-def sized_grid(image: Grid, spacing: tuple[float, float, float] | None, size: Sequence[int]) -> Grid:
+def sized_grid(image: Grid, spacing: Sequence[float] | None, size: Sequence[int]) -> Grid:
     """:func:`common.spatial.working_grid` with so many voxels about its centre, to a voxel's rounding.
 
     Args:
         image: grid of the scan.
         spacing: millimetres per voxel along right, anterior, superior; None keeps the scan's own.
-        size: voxels along these axes.
+        size: voxels along these axes; for images of two dimensions the first two count.
     """
     whole = working_grid(image, spacing)
+    size = [*size[: image.dims], *whole.shape[image.dims :]]
     start = [(n - wanted) // 2 for n, wanted in zip(whole.shape, size, strict=True)]
     return whole.cropped(start, [first + n for first, n in zip(start, size, strict=True)])

@@ -78,6 +78,18 @@ def test_the_network_sees_what_label_maps_cover_on_a_grid_of_its_own_size(scans:
         assert torch.equal(item[f"{side}_scan"], plain[f"{side}_scan"])
 
 
+def test_images_of_two_dimensions_have_masks_and_a_size_of_their_own(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((12, 10)).astype(np.float32)
+    mask = np.zeros((12, 10), np.uint8)
+    mask[3:9, 2:7] = 1
+    files = {side: save(tmp_path / f"{side}.nii.gz", image, np.eye(4)) for side in ("moving", "fixed")}
+    files |= {f"{side}_label": save(tmp_path / f"{side}_l.nii.gz", mask, np.eye(4)) for side in ("moving", "fixed")}
+    item = pair(files, spatial_size=(8, 6, 4), masked=True)
+    for side in ("moving", "fixed"):
+        # Weights of interpolation are rounded, at whole voxels as well.
+        np.testing.assert_allclose(item[side][0].numpy(), (image * mask)[2:10, 2:8], rtol=0, atol=1e-6)
+
+
 def test_scans_and_labels_are_handed_on_as_they_were(scans: dict[str, Path]) -> None:
     item = pair(scans)
     np.testing.assert_array_equal(item["moving_scan"][0].numpy(), nib.load(scans["moving"]).get_fdata())
