@@ -51,7 +51,8 @@ class ScanPairDataset(PairDataset):
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
         spatial_size: voxels of the working grid, about the centre of the fixed scan in place of its foreground, for a
             network that is made for images of one size; None for the foreground.
-        masked: whether the network sees what label maps cover alone, 0 elsewhere, where both scans have one.
+        masked: whether the network sees what label maps cover alone, 0 elsewhere, where both scans have one; so does
+            the affine alignment.
         cache_rate: see :class:`common.data.PairDataset`.
 
     Raises:
@@ -107,7 +108,9 @@ class ScanPairDataset(PairDataset):
         _check_scale(grids["fixed"], working, paths["fixed"])
         if self.spatial_size is not None:
             working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
-        matrix, aligned = self._aligned(scans, grids, paths)
+        masks = self._masks(subjects, dims)
+        alone = {side: self._scaled(scans[side]) * mask for side, mask in masks.items()}
+        matrix, aligned = self._aligned(scans | alone, grids, paths)
         item: dict[str, Any] = {
             "moving": self._seen(scans["moving"], grids["moving"], working, paths["moving"], matrix),
             "fixed": self._seen(scans["fixed"], grids["fixed"], working, paths["fixed"]),
@@ -121,12 +124,17 @@ class ScanPairDataset(PairDataset):
             item[f"{side}_id"], item[f"path_{side}"] = self.data[sides[side]]["id"], paths[side]
             if "label" in subject:
                 item[f"{side}_scan_label"] = plain_tensor(subject["label"])
-                if self.masked and all("label" in one for one in subjects.values()):
-                    mask = lifted((item[f"{side}_scan_label"] != 0).float(), dims)
-                    way = matrix if side == "moving" else None
-                    seen = resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]
-                    item[side] = item[side] * laid(seen, dims)
+        for side, mask in masks.items():
+            way = matrix if side == "moving" else None
+            seen = resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]
+            item[side] = item[side] * laid(seen, dims)
         return item
+
+    def _masks(self, subjects: dict[str, Any], dims: int) -> dict[str, Tensor]:
+        """What is seen of both scans, (1, *own grid) of 0 and 1, by side; empty where one has no label map."""
+        if not self.masked or not all("label" in subject for subject in subjects.values()):
+            return {}
+        return {side: lifted((plain_tensor(s["label"]) != 0).float(), dims) for side, s in subjects.items()}
 
     def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:
         paths = {"moving": moving[1], "fixed": fixed[1]}
@@ -174,9 +182,11 @@ class ScanPairDataset(PairDataset):
         return found.matrix, {figure: getattr(found, figure) for figure in figures}
 
     def _seen(self, scan: Tensor, grid: Grid, working: Grid, path: str, alignment: Tensor | None = None) -> Tensor:
-        image = resample(scan[None], grid, working, alignment)[0]
-        image = laid(image, grid.dims)
-        return fit_intensity(image if self.intensity is None else plain_tensor(self.intensity(image)), path)
+        image = laid(resample(scan[None], grid, working, alignment)[0], grid.dims)
+        return fit_intensity(self._scaled(image), path)
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        return image if self.intensity is None else plain_tensor(self.intensity(image))
 
 
 def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -15,6 +15,7 @@ from monai.transforms import Compose, ScaleIntensityRangePercentiles
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.alignment.affine import Alignment
 from common.checks import InputError
 from common.data import LoadSubjectd, PairSampler, ScanPairDataset, registration_request
 
@@ -88,6 +89,28 @@ def test_images_of_two_dimensions_have_masks_and_a_size_of_their_own(tmp_path: P
     for side in ("moving", "fixed"):
         # Weights of interpolation are rounded, at whole voxels as well.
         np.testing.assert_allclose(item[side][0].numpy(), (image * mask)[2:10, 2:8], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_affine_alignment_sees_what_the_network_does_where_both_scans_have_label_maps(
+    scans: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    given: list[Tensor] = []
+
+    def align(moving: Tensor, moving_grid: Any, fixed: Tensor, *others: Any, **names: Any) -> Alignment:
+        given.extend((moving, fixed))
+        return Alignment(torch.eye(4, dtype=torch.float64), 0.0, 1.0, True, 0.0)
+
+    monkeypatch.setattr("common.data.scans.align", align)
+    if both:
+        label = np.zeros((20, 22, 18), np.int16)
+        label[5:15, 5:15, 5:15] = 3
+        scans["fixed_label"] = save(tmp_path / "fl.nii.gz", label, RAS)
+    item = pair(scans, affine=True, masked=True, intensity=lambda image: image.clamp(max=500) / 1000)
+    for image, side in zip(given, ("moving", "fixed"), strict=True):
+        scan = item[f"{side}_scan"]
+        expected = scan.clamp(max=500) / 1000 * (item[f"{side}_scan_label"] != 0) if both else scan
+        assert torch.equal(image, expected)
 
 
 def test_scans_and_labels_are_handed_on_as_they_were(scans: dict[str, Path]) -> None:
