@@ -163,10 +163,15 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     if arguments.coordinates is not None:
         raise InputError("--coordinates is for landmarks: images and label maps have headers.")
+    is_png = str(arguments.output).endswith(PNG)
+    if not is_png:
+        check_nifti_name(arguments.output)
     if arguments.reference is None:
         raise InputError("An image needs --reference, the image on whose grid the result shall lie.")
-    if not (str(arguments.output).endswith(PNG) and read_grid(arguments.reference).flat):
-        check_nifti_name(arguments.output)
+    if is_png and not read_grid(arguments.reference).flat:
+        raise InputError(
+            f"{arguments.output}: volumes are written as .nii.gz or .nii, images of two dimensions as .png."
+        )
     if arguments.label is not None and arguments.outside is not None:
         raise InputError("--outside is for images; outside of a label map is 0.")
 
