@@ -45,9 +45,9 @@ class RegistrationInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The network's outputs as a dict with at least ``ddf`` (B, d, *spatial), or its ``map`` alone in training."""
         enabled = self.amp and _can_use_bfloat16(inputs.device)
-        slice_axis = _slice_axis(inputs, network)
-        if slice_axis is not None:
-            return _as_volumes(self(inputs.squeeze(slice_axis), network), slice_axis)
+        left_out = slice_axis(inputs, network)
+        if left_out is not None:
+            return as_volumes(self(inputs.squeeze(left_out), network), left_out)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
             if not self.details:
                 return _inside_the_slice({"ddf": network(inputs)})
@@ -76,17 +76,27 @@ def _inside_the_slice(outputs: dict[str, Any]) -> dict[str, Any]:
     return outputs
 
 
-def _slice_axis(inputs: Tensor, network: Callable[..., Any]) -> int | None:
-    """The axis of one voxel that a network of two dimensions, which is not in training, does not see."""
+def slice_axis(inputs: Tensor, network: Callable[..., Any]) -> int | None:
+    """The axis of one voxel that a network of two dimensions, which is not in training, does not see; None for none.
+
+    Args:
+        inputs: (B, 2, *spatial).
+        network: says with ``arguments`` of how many dimensions it is.
+    """
     dims = getattr(network, "arguments", {}).get("spatial_dims")
     if dims != 2 or inputs.ndim != 5 or getattr(network, "training", False):
         return None
     return next((axis for axis in (4, 3, 2) if inputs.shape[axis] == 1), None)
 
 
-def _as_volumes(outputs: dict[str, Any], axis: int) -> dict[str, Any]:
-    """Fields and maps of slices, with the axis that was left out and no displacement along it."""
-    found = {}
+def as_volumes(outputs: dict[str, Any], axis: int) -> dict[str, Any]:
+    """Fields and maps of slices, with the axis that was left out and no displacement along it.
+
+    Args:
+        outputs: those (B, C, *spatial) of two dimensions become volumes, dictionaries of figures stay, others are lost.
+        axis: 2, 3 or 4.
+    """
+    found: dict[str, Any] = {name: values for name, values in outputs.items() if isinstance(values, dict)}
     for name, values in outputs.items():
         if isinstance(values, Tensor) and values.ndim == 4:
             values = values.unsqueeze(axis)

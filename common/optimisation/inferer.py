@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checks import InputError
-from common.engine.inferer import RegistrationInferer
+from common.engine.inferer import RegistrationInferer, as_volumes, slice_axis
 from common.losses import RegistrationLoss
 from common.optimisation.descent import Descent, descend
 from common.optimisation.unknowns import Unknown
@@ -69,6 +69,9 @@ class OptimisingInferer(RegistrationInferer):
             return super().__call__(inputs, network, *args, **kwargs)
         if not isinstance(network, nn.Module):
             raise InputError("Only networks of torch can be optimised on a pair: set io_steps to 0.")
+        left_out = slice_axis(inputs, network)
+        if left_out is not None:
+            return as_volumes(self(inputs.squeeze(left_out), network), left_out)
         # In training a network's statistics would change.
         network = copy.deepcopy(network).eval() if network.training else network
         with torch.inference_mode(False):

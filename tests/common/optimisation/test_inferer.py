@@ -97,6 +97,13 @@ def test_optimised_pairs_resemble_each_other_more(kind: str, size: tuple[int, ..
     assert "optimisation" not in before and not after["ddf"].requires_grad
 
 
+def test_a_slice_is_optimised_as_the_image_that_it_is() -> None:
+    network, image = nephi(), blobs(16, 18)
+    flat, volume = (inferer("code and fields", 2)(pair, network) for pair in (image, image[:, :, :, None]))
+    assert torch.equal(volume["ddf"][:, [0, 2]], flat["ddf"][:, :, :, None]) and volume["ddf"][:, 1].eq(0).all()
+    assert volume["optimisation"]["after"] == flat["optimisation"]["after"]
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_the_network_stays_as_it_is_also_when_interrupted(
     kind: str, training: bool, monkeypatch: pytest.MonkeyPatch
