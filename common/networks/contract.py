@@ -60,9 +60,10 @@ def check_pair(image: Tensor, spatial_dims: int) -> None:
     dims = image.ndim - 2
     if dims in (2, 3) and dims != spatial_dims and image.shape[1] == 2:
         size = " x ".join(str(n) for n in image.shape[2:])
+        also = "; or save these slices with two axes" if dims == 3 and image.shape[-1] == 1 else ""
         raise InputError(
             f"The images are {dims}D ({size}), but the network is {spatial_dims}D: add --network_def#spatial_dims "
-            f"{dims}, to training and to all that uses its weights."
+            f"{dims}, to training and to all that uses its weights{also}."
         )
     if dims != spatial_dims or image.shape[1] != 2:
         shape = tuple(image.shape)

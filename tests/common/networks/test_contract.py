@@ -95,3 +95,5 @@ def test_images_of_another_number_of_axes_are_told_what_to_set(size: tuple[int, 
     given = f"{dims}D .{size[0]} x {size[1]}"
     with pytest.raises(InputError, match=f"{given}.*network is {5 - dims}D: add --network_def#spatial_dims {dims},"):
         check_pair(torch.zeros(1, 2, *size), 5 - dims)
+    with pytest.raises(InputError, match="or save these slices with two axes"):
+        check_pair(torch.zeros(1, 2, 6, 7, 1), 2)
