@@ -42,6 +42,7 @@ class RegistrationMetrics(Metric):
     * ``hd95``, ``hd95_before``: with ``hd95`` given, mean over labels by the same rule, after and before warping;
     * ``tre``, ``tre_before``: with landmarks, mean distance between corresponding points (Learn2Reg form); with volumes
       of landmarks instead, mean distance between their centroids (LUMIR form);
+    * ``tre_back``: with landmarks and the inverse field, how far those of the moving image end up from the fixed ones;
     * ``inverse_consistency``, ``inverse_consistency_max``: with the inverse field, mean and largest distance by which
       it misses to undo ``ddf``, foreground;
     * ``fold_fraction``: percent of all voxels with determinant <= 0;

@@ -109,12 +109,14 @@ def _label_figures(pair: RegisteredPair, labels: Sequence[int] | None, hd95: str
 
 
 def _landmark_figures(pair: RegisteredPair) -> dict[str, float]:
-    """Errors of landmarks after registration and before."""
+    """Errors of landmarks after registration and before, and of those of the moving image on the way back."""
     errors = {}
     for name, marks in pair.landmarks.items():
         if marks.moving.ndim == 3:
             errors[name] = tre_l2r(pair.ddf, marks.moving, marks.fixed, marks.spacing)
             errors[f"{name}_before"] = tre_l2r(None, marks.moving, marks.fixed, marks.spacing)
+            if pair.inverse_ddf is not None:
+                errors[f"{name}_back"] = tre_l2r(pair.inverse_ddf, marks.fixed, marks.moving, marks.spacing)
             continue
         size = 1 if marks.spacing is None else marks.spacing
         errors[name] = tre_lumir(marks.moving, marks.fixed, _to_moving(pair), size)

@@ -38,6 +38,7 @@ FIGURES = {
 }
 # Variants of a figure above: in the table of pairs, but not among the headline numbers and curves.
 VARIANTS = {
+    "tre_back": Figure("TRE, the way back", "mm", "the same of the moving image's landmarks, by the inverse", min),
     "inverse_consistency_max": Figure("Inverse consistency, largest", "mm", "the same, largest of all voxels", min),
     "sdlogj_l2r": Figure("SDlogJ (L2R)", "", "as Learn2Reg computes it", min),
     "sdlogj_l2r_masked": Figure("SDlogJ (L2R, foreground)", "", "the same inside the foreground", min),
@@ -67,7 +68,7 @@ def document(title: str, sections: Sequence[str], *parts: str) -> bytes:
 
 def figure(name: str) -> Figure:
     """How a figure is shown; an unknown one under its own name."""
-    if name.startswith("tre_"):
+    if name.startswith("tre_") and name not in VARIANTS:
         # One per set of landmarks; the unit is that of the set.
         return FIGURES["tre"]._replace(title=f"TRE {name.removeprefix('tre_').replace('_', ' ')}", unit="")
     words = name.replace("_", " ")

@@ -154,6 +154,7 @@ def test_landmarks_and_an_inverse_field_give_their_figures_in_millimetres_where_
     expected = {
         "tre": tre_l2r(ddf, *points, spacing).mean(),
         "tre_before": tre_l2r(None, *points, spacing).mean(),
+        "tre_back": tre_l2r(-ddf, *points[::-1], spacing).mean(),
         "inverse_consistency": inverse_consistency_error(ddf, -ddf, spacing, mask).mean,
         "inverse_consistency_max": inverse_consistency_error(ddf, -ddf, spacing, mask).maximum,
     }
