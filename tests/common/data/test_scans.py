@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -62,8 +63,16 @@ def test_both_scans_meet_on_the_fixed_grid_by_their_headers(scans: dict[str, Pat
     assert float(difference.mean()) < 5 and float(difference.max()) < 120
 
 
-def test_the_network_sees_what_label_maps_cover_on_a_grid_of_its_own_size(scans: dict[str, Path]) -> None:
-    grid: dict[str, Any] = {"spacing": (2, 2, 2), "spatial_size": (24, 20, 18)}
+def test_the_network_sees_what_label_maps_cover_on_a_grid_of_its_own_size(
+    scans: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid: dict[str, Any] = {"spacing": (2, 2, 2), "spatial_size": (24, 20, 18), "affine": True}
+    # What is found does not matter here: masks go the way of their images.
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = torch.tensor([4.0, -2, 0])
+    facts = dict.fromkeys(("similarity_before", "similarity_after", "converged", "seconds"), 0.0)
+    found = SimpleNamespace(matrix=shift, warning=None, **facts)
+    monkeypatch.setattr("common.data.scans.align", lambda *_, **__: found)
     plain = pair(scans, **grid)
     assert plain["moving"].shape == plain["fixed"].shape == (1, 24, 20, 18)
     # The fixed scan has no label map yet.
