@@ -137,7 +137,8 @@ class PreAligned(nn.Module):
         """Fields of the first network there and, if asked for, back, in voxels of the images that it sees."""
         pool = F.avg_pool2d if self.spatial_dims == 2 else F.avg_pool3d
         for _ in range(self.halvings):
-            image = pool(image, 2, ceil_mode=True)
+            # A slice stays one.
+            image = pool(image, [min(2, n) for n in image.shape[2:]], ceil_mode=True)
         if not both:
             return self.first(image), None
         outputs = self.first(image, details=["inverse_ddf"])
