@@ -45,7 +45,8 @@ class ScanPairDataset(PairDataset):
         data: subjects {"id", "image", "label" (optional)}.
         transform: loads and checks one subject, see :class:`common.data.PairDataset`.
         spacing: voxel size in millimetres that the network was trained with, for the axes right, anterior, superior;
-            for images of two dimensions the first two count; None takes that of the fixed scan.
+            for images of two dimensions the first two count, and volumes of one slice may have two alone; None takes
+            that of the fixed scan.
         affine: whether to align the moving scan affinely before the network sees it.
         intensity: applied to both images on the working grid, (1, *spatial) to the same: what the network was trained
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
@@ -144,7 +145,7 @@ class ScanPairDataset(PairDataset):
             _check_overlap(grids, paths)
 
     def _grids(self, images: dict[str, Tensor], paths: dict[str, str]) -> dict[str, Grid]:
-        """Grids of both sides, which have to be of as many dimensions, and not of more than the spacing."""
+        """Grids of both sides, which have to be of as many dimensions; two sizes are for these or a single slice."""
         grids = {}
         for side, image in images.items():
             try:
@@ -154,7 +155,7 @@ class ScanPairDataset(PairDataset):
         if len({grid.flat for grid in grids.values()}) > 1:
             said = " and ".join(f"{paths[side]} is {grid.dims}D" for side, grid in grids.items())
             raise InputError(f"{said}: a pair is two images or two volumes, so take the slice that is meant.")
-        if self.spacing is not None and any(grid.dims > len(self.spacing) for grid in grids.values()):
+        if self.spacing is not None and len(self.spacing) == 2 and any(grid.shape[2] > 1 for grid in grids.values()):
             raise InputError(_SPACING.format(list(self.spacing), "three voxel sizes in millimetres, such as [1,1,1]"))
         return grids
 

@@ -102,8 +102,8 @@ def working_grid(image: Grid, spacing: Sequence[float] | None) -> Grid:
 
     Args:
         image: grid of the scan.
-        spacing: millimetres per voxel along right, anterior, superior, or along the axes of a flat grid; None keeps the
-            scan's own.
+        spacing: millimetres per voxel along right, anterior, superior, or along the axes of a flat grid; of what is not
+            given, and with None, the scan's own are kept.
 
     Returns:
         The grid.
@@ -115,7 +115,8 @@ def working_grid(image: Grid, spacing: Sequence[float] | None) -> Grid:
         order = _closest_axes(linear / linear.norm(dim=0))
         directions = torch.stack([linear[:, axis] * linear[row, axis].sign() for row, axis in enumerate(order)], dim=1)
     own = directions.norm(dim=0)
-    wanted = own if spacing is None else torch.tensor([*spacing[: image.dims], *own[image.dims :]], dtype=torch.float64)
+    given = () if spacing is None else tuple(spacing[: image.dims])
+    wanted = torch.tensor([*given, *own[len(given) :]], dtype=torch.float64)
     extent = torch.tensor([image.shape[axis] for axis in order], dtype=torch.float64) * own
     # Voxel sizes of a header are rounded.
     size = (extent / wanted - 1e-4).ceil().clamp(min=1)

@@ -189,6 +189,13 @@ def test_by_header_is_said(scans: dict[str, Path], caplog: pytest.LogCaptureFixt
     assert "brought to the fixed grid by its header" in caplog.text
 
 
+def test_two_voxel_sizes_leave_a_single_slice_as_thick_as_it_is(tmp_path: Path) -> None:
+    values = blob(RAS, (30, 28, 1), (30, 28, 0))
+    path = save(tmp_path / "slice.nii.gz", values, np.diag([2.0, 2.0, 7.0, 1.0]))
+    for spacing, shape in (([1.0, 4.0], (60, 14, 1)), ([1.0, 4.0, 1.0], (60, 14, 7))):
+        assert pair({"fixed": path, "moving": path}, spacing=spacing)["fixed"].shape == (1, *shape)
+
+
 def test_faults_of_a_scan_are_named(scans: dict[str, Path], tmp_path: Path) -> None:
     singular = nib.Nifti1Image(np.ones((5, 5, 5), np.float32), None)
     singular.header.set_sform(np.diag([1.0, 0.0, 1.0, 1.0]), code=1)
