@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,10 @@ class FieldMap:
             count = self._piece()
             if points.shape[1] <= count or torch.jit.is_tracing():
                 return points + self._displacement(points, *self.code)
-            return torch.cat([part + self._again(part) for part in points.split(count, dim=1)], dim=1)
+            displacement: Tensor = _InPieces.apply(
+                self._displacement, count, points, *self.code, *self.field.parameters()
+            )
+            return points + displacement
 
     def with_derivative(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Where points go, and the derivative there; both can be differentiated once.
@@ -110,3 +114,42 @@ class FieldMap:
 
     def _factor(self, like: Tensor) -> Tensor:
         return torch.stack([torch.as_tensor(axis_factor(n), device=like.device, dtype=like.dtype) for n in self.size])
+
+
+class _InPieces(torch.autograd.Function):
+    """A function of points and a code, so many points at a time, of which only what goes in is stored.
+
+    Unlike pieces that are checkpointed one by one, nothing of a piece outlives it: the nodes of a graph, small as they
+    are, would lie between the volumes that are freed and keep the C library from using their memory again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], count: int, points: Tensor, *others: Tensor) -> Tensor:
+        """Points (B, N, d), the two parts of the code and the parameters that the function has."""
+        ctx.function, ctx.count, ctx.parameters = function, count, others[2:]
+        ctx.save_for_backward(points, *others[:2])
+        return torch.cat([function(part, *others[:2]) for part in points.split(count, dim=1)], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients, with a history where that is wanted."""
+        points, *code = ctx.saved_tensors
+        history, needed = torch.is_grad_enabled(), ctx.needs_input_grad[2:]
+        if not history:
+            code = [part.detach().requires_grad_(n) for part, n in zip(code, needed[1:3], strict=True)]
+        places = [place for place, n in enumerate(needed) if n]
+        on_points: list[Tensor] = []
+        sums: list[Tensor | None] = [None] * len(needed)
+        for part, on_part in zip(points.split(ctx.count, dim=1), grad.split(ctx.count, dim=1), strict=True):
+            with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+                part = part if history else part.detach().requires_grad_(needed[0])
+                inputs = (part, *code, *ctx.parameters)
+                value = ctx.function(part, *code)
+                found = torch.autograd.grad(value, [inputs[i] for i in places], on_part, create_graph=history)
+            for place, one in zip(places, found, strict=True):
+                if place == 0:
+                    on_points.append(one)
+                else:
+                    before = sums[place]
+                    sums[place] = one if before is None else before + one
+        return (None, None, torch.cat(on_points, dim=1) if on_points else None, *sums[1:])

@@ -86,6 +86,29 @@ def test_many_points_are_not_stored_and_have_the_same_gradient(monkeypatch: pyte
         torch.testing.assert_close(one, other)
 
 
+def test_maps_of_many_points_can_be_differentiated_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    function, points = made((6, 9)), anywhere((6, 9), 30).requires_grad_()
+    inputs = [points, *function.code, *function.field.parameters()]
+    results = []
+    for piece in (1 << 12, 16):
+        monkeypatch.setattr(field_map, "_CPU_PIECE", piece)
+        _, derivative = map_with_derivative(lambda x: function(x), points)
+        results.append(torch.autograd.grad(derivative.square().sum(), inputs, materialize_grads=True))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_parts_that_are_not_trained_get_no_gradient_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_map, "_CPU_PIECE", 16)
+    function = made((6, 9))
+    function.field.requires_grad_(False)
+    shared, local = function.code
+    function.code = HybridCode(shared.detach(), local)
+    function(anywhere((6, 9), 30)).square().sum().backward()
+    assert local.grad is not None and local.grad.any() and shared.grad is None
+    assert all(parameter.grad is None for parameter in function.field.parameters())
+
+
 def test_points_shared_by_the_pairs_give_what_each_pair_gives() -> None:
     function, points = made((5, 6, 7)), anywhere((5, 6, 7), 8, batch=1)
     torch.testing.assert_close(function(points), function(points.expand(2, -1, -1).contiguous()))
