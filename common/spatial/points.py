@@ -85,7 +85,8 @@ def _jet_of_weights(points: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tenso
     dims = len(shape)
     last = points.new_tensor([size - 1 for size in shape])
     clamped = points.clamp(min=0).minimum(last)
-    first = clamped.detach().floor().minimum((last - 1).clamp_(min=0))
+    # Of NaN no integer can be made: its place is NaN in the first cell.
+    first = clamped.detach().floor().minimum((last - 1).clamp_(min=0)).nan_to_num_()
     fraction, inside = clamped - first, ((points > 0) & (points < last)).to(points.dtype)
     pair, slope = torch.stack([1 - fraction, fraction], dim=2), torch.stack([-inside, inside], dim=2)
     # (N, 1 + d, d, 2): in the derivative along an axis its own pair is that of the slope.
