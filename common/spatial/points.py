@@ -94,7 +94,9 @@ def _jet_of_weights(points: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tenso
     along = torch.where(own, slope[:, None], pair[:, None])
     # The last axis is fastest; the upper neighbour of an axis of one voxel is the voxel itself.
     strides = [math.prod(shape[axis + 1 :]) for axis in range(dims)]
-    lowest, steps, weights = first.long() @ first.new_tensor(strides, dtype=torch.long), [0], along[:, :, 0]
+    # CUDA has no product of matrices of integers.
+    lowest = (first.long() * first.new_tensor(strides, dtype=torch.long)).sum(1)
+    steps, weights = [0], along[:, :, 0]
     for axis in range(dims):
         steps = [step + high * strides[axis] * (shape[axis] > 1) for step in steps for high in (0, 1)]
         if axis:
