@@ -178,6 +178,7 @@ def test_training_changes_all_of_the_second_network_and_nothing_of_the_first(dim
     optimiser.step()
     after = net.state_dict()
     assert net.second.training and not any(part.training for part in net.first.modules())
+    assert not any(parameter.requires_grad for parameter in net.first.parameters())
     for name, value in before.items():
         fixed = name.startswith("first.") or name.endswith("frequencies")
         assert torch.equal(after[name], value) == fixed, name
