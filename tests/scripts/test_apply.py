@@ -447,7 +447,24 @@ def test_nothing_is_overwritten_unasked(
 def test_a_name_that_is_no_image_is_refused_first(apply: ModuleType, folder: Path) -> None:
     with pytest.raises(InputError, match="written as .nii.gz or .nii"):
         apply.main(
-            ["--transform", "none.h5", "--moving", "none.nii", "--reference", "F", "--output", str(folder / "a.png")]
+            ["--transform", "none.h5", "--moving", "none.nii", "--reference", "F", "--output", str(folder / "a.jpg")]
+        )
+
+
+def test_volumes_are_not_written_as_png(apply: ModuleType, folder: Path) -> None:
+    reference = str(folder / "F.nii.gz")
+    with pytest.raises(InputError, match="volumes are written as .nii.gz or .nii, images of two dimensions as .png"):
+        apply.main(
+            [
+                "--transform",
+                "none.h5",
+                "--moving",
+                reference,
+                "--reference",
+                reference,
+                "--output",
+                str(folder / "a.png"),
+            ]
         )
 
 
