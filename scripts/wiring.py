@@ -90,6 +90,13 @@ EXCEPTIONS = (
         *("*_lumir", "train.json", "validate::dataset::cache_rate"),
         "the 3384 scans of training are read anew each time, the few of validation stay in memory",
     ),
+    *(
+        ("*_shapes2d", "metadata.json", f"network_data_format::{path}", "images of two dimensions")
+        for path in (
+            "inputs::image::spatial_shape",
+            *(f"outputs::pred::{name}" for name in ("num_channels", "spatial_shape", "channel_def::2")),
+        )
+    ),
 )
 """(bundles, file, path, reason) of what differs though it is wiring."""
 

@@ -33,6 +33,12 @@ def _recipe(bundle: Path) -> str:
     return json.dumps([train["network_def"]["_target_"], *train["loss"]["terms"]])
 
 
+def dimensions(bundle: Path) -> int:
+    """Of the images of a bundle."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return len(metadata["network_data_format"]["inputs"]["image"]["spatial_shape"])
+
+
 def _first_of(bundles: list[Path], *kinds: Callable[[Path], str]) -> list[Path]:
     """The first bundle of each kind; of later kinds those alone that no bundle found before has."""
     found: list[Path] = []
@@ -45,8 +51,10 @@ def _first_of(bundles: list[Path], *kinds: Callable[[Path], str]) -> list[Path]:
 
 NETWORKS = _first_of(BUNDLES, _network)
 """One bundle of each network: for what depends on no more."""
-RUN = _first_of(BUNDLES, _recipe, lambda bundle: bundle.name.rpartition("_")[2])
-"""Bundles that are trained here: of each network with its loss one, and of each data set."""
+RUN = _first_of(
+    [bundle for bundle in BUNDLES if dimensions(bundle) == 3], _recipe, lambda bundle: bundle.name.rpartition("_")[2]
+)
+"""Bundles of volumes that are trained here: of each network with its loss one, and of each data set."""
 # Small enough for a step in a tenth of a second.
 TINY = ["--network_def#start_channel", "2", "--learning_rate", "0.001"]
 

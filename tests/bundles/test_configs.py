@@ -17,7 +17,7 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.engine import save_atomically
 
-from .conftest import BUNDLES, NETWORKS, phantom_options, tiny
+from .conftest import BUNDLES, NETWORKS, dimensions, phantom_options, tiny
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 every_network = pytest.mark.parametrize("bundle", NETWORKS, ids=lambda path: path.name)
@@ -93,6 +93,7 @@ def test_network_takes_and_gives_what_the_metadata_says(bundle: Path) -> None:
 def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
     network = workflow(bundle, "inference.json", "infer", **tiny(bundle)).network_def.eval()
     save_atomically(network.state_dict(), tmp_path / "model.pt")
+    shape = [1, 2, 32, 40, 33][: 2 + dimensions(bundle)]
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),
@@ -100,12 +101,12 @@ def test_traced_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> Non
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=str(bundle / "configs" / "inference.json"),
         use_trace=True,
-        input_shape=[1, 2, 32, 40, 33],
+        input_shape=shape,
         # Compared below, with another pair.
         converter_kwargs={"check_trace": False},
         **tiny(bundle),
     )
-    image = torch.rand(1, 2, 32, 40, 33)
+    image = torch.rand(shape)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-4, atol=1e-4)
 

@@ -88,12 +88,13 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate_shapes3d(folder, num_subjects=8, size=(40, 48), validation=2, test=2, progress=False)
 
 
-# One of each recipe; mirrored pairs, masks, a pyramid of labels, images of a size.
+# One of each recipe; mirrored pairs, masks, a pyramid of labels, images of a size; those that are for images.
 FLAT: dict[str, dict[str, Any]] = {
     "eoir_shapes3d": {},
     "eoir_oasis": {},
     "vfa_oasis": {},
     "eoir_acdc": {"spacing": None, "spatial_size": [32, 40], "network_def#variant": "plain"},
+    "nephi_shapes2d": {},
 }
 
 
@@ -102,7 +103,7 @@ def test_one_option_makes_it_two_dimensional(name: str, flat: Path, tmp_path: Pa
     bundle = ROOT / "bundles" / name
     data = {"dataset_dir": str(flat), "reader": "datalist", "labels": list(range(1, 9)), **FLAT[name]}
     options = {**tiny(bundle), **data, "ckpt_path": str(tmp_path / "model.pt"), "network_def#spatial_dims": 2}
-    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2}
+    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2, "batch_size": 1}
     run_workflow(bundle, "train", output_dir=str(tmp_path / "train"), **options, **short)
     check_training(tmp_path / "train", tmp_path / "model.pt")
     run_workflow(bundle, "evaluate", output_dir=str(tmp_path / "evaluate"), **options)
