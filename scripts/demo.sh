@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# See a network learn to register: makes labelled 3D shapes, trains on them for about three minutes on two processor
-# cores, evaluates on subjects it has not seen, registers one pair, and ends with a table and a page with pictures.
+# See a network learn to register: makes labelled shapes, trains on them for some three minutes on two processor cores,
+# registers a pair that it has not seen, evaluates on all such pairs, and ends with a table and a page with pictures.
+#   bash scripts/demo.sh                  EOIR on volumes (eoir_shapes3d)
+#   bash scripts/demo.sh nephi_shapes2d   NePhi on triangles and circles, then optimised on each pair
 # Everything it makes lies in the folder demo, which a second call replaces.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+bundle=${1:-eoir_shapes3d}
+case $bundle in
+  eoir_shapes3d) moving=SHAPES_0021_0000.nii.gz fixed=SHAPES_0022_0000.nii.gz on_each_pair= ;;
+  nephi_shapes2d) moving=SHAPES_0206_0000.nii.gz fixed=SHAPES_0207_0000.nii.gz on_each_pair="--io_steps 50" ;;
+  *) echo "ERROR: There is no demonstration $bundle; give eoir_shapes3d or nephi_shapes2d." >&2; exit 1 ;;
+esac
 source scripts/environment.sh
 
-output=$PWD/demo
+output=$PWD/demo/$bundle
 options=(--dataset_dir "$output/data" --ckpt_path "$output/model.pt" --overwrite true)
 mkdir -p "$output"
 export PYTHONWARNINGS=ignore
@@ -18,16 +26,16 @@ run() {
   python -m monai.bundle run "$task" --config_file "configs/$config.json" --logging_file "$output/quiet.conf" \
     --output_dir "$output/$task" "${options[@]}" "$@" | sed '/ - INFO - /d; /^$/d'
 }
-sed 's/^level=INFO/level=WARNING/' bundles/eoir_shapes3d/configs/logging.conf > "$output/quiet.conf"
+cd "bundles/$bundle"
+sed 's/^level=INFO/level=WARNING/' configs/logging.conf > "$output/quiet.conf"
 
-cd bundles/eoir_shapes3d
 echo "1/4  Labelled shapes"
-python -m common.data.shapes3d --output_dir "$output/data"
-echo "2/4  Training EOIR (about three minutes on two cores)"
+python -m "common.data.${bundle#*_}" --output_dir "$output/data"
+echo "2/4  Training ${bundle%_*} (some three minutes on two cores)"
 run train train
 echo "3/4  Registering one pair that the training has not seen"
-images=$output/data/imagesTr
-run infer inference --moving "$images/SHAPES_0021_0000.nii.gz" --fixed "$images/SHAPES_0022_0000.nii.gz"
+run infer inference --moving "$output/data/imagesTr/$moving" --fixed "$output/data/imagesTr/$fixed" \
+  $on_each_pair
 echo "     Warped image and displacement field: $output/infer"
-echo "4/4  Evaluation on all pairs of the held-out subjects"
-run evaluate evaluate --history "$output/train/history.csv"
+echo "4/4  Evaluation on all pairs of the held-out shapes"
+run evaluate evaluate --history "$output/train/history.csv" $on_each_pair

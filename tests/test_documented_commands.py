@@ -228,11 +228,11 @@ def test_what_the_scripts_of_the_readme_run_exists(
     shell: Callable[[str, str], list[Call]], pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = shutil.which("bash")
-    calls = shell(f"{real} scripts/demo.sh; {real} scripts/test.sh -k lncc", ".")
+    calls = shell(f"{real} scripts/demo.sh; {real} scripts/demo.sh nephi_shapes2d; {real} scripts/test.sh -k lncc", ".")
     for call in calls:
         check_call(call, pytestconfig, monkeypatch)
     workflows = [call.arguments[3] for call in calls if "monai.bundle" in call.arguments]
-    assert workflows == ["train", "infer", "evaluate"]
+    assert workflows == 2 * ["train", "infer", "evaluate"]
     assert [call.program for call in calls if call.program in CHECKERS] == ["ruff", *CHECKERS]
     (tests,) = (call.arguments for call in calls if call.program == "pytest")
     assert tests[-2:] == ["-k", "lncc"]
