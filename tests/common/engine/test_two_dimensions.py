@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 from PIL import Image
@@ -23,8 +24,10 @@ from common.engine import PrepareRegistrationBatch, RegistrationFolder, Registra
 from common.evaluation.pair_files import LandmarkFiles, PairFiles
 from common.evaluation.pair_measure import Measures, measure_pair
 from common.io.apply import Chain, move_landmarks, warp_file
-from common.io.transforms import read_grid
+from common.io.transforms import Affine, read_grid, read_transform
 from common.metrics import dice_l2r, hd95_l2r, jacobian_statistics, nda
+from common.networks.nephi import CONFIGURATIONS, NePhi
+from common.spatial.world import working_grid
 
 
 class Wave(nn.Module):
@@ -76,7 +79,7 @@ def run(files: dict[str, str], out: Path, network: nn.Module | None = None, **ar
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1, sampler=sampler),
         network=network or Wave(),
-        inferer=RegistrationInferer(["inverse_ddf", "*_map"]),
+        inferer=RegistrationInferer(["inverse_ddf", "*_map", "map", "inverse_map"]),
         prepare_batch=PrepareRegistrationBatch(),
         val_handlers=[RegistrationWriter(folder)],
     ).run()
@@ -191,6 +194,40 @@ def test_landmarks_have_two_coordinates(result: tuple[Path, dict[str, str]], tmp
     )
     # Between pixels the measure follows the field by cubic splines, apply linearly.
     assert case["tre"] < 0.05 and case["tre_before"] > 0.5
+
+
+def test_a_map_that_is_a_function_moves_landmarks_as_the_network_does(
+    result: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    _, files = result
+    torch.manual_seed(0)
+    network = NePhi(2, **CONFIGURATIONS["tiny"]).eval()
+    for part in (network.field, network.inverse_field):
+        part.frequencies *= 0.2
+        nn.init.normal_(part.head.weight, std=0.05)
+    seen: list[Tensor] = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    # The network sees the pixels of the fixed image, of values that make no wild code.
+    run(files, tmp_path / "out", network, spacing=None, intensity=lambda image: image / 60000)
+    prefix, grids = str(tmp_path / "out" / "moving_to_fixed_"), [read_grid(files[name]) for name in ("fixed", "moving")]
+    index = torch.tensor([[10.0, 9, 0], [14, 12, 0], [8, 15, 0], [9.25, 11.75, 0]], dtype=torch.float64)
+    points = Affine(grids[0].affine).points(index)
+    exact, dense = (read_transform(prefix + name) for name in ("map.pt", "transform.h5"))
+    np.testing.assert_allclose(exact.points(points)[:3], dense.points(points)[:3], atol=1e-4)
+    assert (exact.points(points) - dense.points(points))[3].norm() > 1e-3
+    assert (exact.points(points) - points).norm(dim=1).max() > 0.3
+    working = Affine(working_grid(grids[0], None).affine)
+    with torch.no_grad():
+        maps = network(seen[0], details=["map", "inverse_map"])
+        inside = working.inverse_points(points)[None, :, :2].float()
+        ends = [F.pad(maps[name](inside)[0].double(), (0, 1)) for name in ("map", "inverse_map")]
+    np.testing.assert_allclose(exact.points(points), working.points(ends[0]), atol=1e-5)
+    np.testing.assert_allclose(exact.inverse_points(points), working.points(ends[1]), atol=1e-5)
+    table, moved = tmp_path / "fixed.csv", tmp_path / "moving.csv"
+    table.write_text("x,y\n" + "\n".join(f"{x},{y}" for x, y, _ in index.tolist()))
+    move_landmarks(table, moved, Chain([f"{prefix}map.pt"], None), "voxel", files["fixed"], files["moving"])
+    found = np.loadtxt(moved, delimiter=",", skiprows=1)
+    np.testing.assert_allclose(found, Affine(grids[1].affine).inverse_points(exact.points(points))[:, :2], atol=6e-5)
 
 
 def _as_nifti(path: str, folder: Path) -> str:
