@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from common.threads import share_cores
 from scripts.training_steps import COMPARED, VARIANTS
-from scripts.workers import Worker
+from scripts.workers import Worker, resident
 
 
 def main() -> None:
@@ -72,19 +72,13 @@ def run_worker(arguments: argparse.Namespace) -> None:
     task = json.loads(arguments.task)
     call = _operation(task) if "operation" in task else _network(arguments, task)
     for _ in sys.stdin:
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         _forget_peak()
         cpu, wall = time.process_time(), time.perf_counter()
         call()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        peak = _resident("VmHWM")
+        peak = resident("VmHWM")
         print(json.dumps({"cpu": cpu, "wall": wall, "peak": peak, "growth": peak - before}), flush=True)
-
-
-def _resident(field: str) -> float:
-    """Bytes of resident memory now (VmRSS) or at the peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _forget_peak() -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train and evaluate bundles one after the other under equal conditions, and put the figures into one table.
+"""Measure methods under equal conditions, one after the other, and put the figures into one table.
 
 Examples: ``python scripts/study.py methods --dataset_dir data --cpu_seconds 3600 --output study``;
-``python scripts/study.py sizes vfa_lumir --dataset_dir LUMIR --output sizes``.
+``python scripts/study.py sizes vfa_lumir --dataset_dir LUMIR --output sizes``;
+``python scripts/study.py memory --output memory``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from common.cli import positive, run_tool, whole
 from common.data import READERS, read_section
 from common.evaluation.training_sizes import PUBLISHED, PUBLISHED_TITLE, possible_sizes
 from common.evaluation.trainings import Training, train_and_evaluate
-from common.report.studies import draw_sizes, write_tables
+from common.io.run_record import RunRecord
+from common.report.studies import draw_memory, draw_sizes, write_tables
+from scripts.step_memory import NETWORKS, measure_all
 
 _PYRAMID = "--network_def#channels [4,8,8,16,16]"
 _TALL = "--network_def#channels [4,8,16,64,128] --network_def#up_channels [4,8,16,32,64] --network_def#halvings [2,1,0]"
@@ -57,20 +60,23 @@ EQUAL = (
     *("--train#dataloader#sampler#both_ways", "False", "--validate#dataloader#sampler#pairs", "[[0, 1]]"),
 )
 """What all methods have alike beside data and rate: pairs, no mirroring, a constant rate; the last weights count."""
+EDGES = (64, 80, 96, 128, 160, 175, 192, 224, 256)
+"""Of the cubes whose training step is measured."""
 EPILOG = """\
-OUTPUT/NAME gets the training and the evaluation of each bundle, OUTPUT the tables (CSV and Markdown) and, of sizes, a
-picture. The same command goes on where an interrupted one stopped, and repeats nothing.
+OUTPUT/NAME gets the training and the evaluation of each bundle, OUTPUT the tables (CSV and Markdown) and, of sizes and
+memory, a picture. The same command goes on where an interrupted one stopped, and repeats nothing.
 
   python scripts/study.py methods --dataset_dir BRAINS --label_groups label_groups.json --output study
   python scripts/study.py sizes eoir_oasis --dataset_dir BRAINS --reader datalist --sizes 2 5 10 --output sizes \\
       --options "--supervised false --pairs_per_epoch 22 --max_epochs 4"
+  python scripts/study.py memory --sizes 64 96 128 --output memory
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of this script."""
     options = argparse.ArgumentParser(
-        description="Train and evaluate bundles under equal conditions, and put their figures into one table.",
+        description="Measure methods under equal conditions, and put their figures into one table.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -87,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
         kind.add_argument("--dataset_dir", type=Path, required=True, help="folder of the data set")
         kind.add_argument("--reader", choices=[*READERS], help="its layout (default: the bundle's)")
         kind.add_argument("--label_groups", type=Path, help="JSON that joins labels to groups and says which count")
+    memory = kinds.add_parser("memory", help="peak memory and time of one training step, against the volume's edge")
+    memory.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], help="default: all")
+    memory.add_argument("--sizes", nargs="+", type=whole(32), default=[*EDGES], help=f"default: {EDGES}, what fits")
+    for kind in (methods, sizes, memory):
         kind.add_argument("--output", type=Path, required=True, help="folder of the results")
     return options
 
@@ -150,10 +160,29 @@ def compare_sizes(given: argparse.Namespace) -> str:
     return text
 
 
+def compare_memory(given: argparse.Namespace) -> str:
+    """Measure a training step of each network with larger and larger volumes; returns the table."""
+    if not Path("/proc/self/status").exists():
+        raise InputError("This study reads the memory of processes from /proc, which only Linux has.")
+    record = RunRecord(given.output / "memory.json", given.output, "figures", {"study": "memory"}, option="--output")
+    kept = record.read("figures")[0] if record.path.is_file() else {}
+    known = {name: {int(edge): row for edge, row in found.items()} for name, found in kept.items()}
+    figures = measure_all(given.networks, given.sizes, known, lambda found: record.write(figures=found))
+    rows = [
+        {"name": f"{name}, {edge}", "network": name, "edge": edge, **row}
+        for name in NETWORKS
+        for edge, row in sorted(figures.get(name, {}).items())
+    ]
+    for suffix in (".svg", ".png"):
+        draw_memory((given.output / "memory").with_suffix(suffix), figures)
+    return write_tables(given.output, "memory", rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = parser().parse_args(argv)
-    print({"methods": compare_methods, "sizes": compare_sizes}[given.study](given))
+    studies = {"methods": compare_methods, "sizes": compare_sizes, "memory": compare_memory}
+    print(studies[given.study](given))
 
 
 if __name__ == "__main__":

@@ -40,3 +40,9 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.process.communicate()
+
+
+def resident(field: str) -> float:
+    """Bytes of resident memory of this process now (VmRSS) or at the peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))

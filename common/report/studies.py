@@ -7,10 +7,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.io.files import write_bytes
 from common.io.tables import write_csv
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS: dict[str, tuple[str, str, float]] = {
     "dice": ("Dice", ".4f", 1),
@@ -26,6 +29,8 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "inverse_error_voxels": ("inverse error, voxels", ".4f", 1),
     "inverse_consistency": ("inverse error in the foreground, mm", ".4f", 1),
     "swap_error_voxels": ("swap error, voxels", ".1e", 1),
+    "peak_gb": ("GB of a step", ".2f", 1),
+    "step_cpu_seconds": ("CPU s of a step", ".2f", 1),
 }
 """Figure to its title in a table, its format, and what it is multiplied by."""
 SHOWN = {"dice": "Dice", "hd95": "HD95", "ndv": "NDV, %"}
@@ -88,6 +93,38 @@ def draw_sizes(
         axes.set_xlabel("training subjects")
         axes.set_ylabel(SHOWN[name])
         axes.grid(alpha=0.3)
+    _write(path, figure)
+
+
+def draw_memory(path: Path, figures: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+    """Draw peak memory and time of a training step over the edge of the volume; all axes are logarithmic.
+
+    Args:
+        path: of the picture; its suffix says the kind, ``.svg`` or ``.png``.
+        figures: ``peak_gb`` and ``step_cpu_seconds`` by network and edge.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    edges = sorted({edge for found in figures.values() for edge in found})
+    for number, column in enumerate(("peak_gb", "step_cpu_seconds"), start=1):
+        axes = figure.add_subplot(1, 2, number)
+        for name, found in figures.items():
+            axes.plot(sorted(found), [found[edge][column] for edge in sorted(found)], "o-", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(edges, [str(edge) for edge in edges])
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel("edge, voxels")
+        axes.set_ylabel(COLUMNS[column][0])
+        axes.grid(alpha=0.3)
+    _write(path, figure)
+
+
+def _write(path: Path, figure: Figure) -> None:
+    """With one legend of all curves."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     buffer = io.BytesIO()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from common.data.shapes3d import generate_shapes3d
 from common.evaluation.trainings import Training
 from common.io.tables import read_csv
 from scripts import study
+from scripts.step_memory import Figures
 
 
 @pytest.fixture
@@ -66,3 +68,25 @@ def test_sizes_that_there_are_no_subjects_for_are_left_out(
 def test_a_bundle_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no bundle 'eoir'; the bundles are .*eoir_abdomenct, "):
         study.main(["sizes", "eoir", "--dataset_dir", str(tmp_path), "--output", str(tmp_path / "out")])
+
+
+def test_memory_is_measured_for_what_the_record_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def measure(names: list[str], edges: list[int], known: Figures, keep: Callable[[Figures], None]) -> Figures:
+        asked.append((names, edges, known))
+        row = {"peak_gb": 1.25, "step_cpu_seconds": 3.5, "parameters": 12}
+        figures = {name: {**known.get(name, {}), **dict.fromkeys(edges, row)} for name in names}
+        keep(figures)
+        return figures
+
+    monkeypatch.setattr(study, "measure_all", measure)
+    words = ["memory", "--networks", "EOIR", "--output", str(tmp_path), "--sizes"]
+    study.main([*words, "64"])
+    study.main([*words, "96"])
+    assert asked[0][2] == {} and set(asked[1][2]["EOIR"]) == {64}
+    assert "| EOIR, 96 | 12 | 1.25 | 3.50 |" in capsys.readouterr().out
+    assert [row["edge"] for row in read_csv(tmp_path / "memory.csv")] == ["64", "96"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"memory.{kind}" for kind in "csv md svg png json".split()}

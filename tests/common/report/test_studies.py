@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.io.tables import read_csv
-from common.report.studies import draw_sizes, write_tables
+from common.report.studies import draw_memory, draw_sizes, write_tables
 
 ROWS = [
     {"name": "A", "dice": 0.75, "dice_before": 0.6, "sdlogj_l2r_masked": 0.125, "steps": 1200, "parameters": 2014827},
@@ -52,3 +52,19 @@ def test_only_what_was_measured_is_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert axes.get_xscale() == "log" and axes.get_ylabel() == "Dice"
     curves = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
     assert curves == {"ours": [[2, 0.6], [5, 0.7]], "theirs": [[9, 0.8]]}
+
+
+def test_memory_and_time_are_drawn_over_the_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    figures = {edge: {"peak_gb": edge / 50, "step_cpu_seconds": edge / 10} for edge in (100, 50)}
+    draw_memory(tmp_path / "memory.png", {"A": figures, "B": {}})
+    memory, seconds = drawn[0].axes
+    assert np.asarray(memory.lines[0].get_xydata()).tolist() == [[50, 1], [100, 2]]
+    assert np.asarray(seconds.lines[0].get_xydata()).tolist() == [[50, 5], [100, 10]]
+    assert memory.get_ylabel() == "GB of a step" and [text.get_text() for text in memory.get_xticklabels()] == [
+        "50",
+        "100",
+    ]
