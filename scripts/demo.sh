@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# See a network learn to register: makes labelled shapes, trains on them for some three minutes on two processor cores,
+# See a network learn to register: makes labelled shapes, trains on them for a few minutes on two processor cores,
 # registers a pair that it has not seen, evaluates on all such pairs, and ends with a table and a page with pictures.
 #   bash scripts/demo.sh                  EOIR on volumes (eoir_shapes3d)
 #   bash scripts/demo.sh nephi_shapes2d   NePhi on triangles and circles, then optimised on each pair
@@ -31,7 +31,7 @@ sed 's/^level=INFO/level=WARNING/' configs/logging.conf > "$output/quiet.conf"
 
 echo "1/4  Labelled shapes"
 python -m "common.data.${bundle#*_}" --output_dir "$output/data"
-echo "2/4  Training ${bundle%_*} (some three minutes on two cores)"
+echo "2/4  Training ${bundle%_*} (a few minutes on two cores)"
 run train train
 echo "3/4  Registering one pair that the training has not seen"
 run infer inference --moving "$output/data/imagesTr/$moving" --fixed "$output/data/imagesTr/$fixed" \
