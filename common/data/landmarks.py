@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS
-from common.io.landmarks import read_landmarks
+from common.io.landmarks import in_space, read_landmarks
 from common.io.nifti import read_grid
 from common.spatial.world import Grid, between_grids
 
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LoadLandmarksd(MapTransform):
-    """Read landmarks and give them in voxels of the image as it is now, (N, 3) float64; put it last.
+    """Read landmarks and give them in voxels of the image as it is now, (N, d) float64; put it last.
 
     Files give them in voxels of the image's own file, or in millimetres of its world, in which they are carried to the
     grid that the image was resampled to or cropped. Tables are in voxels that count from 0, unless the subject's
@@ -31,12 +31,12 @@ class LoadLandmarksd(MapTransform):
 
     Args:
         keys: entries with the path of a file.
-        image_key: the image that they belong to, of a NIfTI file.
+        image_key: the image that they belong to, of a file with a header.
         allow_missing_keys: whether a subject may lack some of the keys.
 
     Raises:
-        InputError: naming the file, when it holds no such points, more than a tenth of them lie outside of the image in
-            its file, or the image has not three dimensions.
+        InputError: naming the file, when it holds no such points, or more than a tenth of them lie outside of the
+            image in its file.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class LoadLandmarksd(MapTransform):
             path = Path(subject[key])
             image = subject[self.image_key]
             own = read_grid(str(image.meta["filename_or_obj"]))
-            grid = Grid(tuple(image.shape[1:]), image.affine)
-            points = read_landmarks(path, 3, own, str(subject.get(LANDMARK_COORDINATES, "voxel")))
+            grid = Grid.of(image.shape[1:], image.affine)
+            points = read_landmarks(path, own.dims, own, str(subject.get(LANDMARK_COORDINATES, "voxel")))
             to_grid = between_grids(moving=grid, fixed=own)
-            subject[key] = points @ to_grid[:3, :3].T + to_grid[:3, 3]
+            subject[key] = (in_space(points) @ to_grid[:3, :3].T + to_grid[:3, 3])[:, : grid.dims]
             _tell_of_lost(path, subject[key], grid)
         return subject
 
@@ -80,7 +80,7 @@ def check_correspondence(moving: Tensor, fixed: Tensor, moving_file: str, fixed_
 
 
 def _tell_of_lost(path: Path, points: Tensor, grid: Grid) -> None:
-    last = torch.tensor(grid.shape, dtype=points.dtype) - 1
+    last = torch.tensor(grid.shape[: grid.dims], dtype=points.dtype) - 1
     lost = int(((points < -0.5) | (points > last + 0.5)).any(1).sum())
     if lost:
         _logger.warning(

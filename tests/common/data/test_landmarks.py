@@ -109,11 +109,10 @@ def test_points_that_are_cropped_away_are_told(tmp_path: Path, caplog: pytest.Lo
     assert "a.csv: 1 of 3 landmarks lie outside of the part of the image that is registered" in caplog.text
 
 
-def test_flat_images_have_no_landmarks_in_a_listing(tmp_path: Path) -> None:
-    one = subject(tmp_path)
-    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((9, 8), np.float32), np.eye(4)), one["image"])
-    with pytest.raises(InputError, match=r"a\.nii\.gz has shape \(9, 8\), but a 3D image is expected"):
-        LoadLandmarksd()(LoadSubjectd("image")(one))
+def test_points_of_an_image_of_two_dimensions_have_two_coordinates(tmp_path: Path) -> None:
+    one = subject(tmp_path, VOXELS[:, :2])
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random(SIZE[:2], np.float32), AFFINE), one["image"])
+    np.testing.assert_array_equal(LoadLandmarksd()(LoadSubjectd("image")(one))["landmarks"].numpy(), VOXELS[:, :2])
 
 
 # Pairs

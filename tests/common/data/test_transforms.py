@@ -47,7 +47,9 @@ def test_nifti_is_loaded_channel_first_with_its_affine(tmp_path: Path, suffix: s
     image = load(save(tmp_path / f"a{suffix}", array))
     assert isinstance(image, MetaTensor) and image.dtype == torch.float32
     np.testing.assert_array_equal(image.numpy(), array.reshape(1, *shape[:3]))
-    assert torch.allclose(image.affine, torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64)))
+    # A slice of an image of two dimensions is one millimetre thick.
+    thick = 1.0 if len(shape) == 2 else 3.0
+    assert torch.allclose(image.affine, torch.diag(torch.tensor([2.0, 2.0, thick, 1.0], dtype=torch.float64)))
 
 
 def test_the_scaling_of_the_header_counts(tmp_path: Path) -> None:

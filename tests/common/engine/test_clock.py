@@ -9,6 +9,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
 
 from common.engine import RegistrationWriter, SubmissionWriter
 from common.engine.clock import NetworkClock
@@ -36,6 +37,7 @@ class Machine:
 
     def step(self, engine: Engine, batch: int) -> list[Any]:
         self.now += 1
+        engine.state.output = {CommonKeys.PRED: {}}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.now += 10
         return []
