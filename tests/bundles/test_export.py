@@ -14,12 +14,13 @@ from monai.bundle import ConfigParser, onnx_export
 from common.engine import save_atomically
 from common.networks import DualPyramid
 
-from .conftest import NETWORKS, tiny
+from .conftest import NETWORKS, dimensions, tiny
 
 SIZE = (32, 40, 33)
 # Axes that are no multiples of 16, or no longer than 16, are padded inside, by amounts that the file has to work out.
 OTHER_SIZES = ((48, 33, 50), (8, 33, 20), (34, 16, 12), (20, 31, 1))
 AXES = {0: "batch", 2: "d", 3: "h", 4: "w"}
+MODES = {2: "bilinear", 3: "trilinear"}
 # Volumes can be sampled from version 20 on. The exporter that traces knows the network's own operations, which look at
 # addresses of tensors; the other one (dynamo) has none to show them.
 OPTIONS = {
@@ -27,7 +28,6 @@ OPTIONS = {
     "dynamo": False,
     "input_names": ["image"],
     "output_names": ["ddf"],
-    "dynamic_axes": {"image": AXES, "ddf": AXES},
 }
 
 
@@ -51,6 +51,8 @@ def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
         # Of GradICON and NePhi they are none.
         parameter.data += torch.randn_like(parameter) * (0.1 if ".last." in name else 0.02 if "head." in name else 0)
     save_atomically(network.state_dict(), tmp_path / "model.pt")
+    dims = dimensions(bundle)
+    axes = {axis: name for axis, name in AXES.items() if axis < 2 + dims}
     onnx_export(
         "network_def",
         filepath=str(tmp_path / "model.onnx"),
@@ -58,13 +60,13 @@ def test_onnx_export_gives_the_same_field(bundle: Path, tmp_path: Path) -> None:
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=str(config),
         use_trace=True,
-        input_shape=[1, 2, *SIZE],
-        converter_kwargs=OPTIONS,
+        input_shape=[1, 2, *SIZE[:dims]],
+        converter_kwargs={**OPTIONS, "dynamic_axes": {"image": axes, "ddf": axes}},
         **tiny(bundle),
     )
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for size in (SIZE, *OTHER_SIZES):
-        image = F.interpolate(torch.rand(1, 2, 7, 8, 7), size=size, mode="trilinear")
+        image = F.interpolate(torch.rand(1, 2, *(7, 8, 7)[:dims]), size=size[:dims], mode=MODES[dims])
         with torch.no_grad():
             expected = network(image).numpy()
         (ddf,) = session.run(["ddf"], {"image": image.numpy()})
