@@ -20,6 +20,8 @@ from common.networks.dual_pyramid import FURTHER, VARIANTS, hidden_channels
 from common.spatial import compose, resize_image, warp
 from common.spatial.fixed_point import Solver
 
+from .conftest import pair
+
 SMALL = (2, 3, 4)
 SYMMETRIC = [name for name, variant in VARIANTS.items() if variant.symmetric]
 ONE_WAY = [name for name in VARIANTS if name not in SYMMETRIC]
@@ -44,13 +46,6 @@ def network(variant: str, spatial_dims: int = 3, **arguments: Any) -> DualPyrami
         elif "project" in name:
             parameter.data = parameter.data * 4
     return net
-
-
-def pair(*spatial: int, batch: int = 1, seed: int = 0) -> Tensor:
-    """Smooth random images, (batch, 2, *spatial)."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand((batch, 2, *[-(-n // 5) + 1 for n in spatial]), generator=generator)
-    return F.interpolate(coarse, size=spatial, mode="trilinear" if len(spatial) == 3 else "bilinear")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

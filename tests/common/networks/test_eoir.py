@@ -13,6 +13,8 @@ from torch import Tensor
 from common.networks import EOIR
 from common.spatial import compose, integrate
 
+from .conftest import pair
+
 VARIANTS = ["plain", "acdc", "oasis"]
 
 
@@ -27,13 +29,6 @@ def network(spatial_dims: int = 3, *, lively: bool = True, **arguments: Any) -> 
             if ".flow." in name:
                 parameter.data *= 2
     return net
-
-
-def pair(*spatial: int, batch: int = 1, seed: int = 0) -> Tensor:
-    """Smooth random images, (batch, 2, *spatial)."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand((batch, 2, *[-(-n // 5) + 1 for n in spatial]), generator=generator)
-    return F.interpolate(coarse, size=spatial, mode="trilinear" if len(spatial) == 3 else "bilinear")
 
 
 def assert_same(a: Tensor, b: Tensor) -> None:

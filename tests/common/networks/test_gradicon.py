@@ -15,6 +15,8 @@ from common.losses import GaussianLNCCLoss, GradientInverseConsistencyLoss, Regi
 from common.networks import GradICON
 from common.spatial import compose, identity_grid, resize_ddf, warp
 
+from .conftest import pair
+
 SMALL: dict[str, Any] = {"channels": (4, 6), "up_channels": (4, 5), "halvings": (2, 1, 0, 0)}
 
 
@@ -26,12 +28,6 @@ def network(spatial_dims: int = 3, **arguments: Any) -> GradICON:
         if ".last." in name:
             parameter.data.normal_(std=0.3)
     return net
-
-
-def pair(*spatial: int, batch: int = 1) -> Tensor:
-    """Smooth random images, (batch, 2, *spatial)."""
-    coarse = torch.rand((batch, 2, *[-(-n // 5) + 1 for n in spatial]), generator=torch.Generator().manual_seed(0))
-    return F.interpolate(coarse, size=spatial, mode="trilinear" if len(spatial) == 3 else "bilinear")
 
 
 @pytest.mark.parametrize("spatial", [(17, 9, 21), (3, 12, 1), (21, 10), (2, 3)])

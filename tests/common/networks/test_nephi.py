@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from common.checks import InputError
 from common.io.checkpoints import load_weights, save_atomically
-from common.losses import JacobianConsistencyLoss, LatentLoss, NCCLoss, RegistrationLoss, SampledLoss, Term
 from common.networks import NePhi
 from common.spatial import sample_at
+
+from .conftest import nephi_loss, pair
 
 SMALL: dict[str, Any] = {"size": 16, "channels": (2, 4), "local_level": 0, "latent": 3, "hidden": 8, "frequencies": 4}
 
@@ -27,24 +26,6 @@ def network(spatial_dims: int = 3, **arguments: Any) -> NePhi:
     for field in (net.field, net.inverse_field):
         torch.nn.init.normal_(field.head.weight, std=0.2)
     return net
-
-
-def pair(*spatial: int, batch: int = 1) -> Tensor:
-    """Smooth random images, (batch, 2, *spatial)."""
-    coarse = torch.rand((batch, 2, *[-(-n // 5) + 1 for n in spatial]), generator=torch.Generator().manual_seed(0))
-    return F.interpolate(coarse, size=spatial, mode="trilinear" if len(spatial) == 3 else "bilinear")
-
-
-def published_loss() -> RegistrationLoss:
-    similarity, consistency = SampledLoss(NCCLoss(), 0.5), JacobianConsistencyLoss(0.1)
-    terms = {
-        "there": Term(similarity, ["map", "moving", "fixed", "draw"], 0.5),
-        "back": Term(similarity, ["inverse_map", "fixed", "moving", "draw"], 0.5),
-        "consistency": Term(consistency, ["map", "inverse_map", "fixed", "draw"], 0.5),
-        "consistency_back": Term(consistency, ["inverse_map", "map", "moving", "draw"], 0.5),
-        "prior": Term(LatentLoss(), ["latent", "local_latent"], 0.01),
-    }
-    return RegistrationLoss(terms)
 
 
 @pytest.mark.parametrize("spatial", [(17, 9, 5), (16, 16, 16), (3, 12, 1), (21, 9), (16, 16)])
@@ -77,7 +58,7 @@ def test_autocast_leaves_the_field_in_single_precision() -> None:
 
 
 def test_training_makes_only_the_fields_that_are_named() -> None:
-    net, image, loss = network(), pair(16, 16, 16), published_loss()
+    net, image, loss = network(), pair(16, 16, 16), nephi_loss()
     functions = {"map", "inverse_map", "latent", "local_latent"}
     assert set(net.train()(image, details=loss.details)) == functions
     assert set(net(image, details=[*loss.details, "ddf"])) == {*functions, "ddf"}
@@ -88,7 +69,7 @@ def test_training_makes_only_the_fields_that_are_named() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("constant", [False, True])
 def test_a_training_step_reaches_every_parameter_and_gives_no_nan(batch: int, constant: bool) -> None:
-    net, image, loss = network(2).train(), pair(16, 16, batch=batch), published_loss()
+    net, image, loss = network(2).train(), pair(16, 16, batch=batch), nephi_loss()
     image = torch.ones_like(image) if constant else image
     targets = {"moving": image[:, :1], "fixed": image[:, 1:], "draw": torch.tensor([[0, 1, 2]] * batch)}
     loss(net(image, details=loss.details), targets).backward()
@@ -99,7 +80,7 @@ def test_a_training_step_reaches_every_parameter_and_gives_no_nan(batch: int, co
 @pytest.mark.parametrize("spatial", [(16, 16), (16, 12, 9)])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
 def test_a_run_that_diverges_has_a_loss_that_says_so(spatial: tuple[int, ...], value: float) -> None:
-    net, image, loss = network(len(spatial)).train(), pair(*spatial, batch=2), published_loss()
+    net, image, loss = network(len(spatial)).train(), pair(*spatial, batch=2), nephi_loss()
     torch.nn.init.constant_(net.field.head.weight, value)
     targets = {"moving": image[:, :1], "fixed": image[:, 1:], "draw": torch.tensor([[0, 1, 2]] * 2)}
     total = loss(net(image, details=loss.details), targets)
@@ -112,7 +93,7 @@ def test_codes_of_one_pair_are_trained_until_it_is_registered() -> None:
     bump = [torch.exp(-((axes[:, None] - row) ** 2 + axes**2) / 0.1) for row in (-0.1, 0.15)]
     image = torch.stack(bump)[None]
     torch.manual_seed(0)
-    net, loss = NePhi(2, **{**SMALL, "hidden": 32, "frequencies": 16}, pairs=1), published_loss()
+    net, loss = NePhi(2, **{**SMALL, "hidden": 32, "frequencies": 16}, pairs=1), nephi_loss()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     values = []
     for step in range(60):
@@ -156,7 +137,7 @@ def test_impossible_networks_are_refused(arguments: dict[str, Any], message: str
 def test_two_voxels_are_enough_for_a_batch_of_one_and_codes_without_an_encoder_need_none(
     spatial: tuple[int, ...],
 ) -> None:
-    image, loss = pair(*spatial), published_loss()
+    image, loss = pair(*spatial), nephi_loss()
     targets = {"moving": image[:, :1], "fixed": image[:, 1:], "draw": torch.tensor([[0, 1, 2]])}
     for size, pairs in ((spatial, None), ([4] * len(spatial), 1)):
         net = network(len(spatial), size=size, channels=(2, 2), pairs=pairs).train()

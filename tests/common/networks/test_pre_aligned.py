@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from common.checks import InputError
 from common.engine import RegistrationInferer, load_weights, save_atomically
-from common.losses import JacobianConsistencyLoss, LatentLoss, NCCLoss, RegistrationLoss, SampledLoss, Term
+from common.losses import JacobianConsistencyLoss, NCCLoss, SampledLoss
 from common.networks import EOIR, GradICON, NePhi, PreAligned
 from common.optimisation import LatentCode, NetworkWeights, OptimisingInferer
 from common.spatial import compose, identity_grid, resize_ddf, warp
+
+from .conftest import nephi_loss, pair
 
 CHAIN: dict[str, Any] = {"channels": (4, 6), "up_channels": (4, 5), "halvings": (1, 0)}
 FIELD: dict[str, Any] = {"size": 16, "channels": (2, 4), "local_level": 0, "latent": 3, "hidden": 8, "frequencies": 4}
@@ -58,28 +60,10 @@ def still(spatial_dims: int) -> NePhi:
     return field(spatial_dims, std=0)
 
 
-def pair(*spatial: int, batch: int = 2) -> Tensor:
-    """Smooth random images, (batch, 2, *spatial)."""
-    coarse = torch.rand((batch, 2, *[-(-n // 5) + 1 for n in spatial]), generator=torch.Generator().manual_seed(0))
-    return F.interpolate(coarse, size=spatial, mode="trilinear" if len(spatial) == 3 else "bilinear")
-
-
-def loss() -> RegistrationLoss:
-    similarity, consistency = SampledLoss(NCCLoss(), 0.5), JacobianConsistencyLoss(0.1)
-    terms = {
-        "there": Term(similarity, ["map", "moving", "fixed", "draw"], 0.5),
-        "back": Term(similarity, ["inverse_map", "fixed", "moving", "draw"], 0.5),
-        "consistency": Term(consistency, ["map", "inverse_map", "fixed", "draw"], 0.5),
-        "consistency_back": Term(consistency, ["inverse_map", "map", "moving", "draw"], 0.5),
-        "prior": Term(LatentLoss(), ["latent", "local_latent"], 0.01),
-    }
-    return RegistrationLoss(terms)
-
-
 @pytest.mark.parametrize("halvings", [0, 1])
 @pytest.mark.parametrize("spatial", [(17, 13), (16, 9, 12)])
 def test_where_one_network_finds_nothing_the_other_is_left(spatial: tuple[int, ...], halvings: int) -> None:
-    dims, image = len(spatial), pair(*spatial)
+    dims, image = len(spatial), pair(*spatial, batch=2)
     points = torch.randint(8, (2, 7, dims)).float()
     second, first = field(dims).eval(), chain(dims).eval()
     with torch.no_grad():
@@ -97,7 +81,7 @@ def test_where_one_network_finds_nothing_the_other_is_left(spatial: tuple[int, .
 @pytest.mark.parametrize("halvings", [0, 1])
 @pytest.mark.parametrize("spatial", [(17, 13), (17, 9, 13)])
 def test_maps_are_those_of_both_networks_one_after_the_other(spatial: tuple[int, ...], halvings: int) -> None:
-    dims, image = len(spatial), pair(*spatial)
+    dims, image = len(spatial), pair(*spatial, batch=2)
     first, second = chain(dims).eval(), field(dims).eval()
     with torch.no_grad():
         coarse = image if halvings == 0 else (F.avg_pool2d if dims == 2 else F.avg_pool3d)(image, 2, ceil_mode=True)
@@ -129,7 +113,7 @@ def test_far_outside_the_way_goes_on_as_at_the_border() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_derivative_of_the_whole_map_is_that_of_differences(dims: int) -> None:
     net = PreAligned(chain(dims), field(dims), 1).double().eval()
-    image, step = pair(*(12, 11, 9)[:dims]).double(), 1e-6
+    image, step = pair(*(12, 11, 9)[:dims], batch=2).double(), 1e-6
     with torch.no_grad():
         out = net(image, details=["map", "inverse_map"])
     points = 1 + 7 * torch.rand(2, 9, dims, dtype=torch.float64)
@@ -143,7 +127,7 @@ def test_derivative_of_the_whole_map_is_that_of_differences(dims: int) -> None:
 
 
 def test_gradient_of_the_whole_loss_is_that_of_differences() -> None:
-    net, image = PreAligned(chain(2), field(2), 1).double().eval(), pair(12, 11).double()
+    net, image = PreAligned(chain(2), field(2), 1).double().eval(), pair(12, 11, batch=2).double()
     points = 1 + 8 * torch.rand(1, 20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
     def value() -> Tensor:
@@ -167,7 +151,11 @@ def test_gradient_of_the_whole_loss_is_that_of_differences() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_training_changes_all_of_the_second_network_and_nothing_of_the_first(dims: int) -> None:
-    net, image, objective = PreAligned(chain(dims), field(dims)).train(), pair(*(16, 12, 9)[:dims]), loss()
+    net, image, objective = (
+        PreAligned(chain(dims), field(dims)).train(),
+        pair(*(16, 12, 9)[:dims], batch=2),
+        nephi_loss(),
+    )
     before = {name: value.clone() for name, value in net.state_dict().items()}
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     outputs = RegistrationInferer(objective.details)(image, net)
@@ -186,7 +174,7 @@ def test_training_changes_all_of_the_second_network_and_nothing_of_the_first(dim
 
 def test_a_first_network_without_a_way_back_is_asked_the_other_way_round() -> None:
     torch.manual_seed(0)
-    first, image = EOIR(2, start_channel=2).eval(), pair(32, 32)
+    first, image = EOIR(2, start_channel=2).eval(), pair(32, 32, batch=2)
     for name, parameter in first.named_parameters():
         parameter.data.mul_(50 if "flow" in name else 1)
     with torch.no_grad():
@@ -197,14 +185,14 @@ def test_a_first_network_without_a_way_back_is_asked_the_other_way_round() -> No
 
 def test_a_second_network_without_maps_can_be_trained_with_both_directions() -> None:
     torch.manual_seed(0)
-    net, image = PreAligned(chain(2), EOIR(2, start_channel=2)).train(), pair(32, 32)
+    net, image = PreAligned(chain(2), EOIR(2, start_channel=2)).train(), pair(32, 32, batch=2)
     outputs = RegistrationInferer(["ddf", "inverse_ddf"])(image, net)
     torch.testing.assert_close(outputs["inverse_ddf"], net(image.flip(1)))
     outputs["inverse_ddf"].sum().backward()
 
 
 def test_weights_travel_with_the_whole_and_are_read_by_one_that_was_made_alike(tmp_path: Path) -> None:
-    net, image = PreAligned(chain(2), field(2), 1).eval(), pair(12, 9)
+    net, image = PreAligned(chain(2), field(2), 1).eval(), pair(12, 9, batch=2)
     save_atomically(net.state_dict(), tmp_path / "model.pt")
     arguments = {key: net.arguments[key] for key in ("first", "second")}
     assert [part.pop("class") for part in arguments.values()] == ["GradICON", "NePhi"]
@@ -235,7 +223,7 @@ def test_networks_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_codes_of_the_second_network_are_optimised_behind_what_the_first_one_has_found(dims: int) -> None:
-    net, image = PreAligned(chain(dims), field(dims), 1).eval(), pair(*(16, 12, 9)[:dims])
+    net, image = PreAligned(chain(dims), field(dims), 1).eval(), pair(*(16, 12, 9)[:dims], batch=2)
     own = net.auto_decoder(image)
     assert {name.partition(".")[0] for name, part in own.named_parameters() if part.requires_grad} == {"second"}
     assert {*own.codes.parameters()} <= {*own.parameters()} and own.training
@@ -251,7 +239,7 @@ def test_codes_of_the_second_network_are_optimised_behind_what_the_first_one_has
 
 
 def test_optimisation_on_a_pair_improves_the_whole_and_leaves_the_network_alone() -> None:
-    net, image, objective = PreAligned(chain(2, 0.1), still(2)).eval(), pair(20, 18), loss()
+    net, image, objective = PreAligned(chain(2, 0.1), still(2)).eval(), pair(20, 18, batch=2), nephi_loss()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     inferer = OptimisingInferer(objective, 10, LatentCode(), 1e-3, ["inverse_ddf"])
     with torch.no_grad():
@@ -263,7 +251,7 @@ def test_optimisation_on_a_pair_improves_the_whole_and_leaves_the_network_alone(
 
 @pytest.mark.parametrize("unknown", [LatentCode(), NetworkWeights()])
 def test_optimisation_on_constant_images_ends_with_finite_fields(unknown: Any) -> None:
-    net, image, objective = PreAligned(chain(2, 0.1), field(2)).eval(), torch.full((1, 2, 20, 18), 0.7), loss()
+    net, image, objective = PreAligned(chain(2, 0.1), field(2)).eval(), torch.full((1, 2, 20, 18), 0.7), nephi_loss()
     outputs = OptimisingInferer(objective, 3, unknown, 1e-3, ["inverse_ddf"])(image, net)
     assert all(outputs[name].isfinite().all() for name in ("ddf", "inverse_ddf"))
     assert outputs["optimisation"]["steps"] == 3

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from common.checks import InputError
 from common.networks import VFA
 from common.networks.vfa import _follow
 from common.spatial import identity_grid, sample_at
+
+from .conftest import pair
 
 SMALL: dict[str, Any] = {"downsamples": 2, "start_channels": 2, "matching_channels": 2, "max_channels": 4}
 
@@ -25,13 +26,6 @@ def network(spatial_dims: int = 3, **arguments: Any) -> VFA:
     for parameter in net.attention.parameters():
         parameter.data *= 4
     return net
-
-
-def pair(*spatial: int, batch: int = 1, seed: int = 0) -> Tensor:
-    """Smooth random images, (batch, 2, *spatial)."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand((batch, 2, *[-(-n // 5) + 1 for n in spatial]), generator=generator)
-    return F.interpolate(coarse, size=spatial, mode="trilinear" if len(spatial) == 3 else "bilinear")
 
 
 @pytest.mark.parametrize("spatial", [(17, 9, 5), (8, 8, 8), (3, 12, 1), (21, 9), (2, 3)])
