@@ -60,6 +60,7 @@ def test_points_are_voxels_of_the_image_whatever_they_are_given_in(
     tmp_path: Path, points: np.ndarray, header: str, more: dict[str, str]
 ) -> None:
     found = load(subject(tmp_path, points, header=header, **more))["landmarks"]
+    # The table has six digits, the header's affine is of single precision.
     np.testing.assert_allclose(found.numpy(), VOXELS, atol=1e-5)
 
 
@@ -73,6 +74,7 @@ def test_points_go_with_the_image_to_another_grid(tmp_path: Path) -> None:
     # The world does not move, whatever the voxels are.
     found = load(subject(tmp_path), WorkingGridd("image", (3, 3, 3), (20, 20, 20)))
     affine = found["image"].affine
+    # Millimetres up to 190 by a header of single precision, to the grid and back.
     np.testing.assert_allclose(found["landmarks"] @ affine[:3, :3].T + affine[:3, 3], RAS, atol=1e-4)
 
 

@@ -26,6 +26,7 @@ def test_axes_are_those_of_ras_and_the_size_is_cut_or_filled_about_the_centre() 
     assert image.shape == (1, 4, 6, 5) and label.dtype == torch.uint8 and made["id"] == "a"
     assert image.meta["filename_or_obj"] == "a.nii.gz"
     # Left becomes right; a voxel less and more on either side.
+    # Weights of interpolation are rounded, at whole voxels as well.
     np.testing.assert_allclose(image[0, :, 1:-1].numpy(), values[::-1][1:-1], rtol=1e-6)
     np.testing.assert_array_equal(label[0, :, 1:-1].numpy(), labels[::-1][1:-1])
     assert bool((image[:, :, [0, -1]] == values.min()).all()) and bool((label[:, :, [0, -1]] == 0).all())

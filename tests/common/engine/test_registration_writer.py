@@ -379,6 +379,7 @@ def test_a_map_that_is_a_function_is_written_and_agrees_with_network_and_field(
             Affine(working.affine).points(maps[n](voxels[None].float())[0].double()) for n in ("map", "inverse_map")
         )
     inside = Affine(working.affine).points(voxels)
+    # Both ways the network computes positions of up to 20 voxels in single precision, in pieces of other sizes.
     np.testing.assert_allclose(exact.points(inside), Affine(tilt()).points(there), atol=1e-5)
     np.testing.assert_allclose(exact.inverse_points(Affine(tilt()).points(inside)), back, atol=1e-5)
     record = json.loads((tmp_path / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]

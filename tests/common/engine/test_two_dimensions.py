@@ -112,6 +112,7 @@ def test_all_files_are_of_two_dimensions(result: tuple[Path, dict[str, str]]) ->
     for name in ("warped", "warped_label", "jacobian", "weight_map", "displacement"):
         image = itk.imread(str(out / f"moving_to_fixed_{name}.nii.gz"))
         assert image.GetImageDimension() == 2
+        # Spacing, origin and direction come by a NIfTI header of single precision.
         for place in ("GetSpacing", "GetOrigin"):
             np.testing.assert_allclose(getattr(image, place)(), getattr(grid, place)(), atol=1e-5)
         np.testing.assert_allclose(np.asarray(image.GetDirection()), np.asarray(grid.GetDirection()), atol=1e-6)
@@ -188,6 +189,7 @@ def test_landmarks_have_two_coordinates(result: tuple[Path, dict[str, str]], tmp
         place = corner + sum(step * (end - corner) for step, end in zip(point, ends, strict=True))
         place = transform.TransformPoint(place.tolist())
         expected = grids[1].TransformPhysicalPointToContinuousIndex(place)
+        # The table has four digits, and the field in the transform is interpolated in single precision.
         np.testing.assert_allclose([float(number) for number in line[1:]], list(expected), atol=1e-3)
     case = measure_pair(
         pair_of(prefix, files, (LandmarkFiles("tre", str(moving), str(fixed)),)), Measures(hd95=None, trust=True)
@@ -213,6 +215,7 @@ def test_a_map_that_is_a_function_moves_landmarks_as_the_network_does(
     index = torch.tensor([[10.0, 9, 0], [14, 12, 0], [8, 15, 0], [9.25, 11.75, 0]], dtype=torch.float64)
     points = Affine(grids[0].affine).points(index)
     exact, dense = (read_transform(prefix + name) for name in ("map.pt", "transform.h5"))
+    # Sines of positions in single precision, and a field that is stored in it.
     np.testing.assert_allclose(exact.points(points)[:3], dense.points(points)[:3], atol=1e-4)
     assert (exact.points(points) - dense.points(points))[3].norm() > 1e-3
     assert (exact.points(points) - points).norm(dim=1).max() > 0.3
