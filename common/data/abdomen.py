@@ -15,6 +15,7 @@ from monai.utils.enums import MetaKeys
 from scipy import ndimage
 
 from common.checks import InputError
+from common.data.transforms import is_label
 
 HU_WINDOW = (-500.0, 800.0)
 _BODY_HU = -300.0
@@ -82,7 +83,7 @@ class PrepareAbdomend(MapTransform):
         """Return the subject on the zoomed grid, (1, *zoomed) float32 image and labels in their dtype."""
         subject = dict(data)
         for key in self.key_iterator(subject):
-            prepare = _zoomed_labels if str(key).rpartition("_")[-1] == "label" else _zoomed_image
+            prepare = _zoomed_labels if is_label(key) else _zoomed_image
             image = subject[key]
             zoomed = torch.from_numpy(prepare(torch.as_tensor(image)[0].numpy(), self.zoom))[None]
             subject[key] = _with_grid_of(image, zoomed) if isinstance(image, MetaTensor) else zoomed

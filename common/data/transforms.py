@@ -25,7 +25,8 @@ from common.spatial.places import GRID_TOLERANCE, arrays_apart
 _logger = logging.getLogger(__name__)
 
 
-def _is_label(key: Hashable) -> bool:
+def is_label(key: Hashable) -> bool:
+    """Whether an entry is a label map: its key is "label" or ends in "_label"."""
     return str(key).rpartition("_")[-1] == "label"
 
 
@@ -61,9 +62,9 @@ class LoadSubjectd(MapTransform):
             if path.endswith(".pkl"):
                 if path not in pickles:
                     pickles[path] = load_arrays(path)
-                image, affine = _from_pickle(path, pickles[path], _is_label(key), subject.get("role")), torch.eye(4)
+                image, affine = _from_pickle(path, pickles[path], is_label(key), subject.get("role")), torch.eye(4)
             else:
-                image, affine = (read_labels if _is_label(key) else read_image)(path)
+                image, affine = (read_labels if is_label(key) else read_image)(path)
             subject[key] = MetaTensor(image[None], affine=affine, meta={"filename_or_obj": path})
         return subject
 
@@ -136,7 +137,7 @@ class CheckSubjectd(MapTransform):
         for key in self.key_iterator(subject):
             image = subject[key]
             self._check_dimensions(image)
-            if _is_label(key):
+            if is_label(key):
                 subject |= self._check_labels(str(key), image)
                 if reference is not None:
                     _check_label_grid(reference, image)

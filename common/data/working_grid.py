@@ -12,6 +12,7 @@ from monai.transforms import MapTransform
 from monai.utils.enums import MetaKeys
 
 from common.checks import InputError
+from common.data.transforms import is_label
 from common.spatial import Grid, resample, working_grid
 
 
@@ -52,11 +53,11 @@ class WorkingGridd(MapTransform):
                 raise InputError(f"{image.meta.get('filename_or_obj', '?')} is no volume, but this data set has such.")
             source = Grid(tuple(image.shape[1:]), image.affine)
             target = sized_grid(source, self.spacing, self.spatial_size)
-            is_label = str(key).rpartition("_")[-1] == "label"
-            how: dict[str, Any] = {"mode": "nearest", "outside": 0.0} if is_label else {}
+            of_labels = is_label(key)
+            how: dict[str, Any] = {"mode": "nearest", "outside": 0.0} if of_labels else {}
             values = resample(image.as_tensor()[None], source, target, **how)[0]
             rest = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
-            subject[key] = MetaTensor(values.to(image.dtype) if is_label else values, affine=target.affine, meta=rest)
+            subject[key] = MetaTensor(values.to(image.dtype) if of_labels else values, affine=target.affine, meta=rest)
         return subject
 
 
@@ -67,7 +68,12 @@ def sized_grid(image: Grid, spacing: Sequence[float] | None, size: Sequence[int]
         image: grid of the scan.
         spacing: millimetres per voxel along right, anterior, superior; None keeps the scan's own.
         size: voxels along these axes; for images of two dimensions the first two count.
+
+    Raises:
+        InputError: for a size of fewer axes than the image has.
     """
+    if len(size) < image.dims:
+        raise InputError(f"spatial_size is {[*size]}, but the scan is {image.dims}D: give {image.dims} numbers.")
     whole = working_grid(image, spacing)
     size = [*size[: image.dims], *whole.shape[image.dims :]]
     start = [(n - wanted) // 2 for n, wanted in zip(whole.shape, size, strict=True)]

@@ -55,3 +55,8 @@ def test_scans_of_one_grid_stay_on_one_grid() -> None:
 def test_flat_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"a\.nii\.gz is no volume"):
         WorkingGridd("image", None, (4, 4, 4))({"image": scan(np.zeros((4, 4), np.float32))})
+
+
+def test_a_size_of_too_few_axes_is_refused() -> None:
+    with pytest.raises(InputError, match=r"spatial_size is \[8, 8\], but the scan is 3D: give 3 numbers"):
+        sized_grid(Grid((8, 8, 8), torch.eye(4, dtype=torch.float64)), None, (8, 8))
