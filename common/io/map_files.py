@@ -26,7 +26,7 @@ from common.checks import InputError
 from common.io.checkpoints import load_checkpoint, save_atomically
 from common.io.nifti import check_is_file
 from common.spatial.chain import ChainMap
-from common.spatial.maps import Composition
+from common.spatial.maps import ComposedMap
 from common.spatial.transform import Affine, Function, Transform
 from common.spatial.world import Grid
 
@@ -51,7 +51,7 @@ def maps_of(outputs: Mapping[str, Any]) -> Maps | None:
 
 def _parts(function: Any) -> list[Part]:
     """What a map consists of, in the order in which points go through it; empty where a part cannot be written."""
-    if isinstance(function, Composition):
+    if isinstance(function, ComposedMap):
         inner, outer = _parts(function.inner), _parts(function.outer)
         return [*inner, *outer] if inner and outer else []
     return [function] if isinstance(function, FieldMap | ChainMap) else []

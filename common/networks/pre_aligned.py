@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, names_field, wants
-from common.spatial import chain_ddf, chain_map, compose_maps, identity_grid, warp
+from common.spatial import ComposedMap, chain_ddf, chain_map, identity_grid, warp
 from common.spatial.maps import PointMap
 
 _INVERSES = ("inverse_ddf", "inverse_map")
@@ -99,13 +99,13 @@ class PreAligned(nn.Module):
         if "ddf" in found:
             outputs["ddf"] = chain_ddf([there, found["ddf"]], size)
         if "map" in outputs:
-            outputs["map"] = compose_maps(chain_map([there], size), found["map"])
+            outputs["map"] = ComposedMap(chain_map([there], size), found["map"])
         if back is None or "inverse_map" not in found:
             return outputs
         if names_field(details, "inverse_ddf") if self.training else wants(details, "inverse_ddf"):
             outputs["inverse_ddf"] = _followed(found["inverse_map"], chain_ddf([back], size))
         if wants(details, "inverse_map"):
-            outputs["inverse_map"] = compose_maps(found["inverse_map"], chain_map([back], size))
+            outputs["inverse_map"] = ComposedMap(found["inverse_map"], chain_map([back], size))
         return outputs
 
     @property

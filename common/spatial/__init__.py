@@ -15,7 +15,7 @@ from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import cell_determinant, determinant, jacobian_determinant
 from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear
-from common.spatial.maps import compose_maps, field_map
+from common.spatial.maps import ComposedMap, field_map
 from common.spatial.points import sample_at
 from common.spatial.resize import resize_ddf, resize_image
 from common.spatial.warp import compose, warp
@@ -36,7 +36,7 @@ __all__ = [
     "chain_ddf",
     "chain_map",
     "compose",
-    "compose_maps",
+    "ComposedMap",
     "determinant",
     "displacement_to_moving",
     "field_map",

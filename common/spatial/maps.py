@@ -28,18 +28,13 @@ def field_map(ddf: Tensor) -> PointMap:
     return lambda points: points + sample_at(ddf, points).movedim(1, 2)
 
 
-def compose_maps(outer: PointMap, inner: PointMap) -> PointMap:
+class ComposedMap:
     """The map ``x -> outer(inner(x))``, with its derivative by the chain rule.
 
     Args:
         outer: map that is applied last.
         inner: map that is applied first.
     """
-    return Composition(outer, inner)
-
-
-class Composition:
-    """What :func:`compose_maps` returns, with what it is made of."""
 
     def __init__(self, outer: PointMap, inner: PointMap) -> None:
         self.outer, self.inner = outer, inner

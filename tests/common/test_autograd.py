@@ -48,13 +48,13 @@ from common.losses import (
 from common.networks import EOIR, VFA, DualPyramid, GradICON, SITReg
 from common.networks.sitreg import CONFIGURATIONS
 from common.spatial import (
+    ComposedMap,
     Grid,
     bspline_field,
     cell_determinant,
     chain_ddf,
     chain_map,
     compose,
-    compose_maps,
     determinant,
     field_map,
     integrate,
@@ -150,7 +150,7 @@ RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "sample_at": (sample_at, (IMAGE, normal(1, 6, 2))),
     "field_map": (lambda ddf, points: field_map(ddf)(points), (FIELD, normal(1, 6, 2))),
     "chain_map": (lambda ddf, points: chain_map([ddf, ddf], (7, 9))(points), (FIELD, normal(1, 6, 2))),
-    "compose_maps": (lambda x, points: compose_maps(field_map(x), field_map(2 * x))(points), (FIELD, normal(1, 6, 2))),
+    "ComposedMap": (lambda x, points: ComposedMap(field_map(x), field_map(2 * x))(points), (FIELD, normal(1, 6, 2))),
     "bspline_field": (lambda control: bspline_field(control, (7, 10), 2), (FIELD,)),
     "resize_image": (lambda image: resize_image(image, (3, 3)), (IMAGE,)),
     "resize_ddf": (lambda ddf: resize_ddf(ddf, (3, 3)), (FIELD,)),

@@ -117,7 +117,7 @@ def spatial_cases(dims: int) -> dict[str, Case]:
         "chain_ddf": lambda: spatial.chain_ddf([values(BATCH, dims, *[5] * dims), field, field], size),
         "chain_map": lambda: spatial.chain_map([values(BATCH, dims, *[5] * dims), field], size)(points),
         "compose": lambda: spatial.compose(field, field),
-        "compose_maps": lambda: spatial.compose_maps(spatial.field_map(field), spatial.field_map(field))(points),
+        "ComposedMap": lambda: spatial.ComposedMap(spatial.field_map(field), spatial.field_map(field))(points),
         "determinant": lambda: spatial.determinant([[image] * dims] * dims),
         "field_map": lambda: spatial.field_map(field)(points),
         "identity_grid": lambda: spatial.identity_grid(size, META),

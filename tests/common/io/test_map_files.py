@@ -23,7 +23,7 @@ from common.io.fields import read_field
 from common.io.map_files import maps_of, read_map, write_map
 from common.io.transforms import read_transform, write_transform
 from common.networks import GradICON, NePhi, PreAligned, gradicon, nephi
-from common.spatial import Grid, chain_map, compose_maps
+from common.spatial import ComposedMap, Grid, chain_map
 from common.spatial.chain import ChainMap
 from common.spatial.plane import plane_affine
 
@@ -111,7 +111,7 @@ def test_a_dense_pre_alignment_is_kept_on_its_own_grid(tmp_path: Path) -> None:
     (there, back), grid = made(), Grid(SIZE, AFFINE)
     fields = [torch.randn(2, 3, 4, 5, 3) for _ in range(2)]
     before, after = (chain_map([field], SIZE) for field in fields)
-    saved(tmp_path / "a_map.pt", (compose_maps(before, there), compose_maps(back, after)), 1, grid, ALIGNMENT)
+    saved(tmp_path / "a_map.pt", (ComposedMap(before, there), ComposedMap(back, after)), 1, grid, ALIGNMENT)
     points = voxels(40)
     transform, start = read_map(tmp_path / "a_map.pt"), in_world(AFFINE, points)
     own = [chain_map([field[1:]], SIZE) for field in fields]
@@ -157,8 +157,8 @@ def test_maps_with_a_field_of_a_network_are_taken() -> None:
     there, back = made()
     dense = chain_map([torch.zeros(1, 3, 4, 4, 4)], SIZE)
     assert maps_of({"map": there, "inverse_map": back}) == ([there], [back])
-    assert maps_of({"map": compose_maps(dense, there), "inverse_map": back}) == ([there, dense], [back])
-    for outputs in ({"map": there}, {"map": compose_maps(abs, there), "inverse_map": back}, {}):
+    assert maps_of({"map": ComposedMap(dense, there), "inverse_map": back}) == ([there, dense], [back])
+    for outputs in ({"map": there}, {"map": ComposedMap(abs, there), "inverse_map": back}, {}):
         assert maps_of(outputs) is None
     # What its dense fields say already.
     assert maps_of({"map": dense, "inverse_map": dense}) is None

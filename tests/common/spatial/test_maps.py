@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.spatial import compose_maps, field_map
+from common.spatial import ComposedMap, field_map
 from common.spatial.maps import map_with_derivative
 
 
@@ -46,7 +46,7 @@ def test_derivative_can_be_differentiated() -> None:
 def test_two_maps_after_each_other_follow_the_chain_rule() -> None:
     points = torch.rand(2, 5, 2, dtype=torch.float64)
     turn = torch.tensor([[0.0, -2.0], [1.0, 0.0]], dtype=torch.float64)
-    values, derivative = map_with_derivative(compose_maps(lambda x: x**2, lambda x: x @ turn.T), points)
+    values, derivative = map_with_derivative(ComposedMap(lambda x: x**2, lambda x: x @ turn.T), points)
     torch.testing.assert_close(values, (points @ turn.T) ** 2)
     torch.testing.assert_close(derivative, torch.diag_embed(2 * points @ turn.T) @ turn)
 
