@@ -3,8 +3,19 @@
 
 from __future__ import annotations
 
-from common.optimisation.descent import Descent, descend
+from common.optimisation.composed_adam import ComposedAdam
+from common.optimisation.descent import descend
+from common.optimisation.field import Field
 from common.optimisation.inferer import OptimisingInferer
-from common.optimisation.unknowns import LatentCode, NetworkWeights, Unknown
+from common.optimisation.unknowns import LatentCode, NetworkWeights, Stage, Unknown
 
-__all__ = ["Descent", "LatentCode", "NetworkWeights", "OptimisingInferer", "Unknown", "descend"]
+__all__ = [
+    "ComposedAdam",
+    "Field",
+    "LatentCode",
+    "NetworkWeights",
+    "OptimisingInferer",
+    "Stage",
+    "Unknown",
+    "descend",
+]

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: Adam on an objective of which each step sees other random points."""
+"""The loop: steps of an optimiser on an objective, until there is nothing to be won or values are not finite."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,90 +13,64 @@ from tqdm.auto import tqdm
 
 _logger = logging.getLogger(__name__)
 Objective = Callable[[int], Tensor]
-"""From the number of a draw to a scalar."""
-COMPARED = 0
-"""The draw that start and end are compared at: no step sees it."""
+"""From the number of a step, 1 in the first one, to a scalar."""
+_WINDOW = 10
+"""Steps whose mean is compared with that of as many before them."""
 
 
-class Descent(NamedTuple):
-    """What came of an optimisation.
-
-    Attributes:
-        steps: that were made.
-        before: value of the objective at the start.
-        after: value at the end, at the same points.
-        seconds: it took.
-    """
-
-    steps: int
-    before: float
-    after: float
-    seconds: float
-
-    @property
-    def better(self) -> bool:
-        """Whether the end is better than the start; not a number is not."""
-        return self.after < self.before
-
-
-def descend(objective: Objective, groups: Sequence[dict[str, Any]], steps: int) -> Descent:
-    """Minimise.
+def descend(objective: Objective, optimiser: torch.optim.Optimizer, steps: int, tolerance: float = 0.0) -> int:
+    """Minimise; the optimiser's parameters are changed in place.
 
     Where a value is not finite, this goes back to the parameters of the last finite one, ends and says so.
 
     Args:
-        objective: value at a draw: number 1 in the first step, :data:`COMPARED` before and after.
-        groups: parameters with their learning rates, as Adam takes them; changed in place.
+        objective: value of a step, with a graph to the parameters.
+        optimiser: of these.
         steps: to be made.
-    """
-    began = time.perf_counter()
-    before = _value(objective)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    kept = [parameter.detach().clone() for parameter in parameters]
-    done = _steps(objective, groups, steps, parameters, kept) if math.isfinite(before) else 0
-    after = _value(objective)
-    if done < steps or not math.isfinite(after):
-        done = max(done - 1, 0)
-        _copy(kept, parameters)
-        after = _value(objective)
-        _logger.warning("The loss is not finite after %d steps of optimisation, which ends there.", done)
-    return Descent(done, before, after, time.perf_counter() - began)
-
-
-def _steps(
-    objective: Objective,
-    groups: Sequence[dict[str, Any]],
-    steps: int,
-    parameters: Sequence[Tensor],
-    kept: Sequence[Tensor],
-) -> int:
-    """Step until the end, or until a value is not finite; ``kept`` then holds what the one before it was of.
+        tolerance: ends where the mean of ten steps is below that of the ten before by less than this part of what has
+            been won since the first step; 0 never does.
 
     Returns:
-        How many steps were made.
+        How many steps were made and kept.
     """
-    optimiser = torch.optim.Adam(groups)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    values: list[float] = []
     with tqdm(total=steps, desc="optimisation", leave=False, mininterval=1.0) as bar:
         for step in range(steps):
             total = objective(step + 1)
-            value = total.item()
-            if not math.isfinite(value):
+            values.append(total.item())
+            if not math.isfinite(values[-1]):
+                return _gone_back(kept, parameters, step)
+            if _has_settled(values, tolerance):
                 return step
-            bar.set_postfix_str(f"loss {value:.4f}", refresh=False)
+            bar.set_postfix_str(f"loss {values[-1]:.4f}", refresh=False)
             _copy(parameters, kept)
             optimiser.zero_grad()
             total.backward()
             optimiser.step()
             bar.update()
-    return steps
+    with torch.no_grad():
+        finite = steps == 0 or math.isfinite(objective(steps).item())
+    return steps if finite else _gone_back(kept, parameters, steps)
+
+
+def _has_settled(values: Sequence[float], tolerance: float) -> bool:
+    if tolerance == 0 or len(values) < 2 * _WINDOW:
+        return False
+    late, early = (sum(part) / _WINDOW for part in (values[-_WINDOW:], values[-2 * _WINDOW : -_WINDOW]))
+    return early - late < tolerance * (values[0] - late)
+
+
+def _gone_back(kept: Sequence[Tensor], parameters: Sequence[Tensor], steps: int) -> int:
+    """To the last good parameters; returns their number of steps."""
+    done = max(steps - 1, 0)
+    _copy(kept, parameters)
+    _logger.warning("The loss is not finite after %d steps of optimisation, which ends there.", done)
+    return done
 
 
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for old, new in zip(target, source, strict=True):
             old.copy_(new)
-
-
-def _value(objective: Objective) -> float:
-    with torch.no_grad():
-        return objective(COMPARED).item()

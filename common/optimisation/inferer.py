@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +16,59 @@ from torch import Tensor, nn
 from common.checks import InputError
 from common.engine.inferer import RegistrationInferer, as_volumes, slice_axis
 from common.losses import RegistrationLoss
-from common.optimisation.descent import Descent, descend
+from common.optimisation.descent import descend
 from common.optimisation.unknowns import Unknown
 
 _logger = logging.getLogger(__name__)
 
 
+COMPARED = 0
+"""The draw that start and end are compared at: no step sees it."""
+
+
+class Figures(NamedTuple):
+    """What came of an optimisation.
+
+    Attributes:
+        steps: that were made, of all levels.
+        before: the loss at the start.
+        after: at the end, at the same points.
+        seconds: it took.
+    """
+
+    steps: int
+    before: float
+    after: float
+    seconds: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the end is better than the start; not a number is not."""
+        return self.after < self.before
+
+
 class OptimisingInferer(RegistrationInferer):
     """Calls the network on a pair, and with ``steps`` above 0 optimises on the pair first, each pair of a batch alone.
 
-    The loss is that of training, at new random points in each step. It is compared at the same points before and
-    after: where it has not become smaller, the result is that of the network as it is. The network itself is not
-    touched, so the result depends neither on the pairs before it nor on an interruption. Optimisation is in float32.
+    The loss is that of training or another one, at new random points in each step. It is compared at the same points
+    before and after: where it has not become smaller, the result is that of the network as it is. The network itself is
+    not touched, so the result depends neither on the pairs before it nor on an interruption. Optimisation is in
+    float32.
 
     Beside what :class:`common.engine.RegistrationInferer` returns there is "optimisation", a dict of (B,): the
     ``steps`` that were made, the loss ``before`` and ``after`` them, and ``seconds``.
 
     Args:
-        loss: looks at what the network returns, at "moving" and "fixed" (B, 1, *spatial) and at "draw" (B, 3), which
-            are ``seed``, step and the position in the batch.
-        steps: of Adam on each pair; with 0 this is the plain inferer.
+        loss: looks at what the network returns, at "moving" and "fixed" (B, 1, *spatial), at what else is known of the
+            pair, and at "draw" (B, 3), which are ``seed``, step and the position in the batch.
+        steps: to be made on each pair, a number for all levels alike or one for each level of the unknown; with 0 this
+            is the plain inferer.
         unknown: what is optimised.
-        learning_rate: of Adam.
+        learning_rate: of the unknown.
         details: as those of the plain inferer.
         amp: as that of the plain inferer, without optimisation.
         seed: of the random points.
+        tolerance: a level ends early where ten steps win less than this part of what has been won; 0 never does.
 
     Raises:
         InputError: for steps below 0 or a learning rate that is not above 0, and what the unknown raises.
@@ -47,60 +77,104 @@ class OptimisingInferer(RegistrationInferer):
     def __init__(
         self,
         loss: RegistrationLoss,
-        steps: int,
-        unknown: Unknown,
+        steps: int | Sequence[int],
+        unknown: Unknown[Any],
         learning_rate: float,
         details: bool | Collection[str] = False,
         amp: bool = False,
         seed: int = 0,
+        tolerance: float = 0.0,
     ) -> None:
-        super().__init__(details, amp and steps == 0)
-        if steps < 0 or not learning_rate > 0:
+        counts = [steps] if isinstance(steps, int) else list(steps)
+        if not counts or any(not isinstance(count, int) or count < 0 for count in counts) or not learning_rate > 0:
             raise InputError(
                 f"OptimisingInferer got {steps} steps and learning_rate {learning_rate}; give 0 or more, and a number "
                 "above 0."
             )
-        self.loss, self.steps, self.unknown = loss, steps, unknown
-        self.learning_rate, self.seed = learning_rate, seed
+        super().__init__(details, amp and not any(counts))
+        self.loss, self.steps, self.unknown = loss, counts, unknown
+        self.learning_rate, self.seed, self.tolerance = learning_rate, seed, tolerance
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The network's outputs as those of :class:`common.engine.RegistrationInferer`."""
-        if self.steps == 0:
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        targets: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The network's outputs as those of :class:`common.engine.RegistrationInferer`.
+
+        Args:
+            inputs: (B, 2, *spatial), channel 0 moving, channel 1 fixed.
+            network: registers them; with steps it has to be a module of torch.
+            args: none is looked at.
+            targets: what is known of the pairs beside their images, tensors (B, ...), under the names of the loss.
+            kwargs: none is looked at.
+
+        Raises:
+            InputError: when the network is none of torch, and what loss and unknown raise.
+        """
+        if not any(self.steps):
             return super().__call__(inputs, network, *args, **kwargs)
         if not isinstance(network, nn.Module):
             raise InputError("Only networks of torch can be optimised on a pair: set io_steps to 0.")
+        known = dict(targets or {})
         left_out = slice_axis(inputs, network)
         if left_out is not None:
-            return as_volumes(self(inputs.squeeze(left_out), network), left_out)
-        # In training a network's statistics would change.
-        network = copy.deepcopy(network).eval() if network.training else network
+            flat = {name: _without(value, left_out, inputs.ndim) for name, value in known.items()}
+            return as_volumes(self(inputs.squeeze(left_out), network, targets=flat), left_out)
         with torch.inference_mode(False):
-            # What is made in inference mode cannot be saved for a backward pass.
-            return _joined([self._optimised(pair[None].clone(), network) for pair in inputs])
+            # What is made in inference mode cannot be saved for a backward pass, and in training a network's statistics
+            # would change.
+            network = copy.deepcopy(network).eval() if network.training else network
+            pairs = [
+                self._optimised(pair[None].clone(), network, {name: value[[k]] for name, value in known.items()})
+                for k, pair in enumerate(inputs)
+            ]
+            return _joined(pairs)
 
-    def _optimised(self, image: Tensor, network: nn.Module) -> dict[str, Any]:
+    def _optimised(self, image: Tensor, network: nn.Module, known: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs of one pair, (1, 2, *spatial)."""
-        call, plain = super().__call__, RegistrationInferer(self.loss.details)
-        targets = {"moving": image[:, :1], "fixed": image[:, 1:]}
+        began = time.perf_counter()
+        plain = RegistrationInferer(self.loss.details)
+        whole = {**known, "moving": image[:, :1], "fixed": image[:, 1:]}
+        own = self.unknown.start(network, image)
 
-        def objective(number: int) -> Tensor:
+        def value(targets: Mapping[str, Any], number: int) -> Tensor:
             draw = torch.tensor([[self.seed, number, 0]], device=image.device)
-            return self.loss(plain(image, start.network), targets | {"draw": draw})
+            pair = torch.cat([targets["moving"], targets["fixed"]], dim=1)
+            return self.loss(plain(pair, own), {**targets, "draw": draw})
 
-        with torch.enable_grad():
-            start = self.unknown.start(network, image, self.learning_rate)
-            found = descend(objective, start.groups, self.steps)
+        def objective(targets: Mapping[str, Any], first: int) -> Callable[[int], Tensor]:
+            return lambda step: value(targets, first + step)
+
+        def compared() -> float:
+            with torch.no_grad():
+                return value(whole, COMPARED).item()
+
+        before, done = compared(), 0
+        if math.isfinite(before):
+            with torch.enable_grad():
+                for stage in self.unknown.stages(own, whole, self.steps, self.learning_rate):
+                    done += descend(objective(stage.targets, done), stage.optimiser, stage.steps, self.tolerance)
+        found = Figures(done, before, compared(), time.perf_counter() - began)
         _say(found)
         with torch.no_grad():
-            outputs = call(image, start.network.eval() if found.better else network)
+            outputs = super().__call__(image, own.eval() if found.better else network)
         return outputs | {"optimisation": _figures(found, image.device)}
 
 
-def _figures(found: Descent, device: torch.device) -> dict[str, Tensor]:
+def _without(value: Any, axis: int, ndim: int) -> Any:
+    """An image of a slice without the axis of its one voxel, anything else as it is."""
+    return value.squeeze(axis) if isinstance(value, Tensor) and value.ndim == ndim else value
+
+
+def _figures(found: Figures, device: torch.device) -> dict[str, Tensor]:
     return {name: torch.tensor([value], device=device) for name, value in found._asdict().items()}
 
 
-def _say(found: Descent) -> None:
+def _say(found: Figures) -> None:
     _logger.info(
         "Optimised on the pair: loss %.5f, after %d steps %.5f, %.1f s%s",
         *(found.before, found.steps, found.after, found.seconds),

@@ -4,39 +4,56 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from common.checks import InputError
 
+Own = TypeVar("Own", bound=nn.Module)
 
-class Start(NamedTuple):
-    """Where the optimisation on a pair begins.
+
+class Stage(NamedTuple):
+    """A part of the optimisation.
 
     Attributes:
-        network: that registers this pair, to be called as any other.
-        groups: of its parameters, as optimisers take them, each with its learning rate.
+        optimiser: of what is unknown, in place.
+        targets: the pair as this stage sees it: "moving" and "fixed" (B, 1, *spatial) and what else is known of it.
+        steps: to be made.
     """
 
-    network: nn.Module
-    groups: list[dict[str, Any]]
+    optimiser: torch.optim.Optimizer
+    targets: Mapping[str, Any]
+    steps: int
 
 
-class Unknown(Protocol):
+class Unknown(Protocol[Own]):
     """What is unknown of a pair."""
 
-    def start(self, network: nn.Module, image: Tensor, learning_rate: float) -> Start:
-        """Begin with a pair.
+    def start(self, network: nn.Module, image: Tensor) -> Own:
+        """What registers this pair as the network does, to be called as any network, and can be optimised.
 
         Args:
             network: in evaluation; it is left as it is.
             image: (B, 2, *spatial), channel 0 moving, channel 1 fixed.
-            learning_rate: of the optimisation.
 
         Raises:
             InputError: when the network has nothing of the kind.
+        """
+        ...
+
+    def stages(
+        self, own: Own, targets: Mapping[str, Any], steps: Sequence[int], learning_rate: float
+    ) -> Iterator[Stage]:
+        """How to optimise it, one stage after the other; each has been gone through when the next one is asked for.
+
+        Args:
+            own: what :meth:`start` returned.
+            targets: "moving" and "fixed" (B, 1, *spatial) and what else is known of the pair.
+            steps: one number of steps, or as many as there are levels.
+            learning_rate: of the optimisation.
         """
         ...
 
@@ -47,10 +64,15 @@ class NetworkWeights:
     Source: Tian et al., "uniGradICON", MICCAI 2024 (arXiv 2403.05780): 50 steps, learning rate 2e-5.
     """
 
-    def start(self, network: nn.Module, image: Tensor, learning_rate: float) -> Start:
-        """Begin with a copy of the network; arguments and errors as those of :class:`Unknown`."""
-        own = copy.deepcopy(network).eval()
-        return Start(own, _groups((_trained(own), learning_rate)))
+    def start(self, network: nn.Module, image: Tensor) -> nn.Module:
+        """A copy of the network; arguments and errors as those of :class:`Unknown`."""
+        return copy.deepcopy(network).eval()
+
+    def stages(
+        self, own: nn.Module, targets: Mapping[str, Any], steps: Sequence[int], learning_rate: float
+    ) -> Iterator[Stage]:
+        """One stage, of Adam; arguments as those of :class:`Unknown`."""
+        yield _adam(targets, steps, (_trained(own), learning_rate))
 
 
 class LatentCode:
@@ -72,8 +94,8 @@ class LatentCode:
             raise InputError(f"LatentCode got code_rate {code_rate}; give a number above 0.")
         self.codes_only, self.code_rate = codes_only, code_rate
 
-    def start(self, network: nn.Module, image: Tensor, learning_rate: float) -> Start:
-        """Begin with the code of the pair; arguments and errors as those of :class:`Unknown`.
+    def start(self, network: nn.Module, image: Tensor) -> nn.Module:
+        """A network with the code of the pair; arguments and errors as those of :class:`Unknown`.
 
         Of the network this asks for ``auto_decoder(image)``, a copy with codes of its own, ``codes``, for the pairs.
         """
@@ -83,19 +105,27 @@ class LatentCode:
                 f"{type(network).__name__} has no code of a pair that could be optimised: take "
                 "common.optimisation.NetworkWeights as the unknown."
             )
-        own = auto_decoder(image)
+        return auto_decoder(image)
+
+    def stages(
+        self, own: nn.Module, targets: Mapping[str, Any], steps: Sequence[int], learning_rate: float
+    ) -> Iterator[Stage]:
+        """One stage, of Adam; arguments as those of :class:`Unknown`."""
         codes = _trained(own.codes)
         known = {id(code) for code in codes}
         fields = [] if self.codes_only else [weight for weight in _trained(own) if id(weight) not in known]
-        return Start(own, _groups((codes, self.code_rate * learning_rate), (fields, learning_rate)))
+        yield _adam(targets, steps, (codes, self.code_rate * learning_rate), (fields, learning_rate))
 
 
 def _trained(module: Any) -> list[nn.Parameter]:
     return [weight for weight in module.parameters() if weight.requires_grad]
 
 
-def _groups(*parts: tuple[list[nn.Parameter], float]) -> list[dict[str, Any]]:
+def _adam(targets: Mapping[str, Any], steps: Sequence[int], *parts: tuple[list[nn.Parameter], float]) -> Stage:
+    """All of the steps on these weights, with their learning rates."""
+    if len(steps) != 1:
+        raise InputError(f"io_steps is {list(steps)}, but weights have no levels: give one number.")
     groups = [{"params": weights, "lr": rate} for weights, rate in parts if weights]
     if not groups:
         raise InputError("All weights of the network are frozen: there is nothing to optimise.")
-    return groups
+    return Stage(torch.optim.Adam(groups), targets, steps[0])

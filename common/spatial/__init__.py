@@ -11,6 +11,7 @@ from common.spatial.bspline import bspline_bound, bspline_field
 from common.spatial.chain import chain_ddf, chain_map
 from common.spatial.coordinates import identity_grid
 from common.spatial.fixed_point import invert_contraction
+from common.spatial.gaussian import gaussian_filter
 from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import cell_determinant, determinant, jacobian_determinant
@@ -40,6 +41,7 @@ __all__ = [
     "determinant",
     "displacement_to_moving",
     "field_map",
+    "gaussian_filter",
     "identity_grid",
     "integrate",
     "invert",

@@ -120,6 +120,7 @@ def spatial_cases(dims: int) -> dict[str, Case]:
         "ComposedMap": lambda: spatial.ComposedMap(spatial.field_map(field), spatial.field_map(field))(points),
         "determinant": lambda: spatial.determinant([[image] * dims] * dims),
         "field_map": lambda: spatial.field_map(field)(points),
+        "gaussian_filter": lambda: spatial.gaussian_filter(field, 0.7, inside=True),
         "identity_grid": lambda: spatial.identity_grid(size, META),
         "integrate": lambda: spatial.integrate(field),
         "invert": lambda: spatial.invert(field),

@@ -69,7 +69,7 @@ def gradicon_loss() -> RegistrationLoss:
     return RegistrationLoss(terms)
 
 
-KINDS: dict[str, tuple[Any, Any, Unknown, float]] = {
+KINDS: dict[str, tuple[Any, Any, Unknown[Any], float]] = {
     "code and fields": (nephi, nephi_loss, LatentCode(), 1e-3),
     "table": (lambda dims: nephi(dims, pairs=1), nephi_loss, LatentCode(), 1e-3),
     "weights": (gradicon, gradicon_loss, NetworkWeights(), 1e-3),

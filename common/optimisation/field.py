@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The displacement field itself as what is unknown of a pair, from coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.checks import InputError
+from common.optimisation.composed_adam import ComposedAdam
+from common.optimisation.reduced import reduced_pair
+from common.optimisation.unknowns import Stage
+from common.spatial import resize_ddf
+
+_FEWEST_VOXELS = 8
+"""An axis that has no more is not made coarser."""
+
+
+class FieldOfPair(nn.Module):
+    """One field, called as a network is: on the grid of the image whatever its own.
+
+    Args:
+        ddf: (B, d, *spatial), in voxels.
+    """
+
+    def __init__(self, ddf: Tensor) -> None:
+        super().__init__()
+        self.ddf = nn.Parameter(ddf)
+
+    def forward(self, image: Tensor, details: Any = False) -> Any:
+        """The field (B, d, *spatial) on the grid of ``image`` (B, 2, *spatial), or {"ddf": field}."""
+        ddf = resize_ddf(self.ddf, image.shape[2:])
+        return {"ddf": ddf} if details else ddf
+
+
+class Field:
+    """The displacement field, which begins with that of the network.
+
+    Level after level of the images it is composed with small smooth steps, see :class:`ComposedAdam`, whose largest
+    one is the learning rate, in voxels of the level. The loss may look at "ddf", at what is warped by it, and at what
+    the pair has; a network's other outputs do not exist any more.
+
+    Args:
+        levels: how many times coarser the images of each level are; axes of few voxels stay as they are.
+        gradient_sigma: see :class:`ComposedAdam`.
+        step_sigma: see there.
+        field_sigma: see there.
+
+    Raises:
+        InputError: for no level or one that is below 1.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int] = (4, 2, 1),
+        gradient_sigma: float = 0.7,
+        step_sigma: float = 0.7,
+        field_sigma: float = 0.5,
+    ) -> None:
+        if not levels or any(not isinstance(level, int) or level < 1 for level in levels):
+            raise InputError(f"levels is {list(levels)}; give whole numbers such as [4, 2, 1], the finest last.")
+        self.levels = tuple(levels)
+        self.sigmas = {"gradient_sigma": gradient_sigma, "step_sigma": step_sigma, "field_sigma": field_sigma}
+
+    def start(self, network: nn.Module, image: Tensor) -> FieldOfPair:
+        """The field that the network finds; arguments as those of :class:`Unknown`."""
+        with torch.no_grad():
+            return FieldOfPair(network(image).float().clone())
+
+    def stages(
+        self, own: FieldOfPair, targets: Mapping[str, Any], steps: Sequence[int], learning_rate: float
+    ) -> Iterator[Stage]:
+        """One level after the other; arguments as those of :class:`Unknown`."""
+        if len(steps) not in (1, len(self.levels)):
+            raise InputError(
+                f"io_steps is {list(steps)} for the levels {list(self.levels)}; give one number per level."
+            )
+        size = targets["fixed"].shape[2:]
+        counts = list(steps) * (len(self.levels) // len(steps))
+        for factor, count in zip(self.levels, counts, strict=True):
+            coarse = [max(math.ceil(n / factor), min(n, _FEWEST_VOXELS)) for n in size]
+            own.ddf = nn.Parameter(resize_ddf(own.ddf.detach(), coarse))
+            optimiser = ComposedAdam([own.ddf], learning_rate, **self.sigmas)
+            yield Stage(optimiser, reduced_pair(targets, coarse), count)
+        own.ddf = nn.Parameter(resize_ddf(own.ddf.detach(), size))
