@@ -13,10 +13,12 @@ from common.losses.folding import FoldingLoss as FoldingLoss
 from common.losses.gaussian_lncc import GaussianLNCCLoss as GaussianLNCCLoss
 from common.losses.inverse_consistency import GradientInverseConsistencyLoss as GradientInverseConsistencyLoss
 from common.losses.inverse_consistency import InverseConsistencyLoss as InverseConsistencyLoss
+from common.losses.landmarks import LandmarkLoss as LandmarkLoss
 from common.losses.lncc import LNCCLoss as LNCCLoss
 from common.losses.masked import MaskedLoss as MaskedLoss
 from common.losses.masked import MultiScaleLoss as MultiScaleLoss
 from common.losses.mind import MINDSSCLoss as MINDSSCLoss
+from common.losses.mse import MSELoss as MSELoss
 from common.losses.mutual_information import MutualInformationLoss as MutualInformationLoss
 from common.losses.pyramid import ImagePyramid as ImagePyramid
 from common.losses.pyramid import image_pyramid as image_pyramid
@@ -26,5 +28,7 @@ from common.losses.registration import Term as Term
 from common.losses.sampled import JacobianConsistencyLoss as JacobianConsistencyLoss
 from common.losses.sampled import LatentLoss as LatentLoss
 from common.losses.sampled import SampledLoss as SampledLoss
+from common.losses.similarity import similarity as similarity
 from common.losses.smoothness import BendingLoss as BendingLoss
 from common.losses.smoothness import GradientLoss as GradientLoss
+from common.losses.weights import WeightedLoss as WeightedLoss

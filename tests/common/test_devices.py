@@ -49,6 +49,7 @@ NEED_VALUES = {
     "resample": "its smallest value fills what lies outside, unless another one is given",
     "MaskedLoss": "refuses images that nothing is left of",
     "WarpedDiceLoss": "refuses labels out of range, and interpolates in chosen voxels alone",
+    "WeightedLoss": "refuses weights that are all 0",
     "label_pyramid": "refuses labels out of range, and works in the bounding box of each class",
     "ImagePyramid.labels": "is label_pyramid",
     "inverse_consistency_error with a mask": "picks the voxels of the mask",
@@ -60,7 +61,7 @@ NEED_VALUES = {
 }
 # Exported, but no function of a tensor.
 OTHERS = {
-    "losses": {"RegistrationLoss", "Term", "ImagePyramid"},
+    "losses": {"RegistrationLoss", "Term", "ImagePyramid", "similarity"},
     "spatial": {"Grid", "bspline_bound", "working_grid"},
     "metrics": {"InverseConsistency", "JacobianStatistics", "NonDiffeomorphicVolume", "SurfaceDistances"}
     | {"neighbour_kernel", "surface_element_areas"},
@@ -142,7 +143,7 @@ def spatial_cases(dims: int) -> dict[str, Case]:
 def loss_cases(dims: int) -> dict[str, Case]:
     size = SIZES[dims]
     image, field, maps = (values(BATCH, channels, *size) for channels in (1, dims, CLASSES))
-    label, cycle = labels(BATCH, 1, *size), values(3, dims, *size)
+    label, cycle, points = labels(BATCH, 1, *size), values(3, dims, *size), values(BATCH, 7, dims)
     function, draw = spatial.field_map(field), labels(BATCH, 3).long()
     return {
         "BendingLoss": lambda: losses.BendingLoss()(field),
@@ -160,16 +161,19 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "InverseConsistencyLoss": lambda: losses.InverseConsistencyLoss()(function, function, image, draw),
         "LNCCLoss": lambda: [losses.LNCCLoss(dims, guard=guard)(image, image) for guard in ("add", "max")],
         "MINDSSCLoss": lambda: losses.MINDSSCLoss()(image, image, label),
+        "MSELoss": lambda: [losses.MSELoss()(image, image * 1, weight) for weight in (None, label)],
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
         "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
         "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
         "NCCLoss": lambda: losses.NCCLoss()(image, image),
         "JacobianConsistencyLoss": lambda: losses.JacobianConsistencyLoss()(function, function, image, draw),
         "LatentLoss": lambda: losses.LatentLoss()(values(BATCH, 4), maps),
+        "LandmarkLoss": lambda: losses.LandmarkLoss()(points, points * 1, field, (1.5,) * dims),
         "SampledLoss": lambda: losses.SampledLoss(losses.NCCLoss())(function, image, image, draw),
         "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
         "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
         "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),
+        "WeightedLoss": lambda: losses.WeightedLoss(losses.MSELoss())(image, image, field, label),
         "image_pyramid": lambda: losses.image_pyramid(image, 3),
         "label_pyramid": lambda: losses.label_pyramid(label, CLASSES, 3),
         "ImagePyramid of images": lambda: ImagePyramid()(image, 3),
