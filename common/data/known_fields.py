@@ -18,6 +18,7 @@ from common.data.phantom import random_diffeomorphism
 from common.data.transforms import LoadSubjectd
 from common.io.nifti import write_ddf, write_image
 from common.spatial import warp, warp_labels
+from common.spatial.lengths import lengths
 
 _logger = logging.getLogger(__name__)
 DATALIST = "dataset.json"
@@ -90,7 +91,7 @@ def _known_field(size: tuple[int, ...], number: int, largest: float, seed: int) 
         return torch.zeros(1, 3, *size)
     ddf = torch.from_numpy(random_diffeomorphism(np.random.default_rng([seed, number]), tuple(size)))[None]
     # Scaling up could fold it.
-    return ddf * min(1.0, largest / float(ddf.norm(dim=1).max()))
+    return ddf * min(1.0, largest / float(lengths(ddf).max()))
 
 
 def _write_copy(output_dir: Path, scan: Mapping[Hashable, Any], number: int, ddf: torch.Tensor) -> None:

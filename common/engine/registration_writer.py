@@ -40,6 +40,7 @@ from common.spatial import (
 from common.spatial.finite import check_network_field
 from common.spatial.foreground import foreground, mask_or_everywhere
 from common.spatial.invert import invert
+from common.spatial.lengths import lengths
 from common.spatial.plane import downwards, in_plane, on_slices
 
 logger = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ class _Registration:
     def _own_inverse(self) -> Tensor | None:
         if self.back is None:
             return None
-        self.inverse_residual = float(compose(self.ddf, self.back).norm(dim=1).max())
+        self.inverse_residual = float(lengths(compose(self.ddf, self.back)).max())
         return self.back if self.inverse_residual <= INVERSE_TOLERANCE else None
 
     def consistency(self) -> dict[str, Any]:
@@ -241,7 +242,7 @@ class _Registration:
 
     def figures(self) -> dict[str, Any]:
         """What the record says of the pair."""
-        largest = float(self.ddf[0].norm(dim=0).max())
+        largest = float(lengths(self.ddf).max())
         return {
             "working_size": list(self.working.shape[: self.dims]),
             "working_spacing": [float(f"{size:.6g}") for size in self.working.spacing[: self.dims]],

@@ -17,6 +17,7 @@ from common.data.transforms import LoadSubjectd
 from common.io.fields import read_field
 from common.io.nifti import read_grid
 from common.metrics.jacobian import jacobian_statistics
+from common.spatial.lengths import lengths
 
 Errors = dict[str, "str | float"]
 _PERCENTILE = 95
@@ -58,7 +59,7 @@ def _measure(dataset_dir: Path, fixed: dict[str, str], field: Path) -> Errors:
     body = torch.from_numpy(body_mask(scan["image"][0].numpy()))
     if not body.any():
         raise InputError(f"{fixed['image']} has no body above -300 HU; the endpoint error is measured inside it.")
-    error, length = ((field[0].norm(dim=0)).numpy() for field in (found - true, true))
+    error, length = (lengths(field)[0, 0].numpy() for field in (found - true, true))
     row: Errors = {
         "fixed_id": fixed["id"],
         "median": float(np.median(error[body])),

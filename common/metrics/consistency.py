@@ -12,6 +12,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.metrics.voxel_sizes import voxel_sizes
 from common.spatial.coordinates import check_ddf
+from common.spatial.lengths import lengths
 from common.spatial.warp import compose
 
 
@@ -62,7 +63,7 @@ def inverse_consistency_error(
     for b in range(len(forward)):
         there, back = forward[b : b + 1].detach().to(dtype), backward[b : b + 1].detach().to(dtype)
         scale = torch.tensor(sizes, dtype=dtype, device=forward.device).view(1, dims, *[1] * dims)
-        error = compose(back, there).mul_(scale).norm(dim=1)[0]
+        error = lengths(compose(back, there).mul_(scale))[0, 0]
         counted = error.flatten() if mask is None else error[mask[b, 0] > 0]
         nothing = error.new_tensor(torch.nan)
         rows.append([counted.double().mean(), (counted.max() if counted.numel() else nothing).double()])

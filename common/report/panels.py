@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.spatial import identity_grid, jacobian_determinant
+from common.spatial.lengths import lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def panel(
 
 def _one_channel(values: Tensor) -> np.ndarray:
     channels = values.detach().float().cpu()
-    return (channels[0] if len(channels) == 1 else channels.norm(dim=0)).numpy()
+    return (channels[0] if len(channels) == 1 else lengths(channels[None])[0, 0]).numpy()
 
 
 def _planes(shape: Sequence[int]) -> list[int | None]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.spatial.coordinates import check_ddf
+from common.spatial.lengths import lengths
 from common.spatial.points import linear_with_derivative
 from common.spatial.warp import warp
 
@@ -76,7 +77,7 @@ def _fixed_point(field: Tensor, start: int, part: slice) -> tuple[Tensor, Tensor
     begin[:, 0] = start
     for _ in range(_FIXED_POINT_STEPS):
         error = guess + warp(field, guess + begin)
-        length = error.norm(dim=1, keepdim=True)
+        length = lengths(error)
         better = length < shortest
         best, shortest = torch.where(better, guess, best), torch.where(better, length, shortest)
         guess = guess - error
