@@ -22,6 +22,7 @@ from torch import Tensor
 from common.alignment.mutual_information import SMALLEST_OVERLAP, BlockScan, ScanPair
 from common.alignment.orientation import CLEAR, best_orientation
 from common.checks import InputError
+from common.spatial.finite import all_finite
 from common.spatial.world import Grid
 
 _LEVELS = ((20, 16), (30, 24), (60, 30))
@@ -158,7 +159,7 @@ def _one_thread() -> Iterator[None]:
 def _check(image: Tensor, grid: Grid, name: str) -> None:
     if tuple(image.shape) != (1, *grid.shape):
         raise InputError(f"An image of shape {tuple(image.shape)} was given for {name}, whose grid is {grid.shape}.")
-    if not bool(torch.isfinite(image).all()):
+    if not all_finite(image):
         raise InputError(f"There are values that are not finite in {name}: replace them, for example by 0.")
 
 

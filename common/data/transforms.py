@@ -20,6 +20,7 @@ from common.data.counted_labels import PRESENT, listed, presence
 from common.data.pickles import load_arrays
 from common.io.label_values import labels_of
 from common.io.nifti import read_image, read_labels
+from common.spatial.finite import all_finite
 from common.spatial.places import GRID_TOLERANCE, arrays_apart
 
 _logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def _warn_once(sentence: str) -> None:
 
 
 def _check_intensities(image: torch.Tensor) -> None:
-    if not bool(torch.isfinite(image).all()):
+    if not all_finite(torch.as_tensor(image)):
         raise InputError(f"The image {_file(image)} has NaN or infinite values; replace them or leave it out.")
     if bool(image.min() == image.max()):
         raise InputError(f"The image {_file(image)} is constant, there is nothing to register; leave this subject out.")

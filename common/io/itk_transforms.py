@@ -19,6 +19,7 @@ from common.checks import InputError
 from common.io.field_checks import check_to_write
 from common.io.files import first_line, replacing
 from common.io.nifti import check_is_file
+from common.spatial.finite import all_finite
 from common.spatial.plane import laid_field, lifted_field
 from common.spatial.rounding import turned_vectors
 from common.spatial.transform import Affine, Field, Function, Transform
@@ -232,7 +233,7 @@ def _sampled(part: Any, reference: Grid, path: Path) -> Field:
 
 def _check_finite(stage: Affine | Field, path: Path) -> None:
     values = stage.matrix if isinstance(stage, Affine) else stage.ddf
-    if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
+    if not all_finite(values):
         raise InputError(f"{path} holds values that are NaN or infinite: the method that wrote it has failed.")
     if isinstance(stage, Affine) and float(torch.linalg.svdvals(values[:3, :3]).min()) < 1e-6:
         raise InputError(f"{path} holds an affine map that cannot be inverted.")

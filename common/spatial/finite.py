@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields that a network has failed to make."""
+"""Whether all values of a field are finite, and fields that a network has failed to make."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; no second volume is made to find out.
+
+    Args:
+        values: any shape, floating point.
+    """
+    return values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
 def check_network_field(field: Tensor, moving: object, fixed: object) -> None:
@@ -20,8 +29,8 @@ def check_network_field(field: Tensor, moving: object, fixed: object) -> None:
     Raises:
         InputError: naming the pair.
     """
-    wrong = int((~torch.isfinite(field)).sum())
-    if wrong:
+    if not all_finite(field):
+        wrong = int((~torch.isfinite(field)).sum())
         raise InputError(
             f"The network gives {wrong} values that are NaN or infinite for {moving} to {fixed}: the weights are "
             "damaged, or not for these images; nothing is written of this pair."
