@@ -18,7 +18,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.io.field_checks import VOXEL_MARK
 from common.io.file_kinds import check_content
-from common.io.files import first_line, write_bytes
+from common.io.files import first_line, replacing
 from common.io.flat_fields import FlatField, as_slice
 from common.io.header_forms import affine_of, set_world
 from common.io.label_values import labels_of
@@ -241,14 +241,17 @@ def save_nifti(path: str | Path, file: Any) -> None:
     Raises:
         InputError: when the name ends otherwise or the file cannot be written.
     """
-    check_nifti_name(path)
-    content = file.to_bytes()
-    if str(path).endswith(".gz"):
-        import gzip
+    import gzip
 
-        # No time stamp in the header.
-        content = gzip.compress(content, compresslevel=4, mtime=0)
-    write_bytes(path, content)
+    check_nifti_name(path)
+    # Slice by slice: a whole file in memory is as large as the field itself.
+    with replacing(path) as temporary, open(temporary, "wb") as target:
+        if not str(path).endswith(".gz"):
+            file.to_stream(target)
+            return
+        # No name and no time stamp in the header.
+        with gzip.GzipFile("", "wb", compresslevel=4, fileobj=target, mtime=0) as packed:
+            file.to_stream(packed)
 
 
 def check_nifti_name(path: str | Path) -> None:
