@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import InputError
-from common.metrics.jacobian import check_field, slab_ranges
+from common.metrics.jacobian import check_field
+from common.spatial.slabs import slab_ranges
 
 
 class NonDiffeomorphicVolume(NamedTuple):

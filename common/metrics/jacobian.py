@@ -14,18 +14,15 @@ For non-diffeomorphic volumes see :mod:`common.metrics.digital`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from common.checks import InputError
-from common.spatial import jacobian_determinant
 from common.spatial.coordinates import check_ddf
+from common.spatial.jacobian import determinant_slabs
 
-_SLAB_VOXELS = 1 << 18
-"""Voxels per slab: its nine derivatives stay in the processor's cache."""
 CROP = 2
 """Voxels that the Learn2Reg evaluation drops at each side."""
 
@@ -80,7 +77,8 @@ def _of_one_field(ddf: Tensor, mask: Tensor | None, clip: float) -> list[Tensor]
     # Folded voxels: all, interior, mask. Moments of log(det), and of log((det + 3) / 4) without and with the mask.
     folds = torch.zeros(3, dtype=torch.float64, device=ddf.device)
     logs, l2r, l2r_masked = (torch.zeros_like(folds) for _ in range(3))
-    for start, stop, det in determinant_slabs(ddf):
+    for start, stop, dets in determinant_slabs(ddf):
+        det = dets[0, 0]
         interior = _interior(start, stop, shape)
         folded = ~(det > 0)  # a NaN is no diffeomorphism either
         in_mask = folded if mask is None else folded & (mask[start:stop] > 0)
@@ -150,29 +148,6 @@ def sdlogj_l2r(ddf: Tensor, mask: Tensor | None = None, clip: float = 1e-9) -> T
         (B,), float64.
     """
     return jacobian_statistics(ddf, mask, clip).sdlogj_l2r_masked
-
-
-def determinant_slabs(ddf: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Determinants of one field, a few planes at a time.
-
-    Args:
-        ddf: (1, d, *spatial).
-
-    Yields:
-        first plane, end plane, determinant (planes, *spatial[1:]).
-    """
-    depth = ddf.shape[2]
-    for start, stop in slab_ranges(0, depth, ddf[0, 0, 0].numel()):
-        # One more plane at each side gives central differences; at the ends of the volume they stay one-sided.
-        low, high = max(start - 1, 0), min(stop + 1, depth)
-        yield start, stop, jacobian_determinant(ddf[:, :, low:high])[0, 0, start - low : stop - low]
-
-
-def slab_ranges(start: int, stop: int, plane_voxels: int) -> Iterator[tuple[int, int]]:
-    """Cut the planes [start, stop) into slabs of a size that suits the cache."""
-    step = max(1, _SLAB_VOXELS // max(1, plane_voxels))
-    for first in range(start, stop, step):
-        yield first, min(first + step, stop)
 
 
 def check_field(ddf: Tensor, mask: Tensor | None, minimum: int) -> None:

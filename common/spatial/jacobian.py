@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from common.spatial.coordinates import check_ddf
+from common.spatial.slabs import slab_ranges
 
 
 def jacobian_determinant(ddf: Tensor) -> Tensor:
@@ -26,11 +29,30 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
         ValueError: when ``ddf`` is no displacement field.
     """
     check_ddf(ddf)
+    return torch.cat([determinant for _, _, determinant in determinant_slabs(ddf)], dim=2)
+
+
+def determinant_slabs(ddf: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Determinants of fields, a few planes at a time.
+
+    Args:
+        ddf: (B, d, *spatial), in voxels.
+
+    Yields:
+        First plane, end plane, determinant (B, 1, planes, *spatial[1:]).
+    """
+    depth = ddf.shape[2]
+    for start, stop in slab_ranges(0, depth, ddf[:, 0, 0].numel()):
+        # One more plane at each side gives central differences; at the ends of the volume they stay one-sided.
+        low, high = max(start - 1, 0), min(stop + 1, depth)
+        yield start, stop, _determinant(ddf[:, :, low:high])[:, :, start - low : stop - low]
+
+
+def _determinant(ddf: Tensor) -> Tensor:
     ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
-    dims = ddf.shape[1]
-    rows = [_derivatives(ddf[:, k]) for k in range(dims)]
-    for k in range(dims):
-        rows[k][k] = rows[k][k] + 1.0
+    rows = [_derivatives(ddf[:, k]) for k in range(ddf.shape[1])]
+    for k, row in enumerate(rows):
+        row[k] = row[k] + 1.0
     return determinant(rows).unsqueeze(1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import common.metrics.jacobian as jacobian_module
+import common.spatial.slabs as slabs_module
 from common.checks import InputError
 from common.metrics import central_determinant, digital_determinants, nda, ndv_lumir, ndv_map, ndv_package
 
@@ -55,7 +55,7 @@ def slow_measure(field: np.ndarray, mask: np.ndarray, voxels: list[tuple[int, ..
 
 @pytest.mark.parametrize("slab", [1, 1 << 18])
 def test_lumir_form_equals_its_definition_in_the_interior(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jacobian_module, "_SLAB_VOXELS", slab)
+    monkeypatch.setattr(slabs_module, "_SLAB_VOXELS", slab)
     ddf = random_field((6, 5, 7))
     mask = torch.rand(2, 1, 6, 5, 7, generator=torch.Generator().manual_seed(1)) > 0.3
     found = ndv_lumir(ddf, mask)
@@ -70,7 +70,7 @@ def test_lumir_form_equals_its_definition_in_the_interior(slab: int, monkeypatch
 def test_package_form_equals_its_definition_over_all_voxels(
     shape: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jacobian_module, "_SLAB_VOXELS", slab)
+    monkeypatch.setattr(slabs_module, "_SLAB_VOXELS", slab)
     ddf = random_field(shape)
     mask = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(1)) > 0.3
     voxels = list(product(*map(range, shape)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-import common.metrics.jacobian as jacobian_module
+import common.spatial.slabs as slabs_module
 from common.checks import InputError
 from common.metrics import fold_fraction, fold_fraction_interior, jacobian_statistics, sdlogj, sdlogj_l2r
 
@@ -39,7 +39,7 @@ def l2r_determinant(field: np.ndarray) -> np.ndarray:
 def test_every_figure_equals_its_definition_whatever_the_slab(
     shape: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jacobian_module, "_SLAB_VOXELS", slab)
+    monkeypatch.setattr(slabs_module, "_SLAB_VOXELS", slab)
     ddf = random_field(shape)
     mask = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(3)) > 0.4
     statistics = jacobian_statistics(ddf, mask)

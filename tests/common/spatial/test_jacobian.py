@@ -39,7 +39,11 @@ def test_affine_field_has_the_determinant_of_its_matrix_in_every_voxel(
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 2, 3)])
-def test_determinant_equals_that_of_numpy_gradient(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("slab", [1, 60, 1 << 18])
+def test_determinant_equals_that_of_numpy_gradient_whatever_the_slab(
+    shape: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.spatial.slabs._SLAB_VOXELS", slab)
     ddf = random_field(2, shape)
     for field, determinant in zip(ddf.numpy(), jacobian_determinant(ddf).numpy(), strict=True):
         jacobian = np.stack([np.stack(np.gradient(field[k] + np.indices(shape)[k]), -1) for k in range(len(shape))], -2)
