@@ -13,20 +13,14 @@ from monai.data import MetaTensor
 from monai.transforms import Identityd, MapTransform
 from torch import Tensor
 
-from common.alignment.affine import align
 from common.checks import InputError
-from common.data.dataset import PairDataset, plain_affine, plain_tensor
-from common.data.intensity import fit_intensity
+from common.data.dataset import PairDataset, plain_tensor
+from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, scaled, seen
 from common.data.working_grid import sized_grid
 from common.spatial import Grid, resample, working_grid
-from common.spatial.foreground import foreground
 from common.spatial.plane import laid, lifted
 
 logger = logging.getLogger(__name__)
-MARGIN_MM = 16.0
-"""How far the working grid reaches beyond the fixed image's foreground."""
-WORTH_CROPPING = 0.7
-"""Share of the scan's volume below which only the foreground is registered: memory and time follow the volume."""
 _MOST_VOXELS = 1 << 30
 _SPACING = "The spacing {} must be {}, or None for that of the fixed scan."
 _COARSE = 8.0
@@ -104,13 +98,12 @@ class ScanPairDataset(PairDataset):
         grids = self._grids({side: subject["image"] for side, subject in subjects.items()}, paths)
         dims = grids["fixed"].dims
         scans = {side: lifted(plain_tensor(subject["image"]).float(), dims) for side, subject in subjects.items()}
-        region = _foreground(scans["fixed"], grids["fixed"])
-        working = working_grid(grids["fixed"].cropped(*region), self.spacing)
+        working = working_grid(registered_part(scans["fixed"], grids["fixed"]), self.spacing)
         _check_scale(grids["fixed"], working, paths["fixed"])
         if self.spatial_size is not None:
             working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
         masks = self._masks(subjects, dims)
-        alone = {side: self._scaled(scans[side]) * mask for side, mask in masks.items()}
+        alone = {side: scaled(scans[side], self.intensity) * mask for side, mask in masks.items()}
         matrix, aligned = self._aligned(scans | alone, grids, paths)
         item: dict[str, Any] = {
             "moving": self._seen(scans["moving"], grids["moving"], working, paths["moving"], matrix),
@@ -146,15 +139,7 @@ class ScanPairDataset(PairDataset):
 
     def _grids(self, images: dict[str, Tensor], paths: dict[str, str]) -> dict[str, Grid]:
         """Grids of both sides, which have to be of as many dimensions; two sizes are for these or a single slice."""
-        grids = {}
-        for side, image in images.items():
-            try:
-                grids[side] = Grid.of(image.shape[1:], plain_affine(image))
-            except InputError as error:
-                raise InputError(f"{paths[side]}: {error}") from error
-        if len({grid.flat for grid in grids.values()}) > 1:
-            said = " and ".join(f"{paths[side]} is {grid.dims}D" for side, grid in grids.items())
-            raise InputError(f"{said}: a pair is two images or two volumes, so take the slice that is meant.")
+        grids = grids_of(images, paths)
         if self.spacing is not None and len(self.spacing) == 2 and any(grid.shape[2] > 1 for grid in grids.values()):
             raise InputError(_SPACING.format(list(self.spacing), "three voxel sizes in millimetres, such as [1,1,1]"))
         return grids
@@ -169,25 +154,10 @@ class ScanPairDataset(PairDataset):
             if not grids["fixed"].same_as(grids["moving"]):
                 logger.info("%s: the moving scan is brought to the fixed grid by its header.", name)
             return identity, {}
-        found = align(
-            scans["moving"], grids["moving"], scans["fixed"], grids["fixed"],
-            moving_name=paths["moving"], fixed_name=paths["fixed"],
-        )  # fmt: skip
-        if found.warning:
-            logger.warning(found.warning)
-        logger.info(
-            "%s: affine alignment in %.1f s, similarity %.3f -> %.3f.",
-            name, found.seconds, found.similarity_before, found.similarity_after,
-        )  # fmt: skip
-        figures = ("similarity_before", "similarity_after", "converged", "seconds")
-        return found.matrix, {figure: getattr(found, figure) for figure in figures}
+        return align_scans(scans, grids, paths)
 
     def _seen(self, scan: Tensor, grid: Grid, working: Grid, path: str, alignment: Tensor | None = None) -> Tensor:
-        image = laid(resample(scan[None], grid, working, alignment)[0], grid.dims)
-        return fit_intensity(self._scaled(image), path)
-
-    def _scaled(self, image: Tensor) -> Tensor:
-        return image if self.intensity is None else plain_tensor(self.intensity(image))
+        return seen(scan, grid, working, path, alignment, self.intensity)
 
 
 def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
@@ -215,33 +185,9 @@ def _check_scale(scan: Grid, working: Grid, path: str) -> None:
         logger.warning("%s: little of it is left; --spacing None takes its own voxels.", sentence)
 
 
-def _foreground(image: Tensor, grid: Grid) -> tuple[list[int], list[int]]:
-    """First voxel and end of the part that is registered: the foreground with a margin, or all where that is most."""
-    start, stop = [], []
-    above = foreground(image)[0]
-    for axis, size in enumerate(grid.spacing):
-        others = tuple(k for k in range(3) if k != axis)
-        occupied = above.any(others[1]).any(others[0]).nonzero()
-        margin = round(MARGIN_MM / size)
-        start.append(max(int(occupied.min()) - margin, 0))
-        stop.append(min(int(occupied.max()) + 1 + margin, above.shape[axis]))
-    box = math.prod(last - first for first, last in zip(start, stop, strict=True))
-    return (start, stop) if box < WORTH_CROPPING * above.numel() else ([0, 0, 0], list(above.shape))
-
-
 def _check_overlap(grids: dict[str, Grid], paths: dict[str, str]) -> None:
-    if not _overlap(grids["moving"], grids["fixed"]):
+    if not overlap(grids["moving"], grids["fixed"]):
         raise InputError(
             f"By their headers the scans {paths['moving']} and {paths['fixed']} do not overlap; align them with "
             "--affine true."
         )
-
-
-def _overlap(moving: Grid, fixed: Grid) -> bool:
-    """Whether the boxes around two grids in the world have a common part."""
-    boxes = []
-    for grid in (moving, fixed):
-        corners = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=torch.float64) for n in grid.shape])
-        world = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        boxes.append((world.amin(0), world.amax(0)))
-    return bool((torch.maximum(boxes[0][0], boxes[1][0]) < torch.minimum(boxes[0][1], boxes[1][1])).all())

@@ -72,7 +72,7 @@ def test_the_network_sees_what_label_maps_cover_on_a_grid_of_its_own_size(
     shift[:3, 3] = torch.tensor([4.0, -2, 0])
     facts = dict.fromkeys(("similarity_before", "similarity_after", "converged", "seconds"), 0.0)
     found = SimpleNamespace(matrix=shift, warning=None, **facts)
-    monkeypatch.setattr("common.data.scans.align", lambda *_, **__: found)
+    monkeypatch.setattr("common.data.scan_pair.align", lambda *_, **__: found)
     plain = pair(scans, **grid)
     assert plain["moving"].shape == plain["fixed"].shape == (1, 24, 20, 18)
     # The fixed scan has no label map yet.
@@ -110,7 +110,7 @@ def test_the_affine_alignment_sees_what_the_network_does_where_both_scans_have_l
         given.extend((moving, fixed))
         return Alignment(torch.eye(4, dtype=torch.float64), 0.0, 1.0, True, 0.0)
 
-    monkeypatch.setattr("common.data.scans.align", align)
+    monkeypatch.setattr("common.data.scan_pair.align", align)
     if both:
         label = np.zeros((20, 22, 18), np.int16)
         label[5:15, 5:15, 5:15] = 3
