@@ -102,7 +102,7 @@ class Field:
 
     def displacement_at(self, place: Tensor) -> Tensor:
         """The displacement (1, 3, *spatial) where voxels of an array are displaced to by ``place``, of this shape."""
-        return warp_within(self.ddf.float(), place)
+        return warp_within(self.ddf.float(), place.to(self.ddf.device)).to(place)
 
     def _shift(self) -> Tensor:
         """(3,) float64, the mean displacement in whole voxels.
