@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module per method family: how blocks are put together, and published configurations; two of them in a row."""
+"""One module per method family: how blocks are put together, and published configurations; two of them, and none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from common.networks.nephi import NePhi
 from common.networks.pre_aligned import PreAligned as PreAligned
 from common.networks.sitreg import SITReg
 from common.networks.vfa import VFA
+from common.networks.zero_field import ZeroField as ZeroField
 
 __all__ = ["EOIR", "VFA", "DualPyramid", "GradICON", "NePhi", "SITReg"]
-"""Those that stand for a method; the other one is made of two of them."""
+"""Those that stand for a method; of the others one is made of two of them, one stands for none."""
