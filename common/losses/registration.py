@@ -35,7 +35,8 @@ class Term(nn.Module):
             the last of which serves all coarser levels.
         on: names in the order of the loss's arguments: outputs of the network at a level ("ddf", "velocity",
             "inverse_ddf", "map", ...; docs/conventions.md lists them), what is made of them (:data:`WARPS`) and what
-            the data have ("moving", "fixed", "moving_label", "fixed_mask", "draw", ...).
+            the data have ("moving", "fixed", "moving_label", "fixed_mask", "draw", ...). Of a mask that the data do not
+            have the loss gets None.
         weight: factor of the term in the total.
     """
 
@@ -60,7 +61,7 @@ class Term(nn.Module):
         Raises:
             InputError: when a name of ``on`` is not there.
         """
-        missing = [name for name in self.on if name not in available]
+        missing = [name for name in self.on if name not in available and not name.endswith("_mask")]
         if missing:
             advice = ""
             if self.looks_at_labels:
@@ -68,7 +69,7 @@ class Term(nn.Module):
             needed = ", ".join(missing)
             raise InputError(f"The loss needs {needed}, which neither the network nor the data provide.{advice}")
         loss = self.losses[min(level, len(self.losses) - 1)]
-        result: Tensor = loss(*[available[name] for name in self.on])
+        result: Tensor = loss(*[available.get(name) for name in self.on])
         return result
 
 
