@@ -104,10 +104,10 @@ class PairDataset(Dataset):
         Returns:
             Dictionary of "moving" and "fixed" (C, *spatial) float32, if the subjects have images; "moving_label" and
             "fixed_label" (1, *spatial) int32, and so on for every further tensor of the subjects ("moving_mask",
-            "moving_landmarks" (N, d) in voxels, ...), if all subjects have it; "labelled" () bool, if only some have
-            labels; "affine" (4, 4) float64, voxels of the fixed image to world millimetres; "draw" (3,) int64, seed,
-            epoch and index of the item; and the strings "moving_id", "fixed_id", "path_moving", "path_fixed". Plain
-            tensors, no MetaTensor. Flips mirror all of it.
+            float32 of 0 and 1, "moving_landmarks" (N, d) in voxels, ...), if all subjects have it; "labelled" () bool,
+            if only some have labels; "affine" (4, 4) float64, voxels of the fixed image to world millimetres; "draw"
+            (3,) int64, seed, epoch and index of the item; and the strings "moving_id", "fixed_id", "path_moving",
+            "path_fixed". Plain tensors, no MetaTensor. Flips mirror all of it.
         """
         drawn = DrawnPair(*index)
         places = {"moving": drawn.moving, "fixed": drawn.fixed}
@@ -197,6 +197,8 @@ def plain_affine(image: torch.Tensor) -> torch.Tensor:
 def _collatable(key: str, value: torch.Tensor) -> torch.Tensor:
     """One type for all subjects: the compact one of the cache may differ between them, and in a batch it may not."""
     value = plain_tensor(value)
+    if key.endswith("mask"):
+        return (value != 0).float()
     if key.endswith("label"):
         return value if value.dtype == torch.int64 else value.to(torch.int32)
     return value.float() if value.is_floating_point() else value

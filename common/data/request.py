@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common.checks import InputError
+from common.data.guides import LABEL
+from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS, MASK
 from common.data.subjects import read_section
 
-LABEL_NAMES = ("moving label map", "fixed label map")
+_SIDES = ("moving", "fixed")
+_NAMES = {LABEL: "label map", MASK: "mask", LANDMARKS: "list of landmarks"}
+_Given = dict[str, tuple[str | None, str | None]]
+"""Files (moving, fixed) by what they hold."""
 
 
 class Request(NamedTuple):
@@ -27,6 +33,12 @@ def registration_request(
     fixed: str | None = None,
     moving_label: str | None = None,
     fixed_label: str | None = None,
+    moving_mask: str | None = None,
+    fixed_mask: str | None = None,
+    moving_landmarks: str | None = None,
+    fixed_landmarks: str | None = None,
+    landmark_coordinates: str = "voxel",
+    guides: Sequence[str] = (),
 ) -> Request:
     """The images to register.
 
@@ -38,35 +50,88 @@ def registration_request(
         fixed: image file that stays.
         moving_label: label map on the grid of ``moving``, warped like its image.
         fixed_label: label map on the grid of ``fixed``, to measure the overlap with.
+        moving_mask: on the grid of ``moving``, other than 0 where it counts.
+        fixed_mask: the same of ``fixed``.
+        moving_landmarks: points of ``moving``, see :class:`common.data.LoadLandmarksd`.
+        fixed_landmarks: those of ``fixed``, line by line the same places.
+        landmark_coordinates: of tables of points that do not say their own.
+        guides: what the optimisation on a pair looks at beside the images, of :data:`common.data.guides.GUIDES`: labels
+            and landmarks then have to be there for both, and without it a mask has no use.
 
     Returns:
         Subjects and pairs.
 
     Raises:
-        InputError: when only one file is given or a file does not exist, and as ``read_section``.
+        InputError: when only one image is given, a file does not exist, something is given without its image, landmarks
+            without the others, a mask without a use, or labels or landmarks are missing that a pair is guided by; and
+            as ``read_section``.
     """
+    given = {
+        MASK: (moving_mask, fixed_mask),
+        LABEL: (moving_label, fixed_label),
+        LANDMARKS: (moving_landmarks, fixed_landmarks),
+    }
     if moving is None and fixed is None:
-        if moving_label is not None or fixed_label is not None:
-            raise InputError("A label map was given without its image; give --moving and --fixed, too.")
+        for kind, files in given.items():
+            if any(file is not None for file in files):
+                raise InputError(f"A {_NAMES[kind]} was given without its image; give --moving and --fixed, too.")
         listing = read_section(dataset_dir, reader, section)
+        _check_listed(listing.subjects, guides)
         return Request(listing.subjects, listing.every_pair())
     if moving is None or fixed is None:
-        given, missing = ("moving", "fixed") if fixed is None else ("fixed", "moving")
-        raise InputError(f"--{given} was given without --{missing}; a pair needs both files.")
-    labels = (moving_label, fixed_label)
-    for name, path in (("moving image", moving), ("fixed image", fixed), *zip(LABEL_NAMES, labels, strict=True)):
-        if path is not None and not Path(path).exists():
-            raise InputError(f"The {name} {path} does not exist.")
-    names = [Path(path).name.split(".")[0] for path in (moving, fixed)]
-    if names[0] == names[1]:
-        names = [
-            f"{Path(path).resolve().parent.name}-{name}" for path, name in zip((moving, fixed), names, strict=True)
-        ]
-    subjects = [{"id": name, "image": str(path)} for name, path in zip(names, (moving, fixed), strict=True)]
-    for subject, path in zip(subjects, labels, strict=True):
-        if path is not None:
-            subject["label"] = str(path)
+        one, missing = ("moving", "fixed") if fixed is None else ("fixed", "moving")
+        raise InputError(f"--{one} was given without --{missing}; a pair needs both files.")
+    _check_given((moving, fixed), given, guides)
+    subjects = _subjects((moving, fixed), given)
+    if moving_landmarks is not None:
+        subjects = [{**subject, LANDMARK_COORDINATES: landmark_coordinates} for subject in subjects]
     return Request(subjects, [(0, 1)])
+
+
+def _subjects(images: tuple[str, str], given: _Given) -> list[dict[str, str]]:
+    """Two subjects, whose ids are the names of their files, or where these are one name those of the folders, too."""
+    names = [Path(path).name.split(".")[0] for path in images]
+    if names[0] == names[1]:
+        names = [f"{Path(path).resolve().parent.name}-{name}" for path, name in zip(images, names, strict=True)]
+    subjects = [{"id": name, "image": str(path)} for name, path in zip(names, images, strict=True)]
+    for kind, files in given.items():
+        for subject, file in zip(subjects, files, strict=True):
+            if file is not None:
+                subject[kind] = str(file)
+    return subjects
+
+
+def _check_given(images: tuple[str, str], given: _Given, guides: Sequence[str]) -> None:
+    """Refuse files that do not exist or would be of no use, and the lack of some that are needed."""
+    for kind, files in {"image": images, **given}.items():
+        for side, file in zip(_SIDES, files, strict=True):
+            if file is not None and not Path(file).exists():
+                raise InputError(f"The {side} {_NAMES.get(kind, kind)} {file} does not exist.")
+    for kind, files in given.items():
+        there = [side for side, file in zip(_SIDES, files, strict=True) if file is not None]
+        if len(there) == 1 and (kind == LANDMARKS or (kind == LABEL and LABEL in guides)):
+            missing = next(side for side in _SIDES if side not in there)
+            raise InputError(f"--{there[0]}_{kind} was given without --{missing}_{kind}; both images need one.")
+        if not there and kind != MASK and kind in guides:
+            raise InputError(
+                f"The pair is to be guided by a {_NAMES[kind]} of each image, which neither has: give "
+                f"--moving_{kind} and --fixed_{kind}."
+            )
+        if there and kind == MASK and MASK not in guides:
+            raise InputError(
+                f"--{there[0]}_{MASK} was given, but nothing looks at it: masks count in an optimisation on the pair "
+                "itself, --io_steps above 0, and not where the bundle has a loss of its own for it."
+            )
+
+
+def _check_listed(subjects: Sequence[dict[str, str]], guides: Sequence[str]) -> None:
+    for kind in (LABEL, LANDMARKS):
+        without = [subject["image"] for subject in subjects if kind not in subject]
+        if kind in guides and without:
+            raise InputError(
+                f"Pairs are to be guided by a {_NAMES[kind]} of each image, but {without[0]} has none, as "
+                f"{len(without)} of {len(subjects)}."
+            )
 
 
 def pair_name(moving_id: str, fixed_id: str) -> str:

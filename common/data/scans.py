@@ -14,7 +14,9 @@ from monai.transforms import Identityd, MapTransform
 from torch import Tensor
 
 from common.checks import InputError
-from common.data.dataset import PairDataset, plain_tensor
+from common.data.dataset import PairDataset, plain_affine, plain_tensor
+from common.data.guides import guides_of_pair
+from common.data.readers.listing import LANDMARKS
 from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, scaled, seen
 from common.data.working_grid import sized_grid
 from common.spatial import Grid, resample, working_grid
@@ -36,7 +38,7 @@ class ScanPairDataset(PairDataset):
     network sees them without the third axis, their axes as the fixed image has them.
 
     Args:
-        data: subjects {"id", "image", "label" (optional)}.
+        data: subjects {"id", "image", "label", "mask" and "landmarks" (these three optional)}.
         transform: loads and checks one subject, see :class:`common.data.PairDataset`.
         spacing: voxel size in millimetres that the network was trained with, for the axes right, anterior, superior;
             for images of two dimensions the first two count, and volumes of one slice may have two alone; None takes
@@ -49,11 +51,13 @@ class ScanPairDataset(PairDataset):
         masked: whether the network sees what label maps cover alone, 0 elsewhere, where both scans have one; so does
             the affine alignment.
         cache_rate: see :class:`common.data.PairDataset`.
+        guides: what an optimisation on the pair looks at beside both images, of "mask", "label" and "landmarks": it
+            comes to the working grid, too, see :func:`common.data.guides.guides_of_pair`.
 
     Raises:
-        InputError: as :class:`common.data.PairDataset`; by the sampler or on access, for a header that cannot be
-            inverted, two scans that do not overlap in the scanner's world without ``affine``, and an image of two
-            dimensions with a volume.
+        InputError: as :class:`common.data.PairDataset` and, on access, of guides as that function; by the sampler or on
+            access, for a header that cannot be inverted, two scans that do not overlap in the scanner's world without
+            ``affine``, and an image of two dimensions with a volume.
     """
 
     # Files are written of the scans as they are.
@@ -69,6 +73,7 @@ class ScanPairDataset(PairDataset):
         spatial_size: Sequence[int] | None = None,
         masked: bool = False,
         cache_rate: float = 1.0,
+        guides: Sequence[str] = (),
     ) -> None:
         super().__init__(data, transform, cache_rate, progress=len(data) > 2)
         # Labels of one scan are of use by themselves: they are warped.
@@ -78,6 +83,7 @@ class ScanPairDataset(PairDataset):
         self.intensity = intensity
         self.spatial_size = spatial_size
         self.masked = masked
+        self.guides = tuple(guides)
 
     def __getitem__(self, index: tuple[Any, ...]) -> dict[str, Any]:
         """One pair.
@@ -87,10 +93,11 @@ class ScanPairDataset(PairDataset):
 
         Returns:
             "moving" and "fixed" (1, *working) float32, what the network sees; "moving_scan" and "fixed_scan"
-            (1, *own grid) float32 and, where there are labels, "moving_scan_label" and "fixed_scan_label"; their
-            affines "moving_affine", "fixed_affine" and "affine", that of the working grid, (4, 4) float64; "alignment"
+            (1, *own grid) float32 and, where there are such, "moving_scan_label" and "fixed_scan_label", and in voxels
+            of these grids (N, d), "moving_scan_landmarks" and "fixed_scan_landmarks"; their affines "moving_affine",
+            "fixed_affine" and "affine", that of the working grid, (4, 4) float64, and its "spacing" (d,); "alignment"
             (4, 4), fixed world to moving world; "aligned", a dictionary of what the affine alignment says of itself,
-            empty without one; "moving_id", "fixed_id", "path_moving", "path_fixed".
+            empty without one; what the pair is guided by; "moving_id", "fixed_id", "path_moving", "path_fixed".
         """
         sides = dict(zip(("moving", "fixed"), index[:2], strict=True))
         subjects = {side: self._subject(position) for side, position in sides.items()}
@@ -111,18 +118,20 @@ class ScanPairDataset(PairDataset):
             "affine": working.affine,
             "alignment": matrix,
             "aligned": aligned,
+            "spacing": torch.tensor(working.spacing[:dims]),
         }
         for side, subject in subjects.items():
             item[f"{side}_scan"] = laid(scans[side], dims)
             item[f"{side}_affine"] = grids[side].affine
             item[f"{side}_id"], item[f"path_{side}"] = self.data[sides[side]]["id"], paths[side]
-            if "label" in subject:
-                item[f"{side}_scan_label"] = plain_tensor(subject["label"])
+            for key in {"label", LANDMARKS} & subject.keys():
+                item[f"{side}_scan_{key}"] = plain_tensor(subject[key])
         for side, mask in masks.items():
             way = matrix if side == "moving" else None
             seen = resample(mask[None], grids[side], working, way, "nearest", 0.0)[0]
             item[side] = item[side] * laid(seen, dims)
-        return item
+        files = {side: self.data[position].get(LANDMARKS) for side, position in sides.items()}
+        return item | guides_of_pair(subjects, grids, files, working, matrix, self.guides)
 
     def _masks(self, subjects: dict[str, Any], dims: int) -> dict[str, Tensor]:
         """What is seen of both scans, (1, *own grid) of 0 and 1, by side; empty where one has no label map."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.checks import InputError
 from common.data.readers import READERS, SECTIONS, Listing
-from common.data.readers.listing import LANDMARKS, Subject
+from common.data.readers.listing import LANDMARKS, MASK, Subject
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ def read_section(
     unpaired = len(listed.subjects) - len(listing.subjects)
     if unpaired:
         _logger.info("%s: %d %s subjects are in no listed pair and are left out.", dataset_dir, unpaired, section)
-    files = [subject[key] for subject in listing.subjects for key in ("image", "label", LANDMARKS) if key in subject]
+    files = [
+        subject[key] for subject in listing.subjects for key in ("image", "label", MASK, LANDMARKS) if key in subject
+    ]
     missing = sorted({file for file in files if not Path(file).is_file()})
     if missing:
         raise InputError(

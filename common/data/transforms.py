@@ -27,8 +27,12 @@ _logger = logging.getLogger(__name__)
 
 
 def is_label(key: Hashable) -> bool:
-    """Whether an entry is a label map: its key is "label" or ends in "_label"."""
-    return str(key).rpartition("_")[-1] == "label"
+    """Whether an entry is a label map or a mask: its key is "label" or "mask", or ends in "_label" or "_mask"."""
+    return str(key).rpartition("_")[-1] in ("label", "mask")
+
+
+def _is_mask(key: Hashable) -> bool:
+    return str(key).rpartition("_")[-1] == "mask"
 
 
 def _file(image: torch.Tensor) -> str:
@@ -44,7 +48,7 @@ class LoadSubjectd(MapTransform):
 
     Args:
         keys: entries that hold paths. Keys that are "label" or end in "_label" become label maps (the first of uint8,
-            int16, int32 and int64 that holds all values), the others float32 images.
+            int16, int32 and int64 that holds all values), and so do those of "mask"; the others float32 images.
         allow_missing_keys: whether a subject may lack some of the keys.
 
     Raises:
@@ -107,15 +111,15 @@ class CheckSubjectd(MapTransform):
     entry :data:`common.data.counted_labels.PRESENT`, by which a data set sees whether any of its maps has them.
 
     Args:
-        keys: image entries (1, *spatial) and, last, optional label entries, as in :class:`LoadSubjectd`.
+        keys: image entries (1, *spatial) and, last, optional entries of labels and masks, as in :class:`LoadSubjectd`.
         labels: all values that a label map may have; None for any. Background 0 is always allowed.
         counted: the labels that count, None where that is not known.
         spatial_dims: allowed numbers of spatial dimensions.
         allow_missing_keys: whether a subject may lack some of the keys.
 
     Raises:
-        InputError: NaN or infinite or constant image, unknown label value, label map on another grid than the first
-            image, or other numbers of dimensions.
+        InputError: NaN or infinite or constant image, unknown label value, mask without a voxel, label map or mask on
+            another grid than the first image, or other numbers of dimensions.
     """
 
     def __init__(
@@ -139,9 +143,9 @@ class CheckSubjectd(MapTransform):
             image = subject[key]
             self._check_dimensions(image)
             if is_label(key):
-                subject |= self._check_labels(str(key), image)
+                subject |= _check_mask(image) if _is_mask(key) else self._check_labels(image)
                 if reference is not None:
-                    _check_label_grid(reference, image)
+                    _check_label_grid(reference, image, "mask" if _is_mask(key) else "label map")
             else:
                 _check_intensities(image)
                 reference = image if reference is None else reference
@@ -155,11 +159,11 @@ class CheckSubjectd(MapTransform):
                 "has them, network_def#spatial_dims, spatial_size and spacing say for how many it is."
             )
 
-    def _check_labels(self, key: str, image: torch.Tensor) -> dict[str, Any]:
+    def _check_labels(self, image: torch.Tensor) -> dict[str, Any]:
         """What is known of the labels of a label map from now on."""
         label = torch.as_tensor(image)
         low, high = (int(bound) for bound in torch.aminmax(label))
-        if low == high and not key.startswith("mask"):
+        if low == high:
             what = "background (0) everywhere" if low == 0 else f"the label {low} in every voxel, without background"
             _warn_once(f"The label map {_file(image)} is {what}.")
         if self.labels is None and self.counted is None:
@@ -196,16 +200,23 @@ def _check_intensities(image: torch.Tensor) -> None:
         raise InputError(f"The image {_file(image)} is constant, there is nothing to register; leave this subject out.")
 
 
-def _check_label_grid(image: torch.Tensor, label: torch.Tensor) -> None:
+def _check_mask(mask: torch.Tensor) -> dict[str, Any]:
+    """Nothing more is known of a mask that has a voxel."""
+    if not bool((mask != 0).any()):
+        raise InputError(f"The mask {_file(mask)} is 0 everywhere: nothing of its image would count; leave it out.")
+    return {}
+
+
+def _check_label_grid(image: torch.Tensor, label: torch.Tensor, kind: str) -> None:
     if image.shape[1:] != label.shape[1:]:
         raise InputError(
-            f"The label map {_file(label)} has shape {tuple(label.shape[1:])}, but its image {_file(image)} has "
+            f"The {kind} {_file(label)} has shape {tuple(label.shape[1:])}, but its image {_file(image)} has "
             f"{tuple(image.shape[1:])}; both must lie on one grid."
         )
     if isinstance(image, MetaTensor) and isinstance(label, MetaTensor):
         apart = arrays_apart(image.shape[1:], *(to_affine_nd(3, item.affine.double()) for item in (image, label)))
         if apart > GRID_TOLERANCE:
             raise InputError(
-                f"By their headers the voxels of the label map {_file(label)} and its image {_file(image)} lie up to "
+                f"By their headers the voxels of the {kind} {_file(label)} and its image {_file(image)} lie up to "
                 f"{apart:.3g} voxels apart; both must lie on one grid."
             )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,18 @@ class PrepareRegistrationBatch(PrepareBatch):
         synthesis: makes further entries of those of the batch, on the device: for instance images of label maps. A
             pure function: its random numbers come from ``draw`` (B, 3), seed, epoch and index of each item, so that a
             run that is resumed sees the same.
+        known: names of targets that the inferer gets, too, those of them that there are, as its argument ``targets``:
+            what an optimisation on the pair may look at (:class:`common.optimisation.OptimisingInferer`). What is
+            measured afterwards must not be among them.
     """
 
-    def __init__(self, synthesis: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        synthesis: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+        known: Collection[str] = (),
+    ) -> None:
         self.synthesis = synthesis
+        self.known = tuple(known)
 
     def __call__(
         self,
@@ -33,8 +41,12 @@ class PrepareRegistrationBatch(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """(inputs, targets) of a batch; it or the synthesis has ``moving`` and ``fixed`` (B, 1, *spatial)."""
+    ) -> Any:
+        """(inputs, targets) of a batch, which, or the synthesis, has ``moving`` and ``fixed`` (B, 1, *spatial).
+
+        With ``known`` these two, no arguments by position and those by name for the inferer, as MONAI's engines hand
+        them on.
+        """
         targets = {
             key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for key, value in batchdata.items()
@@ -46,7 +58,10 @@ class PrepareRegistrationBatch(PrepareBatch):
                 targets = {key: value for key, value in targets.items() if not key.endswith("_label")}
         if self.synthesis is not None:
             targets |= self.synthesis(targets)
-        return torch.cat([targets["moving"], targets["fixed"]], dim=1), targets
+        inputs = torch.cat([targets["moving"], targets["fixed"]], dim=1)
+        if not self.known:
+            return inputs, targets
+        return inputs, targets, (), {"targets": {name: targets[name] for name in self.known if name in targets}}
 
 
 def registered(output: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

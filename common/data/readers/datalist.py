@@ -14,6 +14,7 @@ from common.checks import InputError
 from common.data.readers.listing import (
     LANDMARK_COORDINATES,
     LANDMARKS,
+    MASK,
     SECTIONS,
     Listing,
     Subject,
@@ -34,9 +35,9 @@ def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[st
     "moving_label" where they are known; pairs may also stand in "training_paired_images", "registration_val" and
     "registration_test" of Learn2Reg. Where an image is known by a pair only, its label is looked for under the path
     with "images" replaced by "labels", the rule of the Learn2Reg evaluation. An entry of an image may name the file of
-    its "landmarks", and "landmark_coordinates", see :class:`common.data.LoadLandmarksd`. Where validation or test are
-    given by pairs only, their images are left out of training; training pairs that these list, too, are left out in any
-    case.
+    its "landmarks", and "landmark_coordinates", see :class:`common.data.LoadLandmarksd`, and of a "mask", where the
+    image counts. Where validation or test are given by pairs only, their images are left out of training; training
+    pairs that these list, too, are left out in any case.
 
     Args:
         dataset_dir: folder that all paths of the list are relative to.
@@ -55,10 +56,10 @@ def read_datalist(dataset_dir: Path, dataset_json: str | None = None) -> dict[st
 
 def read_content(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dict[str, Listing]:
     """:func:`read_datalist` of what a list holds, ``path`` for messages."""
-    labels, points = _known_labels(dataset_dir, path, content), _known_landmarks(dataset_dir, path, content)
+    labels, further = _known_labels(dataset_dir, path, content), _known_further(dataset_dir, path, content)
     listings = {section: _read_section(dataset_dir, path, content, section, labels) for section in SECTIONS}
     for listing in listings.values():
-        listing.subjects = [{**subject, **points.get(subject["image"], {})} for subject in listing.subjects]
+        listing.subjects = [{**subject, **further.get(subject["image"], {})} for subject in listing.subjects]
     _compare_with_stated_pairs(path, content, listings["training"])
     _keep_out_of_training(path, content, listings)
     keep_pairs_out_of_training(path, listings["training"], [listings["validation"], listings["test"]])
@@ -166,14 +167,14 @@ def _known_labels(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dic
     return known
 
 
-def _known_landmarks(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dict[str, Subject]:
-    """What the entries of images say of landmarks, by the path of the image."""
+def _known_further(dataset_dir: Path, path: Path, content: dict[str, Any]) -> dict[str, Subject]:
+    """What the entries of images say of landmarks and masks, by the path of the image."""
     known: dict[str, Subject] = {}
     for section in SECTIONS:
         for entry in _entries(path, content, section):
-            if isinstance(entry, dict) and LANDMARKS in entry and "image" in entry:
-                said = {LANDMARKS: str(inside(dataset_dir, entry[LANDMARKS], path))}
-                if LANDMARK_COORDINATES in entry:
+            if isinstance(entry, dict) and "image" in entry:
+                said = {key: str(inside(dataset_dir, entry[key], path)) for key in (LANDMARKS, MASK) if key in entry}
+                if LANDMARKS in said and LANDMARK_COORDINATES in entry:
                     said[LANDMARK_COORDINATES] = str(entry[LANDMARK_COORDINATES])
                 known[str(inside(dataset_dir, entry["image"], path))] = said
     return known

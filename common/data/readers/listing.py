@@ -20,6 +20,8 @@ LANDMARKS = "landmarks"
 """Entry of a subject that names the file of its points, and holds these once they are loaded."""
 LANDMARK_COORDINATES = "landmark_coordinates"
 """Entry of a subject that says what the numbers of such a table are, see :data:`common.io.landmarks.COORDINATES`."""
+MASK = "mask"
+"""Entry of a subject that names the file of where its image counts, and holds this once it is loaded."""
 
 Subject = dict[str, str]
 
@@ -29,8 +31,8 @@ class Listing:
     """One section of a data set.
 
     Attributes:
-        subjects: dictionaries {"id", "image", "label", "landmarks" (if there are such)}; "role" for halves of a pair
-            pickle.
+        subjects: dictionaries {"id", "image", "label", "mask", "landmarks" (if there are such)}; "role" for halves of a
+            pair pickle.
         pairs: (moving, fixed) indices into ``subjects``; None where the data set lists no pairs.
     """
 

@@ -95,7 +95,7 @@ def test_every_further_tensor_of_the_subjects_comes_with_the_pair(datalist: Path
 
     pairs = PairDataset(read_section(datalist).subjects, Compose([LoadSubjectd(), further]), progress=False)
     item, mirrored = pairs[0, 2], pairs[DrawnPair(0, 2, (1,), (7, 3, 5))]
-    assert torch.equal(item["fixed_mask"], item["fixed"] > 0.5) and "fixed_name" not in item
+    assert torch.equal(item["fixed_mask"], (item["fixed"] > 0.5).float()) and "fixed_name" not in item
     assert torch.equal(mirrored["moving_mask"], item["moving_mask"].flip(2))
     assert mirrored["fixed_keypoints"].tolist() == [
         [1, item["fixed"].shape[2] - 3, 3],

@@ -166,3 +166,11 @@ def test_amp_is_float32_and_one_warning_where_there_is_no_bfloat16(able: Callabl
     assert [str(w.message) for w in seen] == [
         "--amp true has no effect: this processor has no bfloat16, float32 is used."
     ]
+
+
+def test_what_the_inferer_may_know_is_handed_to_it_by_name() -> None:
+    batch = {"moving": torch.zeros(1, 1, 3, 3), "fixed": torch.ones(1, 1, 3, 3), "fixed_mask": torch.ones(1, 1, 3, 3)}
+    batch["fixed_label"] = torch.ones(1, 1, 3, 3)
+    inputs, targets, args, kwargs = PrepareRegistrationBatch(known=["moving_mask", "fixed_mask"])(batch)
+    assert inputs.shape == (1, 2, 3, 3) and args == () and set(targets) == set(batch)
+    assert set(kwargs) == {"targets"} and set(kwargs["targets"]) == {"fixed_mask"}
