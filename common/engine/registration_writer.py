@@ -18,6 +18,7 @@ from common.data.label_groups import Lookup, MapLabelsd
 from common.data.request import pair_name
 from common.engine.batch import optimisation_of, registered
 from common.engine.clock import NetworkClock
+from common.engine.registration_figures import guided_by, landmark_errors, sentence
 from common.engine.registration_folder import RegistrationFolder
 from common.io.files import write_bytes
 from common.io.map_files import SUFFIX, maps_of, write_map
@@ -113,11 +114,13 @@ class RegistrationWriter:
                 **result.figures(),
                 **result.consistency(),
                 **result.dice(self.labels, self.group),
+                **landmark_errors(result.pair, result.stages, result.moving),
+                **guided_by(pair),
                 **({"optimisation": found} if (found := optimisation_of(pair)) else {}),
             }
             entry |= peak_memory(engine.state.device)
             self.folder.record(name, entry)
-            logger.info("%s: %s", name, _sentence(entry))
+            logger.info("%s: %s", name, sentence(entry))
 
 
 class _Registration:
@@ -254,6 +257,13 @@ class _Registration:
             "inverse_from": self.inverse_from,
         }
 
+    def stages(self) -> dict[str, Tensor]:
+        """Where a fixed voxel finds its value in the moving scan: by header, after the affine alignment, at the end."""
+        found = {"header": displacement_to_moving(self.moving, self.fixed)}
+        if self.aligned:
+            found["affine"] = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
+        return {**found, "registered": self.to_moving}
+
     def dice(self, labels: Sequence[int] | None, group: MapLabelsd) -> dict[str, Any]:
         """Mean Dice by header, after the affine alignment and after registration; empty without common labels."""
         if not {"moving_scan_label", "fixed_scan_label"} <= set(self.pair):
@@ -268,29 +278,12 @@ class _Registration:
                 *(self.pair["path_moving"], self.pair["path_fixed"]),
             )
             return {}
-        stages = {"header": displacement_to_moving(self.moving, self.fixed)}
-        if self.aligned:
-            stages["affine"] = displacement_to_moving(self.moving, self.fixed, None, self.alignment)
-        stages["registered"] = self.to_moving
         scores = {
             name: float(mean_over_labels(dice_l2r(warp_labels(moving, ddf, self.by_header), fixed, counted, moving)))
-            for name, ddf in stages.items()
+            for name, ddf in self.stages().items()
         }
         return {"dice": scores, "labels": len(common.intersection(counted))}
 
 
 def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _sentence(entry: Mapping[str, Any]) -> str:
-    text = (
-        f"folded voxels {entry['folded_percent']:.4f} %, "
-        f"largest displacement {entry['largest_displacement_voxels']} voxels"
-    )
-    if "inverse_consistency" in entry:
-        error = entry["inverse_consistency"]
-        text += f", there and back {error['mean_voxels']:.4f} voxels off, at most {error['largest_voxels']:.4f}"
-    if "dice" in entry:
-        text += ", Dice " + ", ".join(f"{stage} {value:.4f}" for stage, value in entry["dice"].items())
-    return text
