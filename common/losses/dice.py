@@ -75,7 +75,7 @@ class WarpedDiceLoss(nn.Module):
     no other. The gradient is exact and cannot be differentiated again.
 
     Args:
-        num_classes: labels are 0 .. num_classes - 1.
+        num_classes: labels are 0 .. num_classes - 1; None for as many as the label maps of each call have.
         include_background: whether label 0 counts as a class.
         eps: added to the denominator.
 
@@ -83,9 +83,9 @@ class WarpedDiceLoss(nn.Module):
         InputError: if no class is left.
     """
 
-    def __init__(self, num_classes: int, include_background: bool = True, eps: float = 1e-5) -> None:
+    def __init__(self, num_classes: int | None, include_background: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
-        if num_classes <= (0 if include_background else 1):
+        if num_classes is not None and num_classes <= (0 if include_background else 1):
             raise InputError(f"WarpedDiceLoss got num_classes={num_classes}, which leaves no class to compare.")
         self.num_classes = num_classes
         self.include_background = include_background
@@ -109,16 +109,17 @@ class WarpedDiceLoss(nn.Module):
         if moving_label.is_floating_point() and fixed_label.is_floating_point():
             return self._compare_maps(moving_label, fixed_label, ddf)
         self._check_shapes(moving_label, fixed_label, ddf)
-        codes = torch.uint8 if self.num_classes + 2 <= 256 else torch.int32
-        moving = check_labels(moving_label, self.num_classes, "moving_label").to(codes)
-        fixed = check_labels(fixed_label, self.num_classes, "fixed_label").to(codes)
+        num_classes = self.num_classes or 1 + max(int(label.max()) for label in (moving_label, fixed_label))
+        codes = torch.uint8 if num_classes + 2 <= 256 else torch.int32
+        moving = check_labels(moving_label, num_classes, "moving_label").to(codes)
+        fixed = check_labels(fixed_label, num_classes, "fixed_label").to(codes)
         field = ddf.to(computing_dtype(ddf))
         gradient = torch.zeros(field.shape, dtype=field.dtype, device=field.device) if needs_gradient(field) else None
         value = field.new_zeros((), dtype=torch.float64)
-        share = 1 / (field.shape[0] * (self.num_classes - (not self.include_background)))
+        share = 1 / (field.shape[0] * max(num_classes - (not self.include_background), 1))
         with torch.no_grad(), torch.autocast(field.device.type, enabled=False):
             for b in range(field.shape[0]):
-                cells = LabelCells(moving[b, 0], self.num_classes)
+                cells = LabelCells(moving[b, 0], num_classes)
                 sums = _class_sums(cells, fixed[b, 0], field[b], with_mixed=gradient is not None)
                 value += share * self._score(sums, share, None if gradient is None else gradient[b])
         return with_gradient((1 - value).to(field.dtype), [field], [gradient])
@@ -142,7 +143,7 @@ class WarpedDiceLoss(nn.Module):
         return dice.sum()
 
     def _compare_maps(self, moving: Tensor, fixed: Tensor, ddf: Tensor) -> Tensor:
-        if moving.shape[1] != self.num_classes:
+        if self.num_classes is not None and moving.shape[1] != self.num_classes:
             raise InputError(
                 f"WarpedDiceLoss with num_classes={self.num_classes} got floating maps of shape {tuple(moving.shape)}; "
                 "pass integer label maps, or one soft map per class."
