@@ -14,7 +14,7 @@ from monai.transforms import Identityd, MapTransform
 from torch import Tensor
 
 from common.checks import InputError
-from common.data.dataset import PairDataset, plain_affine, plain_tensor
+from common.data.dataset import PairDataset, plain_tensor
 from common.data.guides import guides_of_pair
 from common.data.readers.listing import LANDMARKS
 from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, scaled, seen
