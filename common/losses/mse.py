@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.losses.closed_form import check_alike, computing_dtype, needs_gradient, with_gradient
-from common.losses.weights import shares
+from common.losses.weights import check_weight, sample_factors
 
 
 class MSELoss(nn.Module):
@@ -33,17 +33,23 @@ class MSELoss(nn.Module):
             InputError: when the shapes differ.
         """
         check_alike("MSELoss", pred, target)
+        if weight is not None:
+            check_weight("MSELoss", pred, weight)
         dtype = computing_dtype(pred, target)
         images = pred.to(dtype), target.to(dtype)
         wanted = [needs_gradient(image) for image in images]
         with torch.no_grad(), torch.autocast(pred.device.type, enabled=False):
             difference = images[0] - images[1]
-            share = None if weight is None else shares("MSELoss", pred, weight, dtype)
             # The weight comes first: the square of what is weighed by 0 may be infinite.
-            slope = difference / pred.numel() if share is None else difference * share
+            slope = difference / pred.numel() if weight is None else difference * _shares(weight.to(dtype), pred)
             value = difference.mul_(slope).sum(dtype=torch.float64)
             gradients: list[Tensor | None] = [None, None]
             for i, factor in ((0, 2), (1, -2)):
                 if wanted[i]:
                     gradients[i] = slope * factor if all(wanted) else slope.mul_(factor)
         return with_gradient(value.to(dtype), images, gradients)
+
+
+def _shares(weight: Tensor, pred: Tensor) -> Tensor:
+    """(B, 1, *spatial), of the mean."""
+    return weight * sample_factors(weight, pred.shape[1]).view(-1, *[1] * (pred.ndim - 1))

@@ -23,26 +23,18 @@ def check_weight(loss: str, pred: Tensor, weight: Tensor) -> None:
         )
 
 
-def shares(loss: str, pred: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each voxel counts in the mean over samples and channels of the weighted means over voxels.
+def sample_factors(weight: Tensor, channels: int) -> Tensor:
+    """What makes of weights the share of each voxel in the mean over samples and channels of weighted means.
 
     Args:
-        loss: that is named where the shapes do not fit.
-        pred: (B, C, *spatial).
-        weight: (B, 1, *spatial), from 0 to 1.
-        dtype: of the result.
+        weight: (B, 1, *spatial), float32 or float64, from 0 to 1.
+        channels: of the images.
 
     Returns:
-        (B, 1, *spatial), which times C has the sum 1; 0 in a sample without weights.
-
-    Raises:
-        InputError: when the shapes do not fit.
+        (B,), 0 for a sample without weights.
     """
-    check_weight(loss, pred, weight)
-    weight = weight.detach().to(dtype)
-    totals = weight.flatten(1).sum(1, dtype=torch.float64).mul_(pred.shape[0] * pred.shape[1])
-    factors = torch.where(totals > 0, totals.reciprocal(), 0).to(dtype)
-    return weight * factors.view(-1, *[1] * (weight.ndim - 1))
+    totals = weight.flatten(1).sum(1, dtype=torch.float64) * (len(weight) * channels)
+    return torch.where(totals > 0, totals.reciprocal(), 0).to(weight.dtype)
 
 
 class WeightedLoss(nn.Module):

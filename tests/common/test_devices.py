@@ -159,7 +159,11 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "GradientLoss": lambda: [losses.GradientLoss(penalty)(field) for penalty in ("l1", "l2")],
         "IntensityConservingLoss": lambda: losses.IntensityConservingLoss(nn.MSELoss())(image, image, field),
         "InverseConsistencyLoss": lambda: losses.InverseConsistencyLoss()(function, function, image, draw),
-        "LNCCLoss": lambda: [losses.LNCCLoss(dims, guard=guard)(image, image) for guard in ("add", "max")],
+        "LNCCLoss": lambda: [
+            losses.LNCCLoss(dims, guard=guard, statistics="mean")(image, image * 1, weight)
+            for guard in ("add", "max")
+            for weight in (None, label)
+        ],
         "MINDSSCLoss": lambda: losses.MINDSSCLoss()(image, image, label),
         "MSELoss": lambda: [losses.MSELoss()(image, image * 1, weight) for weight in (None, label)],
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
