@@ -41,13 +41,13 @@ class MSELoss(nn.Module):
         with torch.no_grad(), torch.autocast(pred.device.type, enabled=False):
             difference = images[0] - images[1]
             # The weight comes first: the square of what is weighed by 0 may be infinite.
-            slope = difference / pred.numel() if weight is None else difference * _shares(weight.to(dtype), pred)
-            value = difference.mul_(slope).sum(dtype=torch.float64)
+            slope = difference * (1 / pred.numel() if weight is None else _shares(weight.to(dtype), pred))
+            value = difference.mul_(slope).sum()
             gradients: list[Tensor | None] = [None, None]
             for i, factor in ((0, 2), (1, -2)):
                 if wanted[i]:
                     gradients[i] = slope * factor if all(wanted) else slope.mul_(factor)
-        return with_gradient(value.to(dtype), images, gradients)
+        return with_gradient(value, images, gradients)
 
 
 def _shares(weight: Tensor, pred: Tensor) -> Tensor:
