@@ -20,6 +20,7 @@ from common.losses.masked import MultiScaleLoss as MultiScaleLoss
 from common.losses.mind import MINDSSCLoss as MINDSSCLoss
 from common.losses.mse import MSELoss as MSELoss
 from common.losses.mutual_information import MutualInformationLoss as MutualInformationLoss
+from common.losses.ngf import NGFLoss as NGFLoss
 from common.losses.pyramid import ImagePyramid as ImagePyramid
 from common.losses.pyramid import image_pyramid as image_pyramid
 from common.losses.pyramid import label_pyramid as label_pyramid

@@ -12,12 +12,14 @@ from common.losses.lncc import LNCCLoss
 from common.losses.mind import MINDSSCLoss
 from common.losses.mse import MSELoss
 from common.losses.mutual_information import MutualInformationLoss
+from common.losses.ngf import NGFLoss
 
 SIMILARITIES: dict[str, Callable[[], nn.Module]] = {
     "lncc": LNCCLoss,
     "mse": MSELoss,
     "mi": MutualInformationLoss,
     "mind": MINDSSCLoss,
+    "ngf": NGFLoss,
 }
 """Name to what makes the loss. Each takes images (B, C, *spatial) from about 0 to 1, and weights of their voxels."""
 

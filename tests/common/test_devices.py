@@ -169,6 +169,7 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
         "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
         "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
+        "NGFLoss": lambda: [losses.NGFLoss()(image, image * 1, weight) for weight in (None, label)],
         "NCCLoss": lambda: losses.NCCLoss()(image, image),
         "JacobianConsistencyLoss": lambda: losses.JacobianConsistencyLoss()(function, function, image, draw),
         "LatentLoss": lambda: losses.LatentLoss()(values(BATCH, 4), maps),
