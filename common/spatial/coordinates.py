@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_ALL = slice(None)
+
 
 def identity_grid(
     spatial_shape: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -71,21 +73,23 @@ def normalised_axis(k: int, ddf: Tensor, source_shape: Sequence[int]) -> tuple[T
     return identity.view([-1 if axis == k else 1 for axis in range(len(shape))]), factor
 
 
-def sampling_grid(ddf: Tensor, source_shape: Sequence[int]) -> Tensor:
+def sampling_grid(ddf: Tensor, source_shape: Sequence[int], planes: slice = _ALL) -> Tensor:
     """Normalised positions ``x + ddf(x)`` for ``grid_sample``; made of three one-dimensional axes, no cached volume.
 
     Args:
         ddf: (B, d, *spatial) in voxels of the sampled image.
         source_shape: spatial shape of the sampled image.
+        planes: which are wanted along the first axis.
 
     Returns:
-        (B, *spatial, d), last axis in the reversed (x, y, z) order of ``grid_sample``.
+        (B, planes, *spatial[1:], d), last axis in the reversed (x, y, z) order of ``grid_sample``.
     """
-    dims = ddf.shape[1]
-    grid = ddf.new_empty((ddf.shape[0], *ddf.shape[2:], dims))
+    dims, part = ddf.shape[1], ddf[:, :, planes]
+    grid = ddf.new_empty((ddf.shape[0], *part.shape[2:], dims))
     for k in range(dims):
         identity, factor = normalised_axis(k, ddf, source_shape)
-        torch.add(identity, ddf[:, k], alpha=factor, out=grid[..., dims - 1 - k])
+        identity = identity[planes] if k == 0 else identity
+        torch.add(identity, part[:, k], alpha=factor, out=grid[..., dims - 1 - k])
     return grid
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from common.autograd import first_order
 from common.spatial.coordinates import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 from common.spatial.gather import sample_channels, sample_channels_backward
+from common.spatial.slabs import slab_ranges
 
 MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}
@@ -73,30 +75,44 @@ def compose(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tenso
     return inner + warp(outer, inner, padding_mode=padding_mode)
 
 
-def _slabs(image: Tensor, ddf: Tensor, scatters: bool = False) -> int:
-    """How many slabs of one size to cut the first axis into: CPU kernels run one batch element per thread.
+def _slabs(image: Tensor, ddf: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+    """A few planes of a field at a time, so that its sampling grid never is in memory as a whole.
 
-    Slabs that only read the image may be single planes. Each that scatters has a gradient of the whole image for
-    itself, so that there are no more of them than threads, and only as many as fit into memory.
+    Args:
+        image: (B, C, *spatial'), that is sampled.
+        ddf: (B, d, *spatial).
+        values: (B, C, *spatial), beside the field.
+
+    Yields:
+        Image, sampling grid and values of the same batch size, and the planes that they are of. CPU kernels run one
+        batch element per thread, so that a single element comes plane by plane.
+    """
+    # There is work for all threads.
+    for start, stop in slab_ranges(0, ddf.shape[2], ddf[:, 0, 0].numel() // torch.get_num_threads()):
+        planes, parts = slice(start, stop), stop - start if len(ddf) == 1 else 1
+        grid = sampling_grid(ddf, image.shape[2:], planes)
+        yield *_as_batch(image, grid, values[:, :, planes], parts), planes
+
+
+def _as_batch(image: Tensor, grid: Tensor, values: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where there are parts, the first axis of a single element cut into so many, as a batch; views."""
+    if parts == 1:
+        return image, grid, values
+    grids = grid.view(parts, grid.shape[1] // parts, *grid.shape[2:])
+    return image.expand(parts, *image.shape[1:]), grids, values.unflatten(2, (parts, -1))[0].transpose(0, 1)
+
+
+def _scatters(image: Tensor, ddf: Tensor) -> int:
+    """How many parts of one size to cut the first axis into where the gradient of the image is wanted.
+
+    Each has a gradient of the whole image for itself, so that there are no more of them than threads, and only as many
+    as fit into memory; it is worth it only where the gradient is small.
     """
     threads, depth = torch.get_num_threads(), ddf.shape[2]
     if ddf.device.type != "cpu" or ddf.shape[0] != 1 or threads == 1 or depth == 0:
         return 1
-    if not scatters:
-        return depth
-    # Worth it only where the gradient is small.
     most = min(threads, _GRADIENT_BYTES // max(1, image.nbytes)) if image.shape[1] <= ddf.shape[1] else 1
     return max((n for n in range(1, most + 1) if depth % n == 0), default=1)
-
-
-def _as_batch(grid: Tensor, slabs: int) -> Tensor:
-    return grid.view(slabs, grid.shape[1] // slabs, *grid.shape[2:])
-
-
-def _unbatch(result: Tensor) -> Tensor:
-    """(slabs, C, D / slabs, ...) back to (1, C, D, ...)."""
-    slabs, channels, depth = result.shape[:3]
-    return result.transpose(0, 1).reshape(1, channels, slabs * depth, *result.shape[3:])
 
 
 def _gathers(image: Tensor, mode: int, least: int = MANY_CHANNELS) -> bool:
@@ -112,18 +128,24 @@ class _Warp(torch.autograd.Function):
         ctx.mode, ctx.padding = mode, padding
         if _gathers(image, mode):
             return sample_channels(image, ddf, padding == PADDINGS["zeros"])
-        grid = sampling_grid(ddf, image.shape[2:])
-        sample = torch.grid_sampler_2d if ddf.shape[1] == 2 else torch.grid_sampler_3d
-        slabs = _slabs(image, ddf)
-        if slabs == 1:
-            return sample(image, grid, mode, padding, True)
-        return _unbatch(sample(image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs), mode, padding, True))
+        return _sampled(image, ddf, mode, padding)
 
     @staticmethod
     @first_order("A warp", "common.spatial.sample_at")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, ddf = ctx.saved_tensors
         return *warp_backward(grad, image, ddf, ctx.mode, ctx.padding, *ctx.needs_input_grad[:2]), None, None
+
+
+def _sampled(image: Tensor, ddf: Tensor, mode: int, padding: int) -> Tensor:
+    """``grid_sample``; on the CPU slab by slab, of a single element plane by plane."""
+    sample = torch.grid_sampler_2d if ddf.shape[1] == 2 else torch.grid_sampler_3d
+    if ddf.device.type != "cpu":
+        return sample(image, sampling_grid(ddf, image.shape[2:]), mode, padding, True)
+    result = image.new_empty((*image.shape[:2], *ddf.shape[2:]))
+    for source, grid, part, _ in _slabs(image, ddf, result):
+        part.copy_(sample(source, grid, mode, padding, True))
+    return result
 
 
 def warp_backward(
@@ -144,30 +166,46 @@ def warp_backward(
         return None, torch.zeros_like(ddf) if need_ddf else None
     if _gathers(image, mode, MANY_CHANNELS_BACKWARD):
         return sample_channels_backward(grad, image, ddf, padding == PADDINGS["zeros"], need_image, need_ddf)
-    grid = sampling_grid(ddf, image.shape[2:])
-    if ddf.shape[1] == 2:
-        # Of NaN torch 2.13 makes a place outside of memory.
-        lost = grid.isnan()
-        grid.masked_fill_(lost, 0)
-    aten = torch.ops.aten
-    backward = aten.grid_sampler_2d_backward if ddf.shape[1] == 2 else aten.grid_sampler_3d_backward
-    slabs = _slabs(image, ddf, scatters=need_image)
-    if slabs > 1:
-        depth = grad.shape[2] // slabs
-        grad = grad.view(grad.shape[1], slabs, depth, *grad.shape[3:]).transpose(0, 1)
-        image, grid = image.expand(slabs, *image.shape[1:]), _as_batch(grid, slabs)
-    grad_image, grad_grid = backward(grad, image, grid, mode, padding, True, [need_image, need_ddf])
-    if slabs > 1 and need_image:
+    if ddf.device.type == "cpu" and not need_image:
+        return None, _grad_of_slabs(grad, image, ddf, mode, padding)
+    parts = _scatters(image, ddf)
+    source, grid, grad = _as_batch(image, sampling_grid(ddf, image.shape[2:]), grad, parts)
+    grad_image, grad_grid = _grid_backward(grad, source, grid, mode, padding, [need_image, need_ddf])
+    if parts > 1 and need_image:
         grad_image = grad_image.sum(0, keepdim=True)
-    if need_ddf and ddf.shape[1] == 2:
-        grad_grid = grad_grid.masked_fill(lost.view_as(grad_grid), torch.nan)
-    return grad_image if need_image else None, _grad_ddf(grad_grid, image, ddf) if need_ddf else None
+    grad_ddf = torch.empty_like(ddf) if need_ddf else None
+    if grad_ddf is not None:
+        _chain(grad_grid, image, grad_ddf)
+    return grad_image if need_image else None, grad_ddf
 
 
-def _grad_ddf(grad_grid: Tensor, image: Tensor, ddf: Tensor) -> Tensor:
+def _grad_of_slabs(grad: Tensor, image: Tensor, ddf: Tensor, mode: int, padding: int) -> Tensor:
+    """Gradient of the displacement alone, slab by slab as :func:`_sampled`."""
+    result = torch.empty_like(ddf)
+    for source, grid, part, planes in _slabs(image, ddf, grad):
+        _, grad_grid = _grid_backward(part, source, grid, mode, padding, [False, True])
+        _chain(grad_grid, image, result[:, :, planes])
+    return result
+
+
+def _grid_backward(
+    grad: Tensor, image: Tensor, grid: Tensor, mode: int, padding: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``grid_sample`` to image and grid, where wanted."""
+    if grid.shape[-1] == 3:
+        found: tuple[Tensor, Tensor] = torch.ops.aten.grid_sampler_3d_backward(
+            grad, image, grid, mode, padding, True, wanted
+        )
+        return found
+    # Of NaN torch 2.13 makes a place outside of memory.
+    lost = grid.isnan()
+    grid.masked_fill_(lost, 0)
+    on_image, on_grid = torch.ops.aten.grid_sampler_2d_backward(grad, image, grid, mode, padding, True, wanted)
+    return on_image, on_grid.masked_fill_(lost, torch.nan) if wanted[1] else on_grid
+
+
+def _chain(grad_grid: Tensor, image: Tensor, out: Tensor) -> None:
     """Chain rule through the normalisation of the grid; channels back in array-axis order."""
-    grad_grid = grad_grid.view(*ddf.shape[:1], *ddf.shape[2:], -1)
-    grad = torch.empty_like(ddf)
-    for k in range(ddf.shape[1]):
-        torch.mul(grad_grid[..., ddf.shape[1] - 1 - k], axis_factor(image.shape[2 + k]), out=grad[:, k])
-    return grad
+    grad_grid = grad_grid.view(*out.shape[:1], *out.shape[2:], -1)
+    for k in range(out.shape[1]):
+        torch.mul(grad_grid[..., out.shape[1] - 1 - k], axis_factor(image.shape[2 + k]), out=out[:, k])

@@ -15,7 +15,7 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from common.spatial import compose, identity_grid, warp
-from common.spatial.warp import _slabs
+from common.spatial.warp import _scatters
 
 Shape = tuple[int, ...]
 PADDINGS = ["zeros", "border"]
@@ -137,8 +137,25 @@ def test_no_thread_is_idle_whatever_the_depth(depth: int, threads: int, monkeypa
 @pytest.mark.parametrize("threads", [8], indirect=True)
 def test_gradients_of_an_image_are_few_where_it_is_large(threads: int) -> None:
     small, large = torch.zeros(1, 3, 12, 8, 8), torch.zeros(1).expand(1, 3, 160, 224, 192)
-    assert _slabs(small, small, scatters=True) == 6
-    assert _slabs(large, large, scatters=True) == 2
+    assert _scatters(small, small) == 6
+    assert _scatters(large, large) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shape", [(7, 5), (7, 4, 5)])
+@pytest.mark.parametrize("slab", [1, 45])
+def test_value_and_gradient_do_not_depend_on_the_slabs(
+    slab: int, shape: Shape, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, ddf = random_image(batch, 2, [n + 1 for n in shape]), off_grid_field(batch, shape).requires_grad_()
+    weights = torch.rand((batch, 2, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole = warp(image, ddf)
+    (expected,) = torch.autograd.grad(whole, ddf, weights)
+    monkeypatch.setattr("common.spatial.slabs._SLAB_VOXELS", slab)
+    parts = warp(image, ddf)
+    (found,) = torch.autograd.grad(parts, ddf, weights)
+    assert torch.equal(parts, whole)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
