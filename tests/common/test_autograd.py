@@ -129,6 +129,10 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "BendingLoss": (BendingLoss(), (FIELD,)),
     "MutualInformationLoss": (MutualInformationLoss(4), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "MSELoss": (MSELoss(), (IMAGE, normal(1, 1, 4, 5) + 1)),
+    "MutualInformationLoss, B-splines": (
+        lambda image: MutualInformationLoss(4, "bspline", normalised=True)(image, IMAGE),
+        (normal(1, 1, 4, 5) + 1,),
+    ),
     "WarpedDiceLoss": (lambda ddf: WarpedDiceLoss(2)(LABEL, LABEL, ddf), (FIELD,)),
     "WarpedDiceLoss of soft maps": (lambda ddf: WarpedDiceLoss(3)(SOFT, SOFT, ddf), (FIELD,)),
     "RegistrationLoss": (registration, (FIELD,)),

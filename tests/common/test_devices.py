@@ -168,7 +168,10 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "MSELoss": lambda: [losses.MSELoss()(image, image * 1, weight) for weight in (None, label)],
         "MaskedLoss": lambda: losses.MaskedLoss(nn.MSELoss())(image, image, field),
         "MultiScaleLoss": lambda: losses.MultiScaleLoss([nn.MSELoss(), nn.L1Loss()])(image, image),
-        "MutualInformationLoss": lambda: losses.MutualInformationLoss()(image, image),
+        "MutualInformationLoss": lambda: [
+            losses.MutualInformationLoss()(image, image),
+            losses.MutualInformationLoss(window="bspline", normalised=True)(image, image.detach()),
+        ],
         "NGFLoss": lambda: [losses.NGFLoss()(image, image * 1, weight) for weight in (None, label)],
         "NCCLoss": lambda: losses.NCCLoss()(image, image),
         "JacobianConsistencyLoss": lambda: losses.JacobianConsistencyLoss()(function, function, image, draw),

@@ -19,36 +19,67 @@ def images(*shape: int) -> tuple[Tensor, Tensor]:
     return first.requires_grad_(), (100 * (1 - first.detach()) ** 2 + 20 * noise).requires_grad_()
 
 
-def textbook(first: np.ndarray, second: np.ndarray, bins: int) -> float:
+def gaussian(unit: np.ndarray, bins: int) -> np.ndarray:
+    """Weights (voxels, bins) of places from 0 to 1, VFA's."""
+    rows = np.exp(-((unit[:, None] - (np.arange(bins) + 0.5) / bins) ** 2) / (2 * (1 / bins / 2.355) ** 2))
+    return rows / rows.sum(1, keepdims=True)
+
+
+def cubic(unit: np.ndarray, bins: int) -> np.ndarray:
+    """Of ``pred``, Mattes et al."""
+    distance = np.abs(1 + unit * (bins - 3) - np.arange(bins)[:, None]).T
+    return np.where(distance < 1, 2 / 3 - distance**2 + distance**3 / 2, np.maximum(2 - distance, 0) ** 3 / 6)
+
+
+def box(unit: np.ndarray, bins: int) -> np.ndarray:
+    """Of ``target``, Mattes et al."""
+    return np.eye(bins)[np.minimum((unit * bins).astype(int), bins - 1)]
+
+
+WINDOWS = {"gaussian": (gaussian, gaussian), "bspline": (cubic, box)}
+
+
+def textbook(first: np.ndarray, second: np.ndarray, bins: int, window: str, normalised: bool) -> float:
     weights = []
-    for image in (first.ravel(), second.ravel()):
+    for image, weigh in zip((first.ravel(), second.ravel()), WINDOWS[window], strict=True):
         low, high = np.percentile(image, [1, 99])
-        width = (high - low) / bins
-        centres = low + (np.arange(bins) + 0.5) * width
-        rows = np.exp(-((np.clip(image, low, high)[:, None] - centres) ** 2) / (2 * (width / 2.355) ** 2))
-        weights.append(rows / rows.sum(1, keepdims=True))
+        weights.append(weigh((np.clip(image, low, high) - low) / (high - low), bins))
     joint = np.zeros((bins, bins))
     for a, b in zip(*weights, strict=True):
         joint += np.outer(a, b) / first.size
+    if normalised:
+        one, other, both = (-(p[p > 0] * np.log(p[p > 0])).sum() for p in (joint.sum(1), joint.sum(0), joint))
+        return float(2 - (one + other) / both)
     independent = np.outer(joint.sum(1), joint.sum(0))
     return float(-(joint * np.log(joint / (independent + 2.0**-23) + 1e-10)).sum())
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 7, 9), (1, 1, 5, 6, 4)])
-@pytest.mark.parametrize("bins", [2, 8])
-def test_value_equals_the_textbook(shape: tuple[int, ...], bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [(2, 1, 7, 9), (1, 2, 5, 6, 4)])
+@pytest.mark.parametrize(("bins", "window"), [(2, "gaussian"), (8, "gaussian"), (4, "bspline"), (9, "bspline")])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_value_equals_the_textbook(
+    shape: tuple[int, ...], bins: int, window: str, normalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mutual_information, "_CPU_PIECE", 17)
-    pair = images(*shape)
-    first, second = (x.detach().numpy() for x in pair)
-    expected = np.mean([textbook(a, b, bins) for a, b in zip(first, second, strict=True)])
-    assert MutualInformationLoss(bins)(*pair).item() == pytest.approx(expected, abs=1e-9)
+    pair = [image.detach() for image in images(*shape)]
+    expected = np.mean([textbook(a.numpy(), b.numpy(), bins, window, normalised) for a, b in zip(*pair, strict=True)])
+    loss = MutualInformationLoss(bins, window, normalised)
+    assert loss(*pair).item() == pytest.approx(expected, abs=1e-9)
+    # Float32 leaves bins out, and places are rounded.
+    assert loss(*(image.float() for image in pair)).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_gradients_to_both_images_are_exact_where_percentiles_stand_still() -> None:
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("window", list(WINDOWS))
+def test_gradients_are_exact_where_percentiles_stand_still(window: str, normalised: bool) -> None:
     pair = images(1, 1, 5, 6, 4)
-    value = MutualInformationLoss(8)(*pair)
-    value.backward()
+    if window == "bspline":
+        pair[1].requires_grad_(False)
+    loss = MutualInformationLoss(8, window, normalised)
+    loss(*pair).backward()
     for i, image in enumerate(pair):
+        if not image.requires_grad:
+            continue
         assert image.grad is not None
         order = image.detach().flatten().argsort()
         # The outermost values make the percentiles, and those beyond them have no gradient.
@@ -58,16 +89,32 @@ def test_gradients_to_both_images_are_exact_where_percentiles_stand_still() -> N
             for step in (1e-5, -1e-5):
                 moved = [x.detach().clone() for x in pair]
                 moved[i].view(-1)[place] += step
-                values.append(MutualInformationLoss(8)(*moved).item())
+                values.append(loss(*moved).item())
             assert image.grad.view(-1)[place].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
 
 
-def test_kind_of_intensities_does_not_matter() -> None:
+def test_sums_of_many_equal_values_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In float32, a hundred thousand times one weight would be off by a thousandth.
+    monkeypatch.setattr(mutual_information, "_CPU_PIECE", 1 << 20)
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(1, 1, 400, 500, generator=generator).sub_(0.5).clamp_(min=0)
+    second = first.flip(2)
+    for window in WINDOWS:
+        loss = MutualInformationLoss(window=window)
+        assert loss(first, second).item() == pytest.approx(loss(first.double(), second.double()).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("window", list(WINDOWS))
+@pytest.mark.parametrize("normalised", [False, True])
+def test_kind_of_intensities_does_not_matter(window: str, normalised: bool) -> None:
     first, second = (x.detach() for x in images(1, 1, 9, 8, 7))
-    loss = MutualInformationLoss()
+    loss = MutualInformationLoss(window=window, normalised=normalised)
     expected = loss(first, second).item()
-    assert loss(5 + 100 * first, 1 - second).item() == pytest.approx(expected, abs=1e-9)
-    assert loss(first, first).item() < expected < loss(first, torch.rand_like(first)).item() < 0
+    # Mirrored values meet the bins alike only where windows are symmetric.
+    flipped = 1 - second if window == "gaussian" else 1 + second
+    assert loss(5 + 100 * first, flipped).item() == pytest.approx(expected, abs=1e-9)
+    lowest, highest = (0, 1) if normalised else (-float("inf"), 0)
+    assert lowest < loss(first, first).item() < expected < loss(first, torch.rand_like(first)).item() < highest
 
 
 def test_an_image_of_one_intensity_tells_nothing_and_has_a_finite_gradient() -> None:
@@ -79,8 +126,21 @@ def test_an_image_of_one_intensity_tells_nothing_and_has_a_finite_gradient() -> 
     assert flat.grad is not None and flat.grad.isfinite().all()
 
 
-def test_too_few_bins_and_other_sizes_are_refused() -> None:
+def test_values_that_are_none_make_the_loss_none() -> None:
+    first, second = (x.detach() for x in images(1, 1, 6, 5))
+    first[0, 0, 2, 3] = torch.nan
+    for window in WINDOWS:
+        assert MutualInformationLoss(8, window)(first.requires_grad_(), second).isnan()
+
+
+def test_bad_settings_and_images_are_refused() -> None:
     with pytest.raises(InputError, match="choose 2 or more"):
         MutualInformationLoss(1)
+    with pytest.raises(InputError, match="choose 4 or more"):
+        MutualInformationLoss(3, "bspline")
+    with pytest.raises(InputError, match="choose 'gaussian' or 'bspline'"):
+        MutualInformationLoss(8, "linear")
     with pytest.raises(InputError, match="resample one to the other's grid"):
         MutualInformationLoss()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5))
+    with pytest.raises(InputError, match="no gradient of the target"):
+        MutualInformationLoss(8, "bspline")(*images(1, 1, 4, 5))
