@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from common.io.tables import write_json
 from common.spatial import identity_grid, warp
 from common.spatial.places import GRID_TOLERANCE, arrays_apart
 
-WORKER = Path(__file__).with_name("classical.py")
+WORKER = Path(__file__).with_name("baseline_worker.py")
 # Voxels that are left out on each side (fewer where an axis is short), at both ends of a displacement: tools differ in
 # what lies outside.
 MARGIN = 3
@@ -87,9 +86,15 @@ def check_one_grid(moving: LoadedScan, fixed: LoadedScan) -> None:
 
 
 def register(
-    moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any]
+    moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any], python: str
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Run the method in a process of its own.
+
+    Args:
+        moving: scan that is warped.
+        fixed: scan on whose grid the field is, the same as the moving's.
+        settings: "method", its "options" and the number of "threads".
+        python: interpreter that has the method's package.
 
     Returns:
         Displacement (3, *spatial) in voxels, the moving image (*spatial) as the package warps it, and the cost:
@@ -108,7 +113,7 @@ def register(
         except OSError as error:
             raise InputError(f"Cannot write to the temporary folder {folder}: {error.strerror}.") from error
         write_json(folder / "request.json", request)
-        command = [sys.executable, str(WORKER), settings["method"], name]
+        command = [python, str(WORKER), settings["method"], name]
         environment = {**os.environ, **dict.fromkeys(limits, threads)}
         ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if ended.returncode != 0:
@@ -145,8 +150,10 @@ def difference_to_package(moving: Tensor, ddf: Tensor, warped: Tensor) -> tuple[
     return (float(difference.max()), float(difference.mean())) if difference.numel() else (math.nan, math.nan)
 
 
-def run_pair(moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Register, check and write one pair.
+def run_pair(
+    moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any], output: Path, python: str
+) -> dict[str, Any]:
+    """Register, as :func:`register` says, check and write one pair.
 
     Returns:
         Its entry in the record.
@@ -155,7 +162,7 @@ def run_pair(moving: LoadedScan, fixed: LoadedScan, settings: dict[str, Any], ou
         InputError: as :func:`register`, and when our warp by the field differs from the package's own image.
     """
     check_one_grid(moving, fixed)
-    ddf, warped, cost = register(moving, fixed, settings)
+    ddf, warped, cost = register(moving, fixed, settings, python)
     ids = {"moving_id": moving.subject["id"], "fixed_id": fixed.subject["id"]}
     field = f"The field of {settings['method']} for {ids['moving_id']} to {ids['fixed_id']}"
     if not bool(torch.isfinite(ddf).all()):

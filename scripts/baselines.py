@@ -7,11 +7,10 @@ Example: ``python scripts/baselines.py greedy --dataset_dir data --section valid
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,13 @@ from common.io.tables import write_csv
 from scripts.baseline_pair import MARGIN, TOLERANCE, Subject, ddf_name, digest, read_scan, run_pair
 from scripts.classical import METHODS, SMOOTHING
 
-REQUIREMENTS = "requirements-baselines.txt"
+# Prints a package's version; fails where the package, or a module of those that follow, is absent.
+PROBE = """
+import sys, importlib.metadata, importlib.util
+if not all(importlib.util.find_spec(module) for module in sys.argv[2:]):
+    sys.exit(1)
+print(importlib.metadata.version(sys.argv[1]))
+"""
 RECORD, PAIRS = "baselines.json", "pairs.csv"
 
 
@@ -74,18 +79,28 @@ def _beside(pair_list: Path, entry: str) -> Path | None:
     return next((path for path in (pair_list.parent / entry, Path(entry)) if path.is_file()), None)
 
 
-def check_installed(name: str) -> str | None:
-    """Version of a method's package, None where it needs none.
+def check_installed(name: str, python: str) -> str | None:
+    """Version of a method's package in the environment of an interpreter, None where it needs none.
 
     Raises:
-        InputError: when it is absent.
+        InputError: when it is absent, or the interpreter is.
     """
     method = METHODS[name]
     if method.package is None:
         return None
-    if any(importlib.util.find_spec(module) is None for module in method.modules):
-        raise InputError(f"{name} needs the package {method.package}: pip install -r {REQUIREMENTS}")
-    return version(method.package)
+    try:
+        ended = subprocess.run(
+            [python, "-c", PROBE, method.package, *method.modules], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise InputError(f"--python {python} does not start: {error.strerror}.") from error
+    if ended.returncode != 0:
+        raise InputError(
+            f"{name} needs the package {method.package}: pip install -r {method.requirements} (in an environment of "
+            "its own: --python names its interpreter)."
+        )
+    # A package may say something while it is looked for.
+    return ended.stdout.split()[-1]
 
 
 def open_record(
@@ -128,8 +143,10 @@ def is_done(case: dict[str, Any], moving: Subject, fixed: Subject, record: RunRe
     return (record.folder / name).is_file()
 
 
-def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: Path, overwrite: bool) -> None:
-    """Register all pairs that the folder does not hold yet.
+def run(
+    settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: Path, overwrite: bool, python: str
+) -> None:
+    """Register all pairs that the folder does not hold yet, with the packages of an interpreter.
 
     Raises:
         InputError: as :func:`open_record`, :func:`read_scan` and :func:`run_pair`; pairs that are finished stay.
@@ -140,7 +157,7 @@ def run(settings: dict[str, Any], pairs: list[tuple[Subject, Subject]], output: 
         for moving, fixed in bar:
             if any(is_done(case, moving, fixed, record) for case in cases):
                 continue
-            case = run_pair(read_scan(moving), read_scan(fixed), settings, output)
+            case = run_pair(read_scan(moving), read_scan(fixed), settings, output, python)
             cases = [*(known for known in cases if ddf_name(known) != ddf_name(case)), case]
             write_record(record, cases)
             bar.write(describe(case))
@@ -187,7 +204,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         options["smoothing"] = SMOOTHING[arguments.smoothing]
     if arguments.threads < 1:
         raise InputError(f"--threads is {arguments.threads}; give 1 or more.")
-    found = check_installed(arguments.method)
+    found = check_installed(arguments.method, arguments.python)
     settings = {"method": arguments.method, "package": method.package, "version": found, "options": options}
     return {**settings, "threads": arguments.threads}
 
@@ -197,7 +214,8 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description="Register pairs with a classical package. Writes MOVING_to_FIXED_ddf.nii.gz (voxels), "
         f"{RECORD} (time, memory, options, check of each field) and {PAIRS} for evaluate.py.",
-        epilog=f"The packages: pip install -r {REQUIREMENTS}. The same command goes on after an interruption.",
+        epilog="The packages: pip install -r requirements-baselines.txt; fireants: requirements-fireants.txt, in an "
+        "environment of its own. The same command goes on after an interruption.",
     )
     add = options.add_argument
     add("method", choices=tuple(METHODS), help="zero needs no package")
@@ -210,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder of the fields")
     add("--threads", type=whole(1), default=2, help="default: %(default)s")
     add("--smoothing", choices=tuple(SMOOTHING), help="of greedy: its default in voxels, or that published for 1 mm")
+    add("--python", default=sys.executable, help="interpreter that has the package; default: this one")
     add_switch(options, "overwrite", "replace what is in the folder")
     return options
 
@@ -217,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     arguments = parser().parse_args(argv)
-    run(settings_of(arguments), find_pairs(arguments), arguments.output, arguments.overwrite)
+    run(settings_of(arguments), find_pairs(arguments), arguments.output, arguments.overwrite, arguments.python)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registration of one pair by a package of the registry, in a process of its own: ``classical.py METHOD FOLDER``.
+"""Registration of one pair by a package of the registry; ``baseline_worker.py`` calls it in a process of its own.
 
 The packages get plain arrays with their spacing, origin zero and axes as they are, so that every vector they return is
 (d_0, d_1, d_2) in millimetres along the array axes and the field in voxels is d_a / s_a. They are imported where they
-are used: a package that is absent does not disturb the others, and its memory is its own.
+are used: a package that is absent does not disturb the others. Beyond them this module needs NumPy alone, because a
+package may have an environment of its own.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import math
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.utils import optional_import
 from numpy.typing import NDArray
-
-# Windows lacks it.
-resource, _HAS_RESOURCE = optional_import("resource")
 
 Array = NDArray[Any]
 Spacing = tuple[float, float, float]
@@ -42,12 +33,14 @@ class Method:
         package: name in the registry; None where nothing is needed.
         modules: what is imported of it.
         options: parameters, as they are recorded with the result.
+        requirements: file of the repository that pins the package.
     """
 
     register: Callable[[Array, Array, Spacing, int, Mapping[str, Any]], tuple[Array, Array]]
     package: str | None = None
     modules: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    requirements: str = "requirements-baselines.txt"
 
 
 def zero(
@@ -127,6 +120,47 @@ def convexadam(
     return np.ascontiguousarray(np.moveaxis(vectors, -1, 0), np.float32), apply_convex(vectors, moving)
 
 
+def elastix(
+    moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
+) -> tuple[Array, Array]:
+    """B-splines with bending energy by stochastic gradient descent (Klein et al. 2010; itk-elastix)."""
+    import itk
+
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
+    images = [itk.image_from_array(np.ascontiguousarray(image.T, np.float32)) for image in (fixed, moving)]
+    for image in images:
+        image.SetSpacing(spacing)
+    parameters = itk.ParameterObject.New()
+    chosen = parameters.GetDefaultParameterMap("bspline", options["levels"])
+    for key, value in options["parameters"].items():
+        chosen[key] = [str(entry) for entry in value]
+    chosen["FinalGridSpacingInPhysicalUnits"] = [str(options["grid_voxels"] * length) for length in spacing]
+    parameters.AddParameterMap(chosen)
+    warped, transform = itk.elastix_registration_method(*images, parameter_object=parameters, log_to_console=False)
+    # It writes the field to a file, too.
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = itk.transformix_deformation_field(images[1], transform, output_directory=folder)
+    ddf = to_voxels(itk.array_from_image(vectors).transpose(3, 2, 1, 0), spacing)
+    return ddf, itk.array_from_image(warped).T
+
+
+def fireants(
+    moving: Array, fixed: Array, spacing: Spacing, threads: int, options: Mapping[str, Any]
+) -> tuple[Array, Array]:
+    """Adam on composed updates, smoothed after each (Jena et al. 2024; fireants)."""
+    import torch
+    from fireants.io.image import BatchedImages, Image
+    from fireants.registration.greedy import GreedyRegistration
+
+    torch.set_num_threads(threads)
+    images = [BatchedImages([Image(to_itk(image, spacing), device="cpu")]) for image in (fixed, moving)]
+    tool = GreedyRegistration(fixed_images=images[0], moving_images=images[1], progress_bar=False, **options)
+    tool.optimize()
+    with torch.no_grad():
+        positions, warped = tool.get_warped_coordinates(*images), tool.evaluate(*images)
+    return from_normalised(positions[0].numpy()), warped[0, 0].numpy().T
+
+
 METHODS: dict[str, Method] = {
     "zero": Method(zero),
     "greedy": Method(
@@ -160,6 +194,40 @@ METHODS: dict[str, Method] = {
         },
     ),
     "convexadam": Method(convexadam, "convexadam", ("convexAdam", "SimpleITK"), {"dtype": "float32", "grid_sp": 4}),
+    "elastix": Method(
+        elastix,
+        "itk-elastix",
+        ("itk.itkElastixRegistrationMethodPython",),
+        {
+            "levels": 3,
+            "grid_voxels": 4,
+            "parameters": {
+                "Metric": ["AdvancedNormalizedCorrelation", "TransformBendingEnergyPenalty"],
+                "Metric1Weight": [0.1],
+                "MaximumNumberOfIterations": [300],
+                # Its own image is to be comparable with ours; the registration interpolates linearly anyway.
+                "ResampleInterpolator": ["FinalLinearInterpolator"],
+                "ResultImagePixelType": ["float"],
+                "RandomSeed": [0],
+            },
+        },
+    ),
+    "fireants": Method(
+        fireants,
+        "fireants",
+        ("fireants.io.image", "fireants.registration.greedy"),
+        {
+            "scales": [4, 2, 1],
+            "iterations": [250, 200, 100],
+            "deformation_type": "compositive",
+            "optimizer": "adam",
+            "optimizer_lr": 0.5,
+            "cc_kernel_size": 5,
+            "smooth_grad_sigma": 1.0,
+            "smooth_warp_sigma": 0.25,
+        },
+        "requirements-fireants.txt",
+    ),
 }
 
 
@@ -192,52 +260,17 @@ def to_voxels(vectors: Array, spacing: Spacing) -> Array:
     return np.ascontiguousarray(vectors / np.reshape(spacing, (-1, 1, 1, 1)), np.float32)
 
 
+def from_normalised(positions: Array) -> Array:
+    """Displacement (3, *spatial) float32 in voxels of sampling positions (d_2, d_1, d_0, 3) from -1 to 1.
+
+    The components are in the order of the array axes; -1 and 1 are the centres of the first and the last voxel.
+    """
+    places = positions.transpose(3, 2, 1, 0).astype(np.float64)
+    ends = np.reshape(places.shape[1:], (3, 1, 1, 1)) - 1
+    return ((places + 1) * ends / 2 - np.indices(places.shape[1:])).astype(np.float32)
+
+
 def _check_identity(transform: Any) -> None:
     parameters = np.asarray(transform.parameters)
     if not np.allclose(parameters, np.r_[np.eye(3).ravel(), np.zeros(3)], atol=1e-6):
         raise RuntimeError(f"the linear stage is not the identity: {parameters.tolist()}")
-
-
-def _cpu_seconds() -> float:
-    """Processor time of all threads, and of children that have ended."""
-    if not _HAS_RESOURCE:
-        return time.process_time()
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def _peak_megabytes() -> float:
-    """Largest resident memory of this process, in 10^6 bytes."""
-    # The resource module's figure starts with what the parent held.
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
-    except (OSError, StopIteration):
-        if not _HAS_RESOURCE:
-            return math.nan
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def main(name: str, folder: Path) -> None:
-    """Register what lies in ``images.npz`` of a folder; leave ``result.npz`` and ``cost.json`` there."""
-    request = json.loads((folder / "request.json").read_text())
-    threads = request["threads"]
-    method = METHODS[name]
-    for module in method.modules:
-        importlib.import_module(module)
-    with np.load(folder / "images.npz") as images:
-        moving, fixed = images["moving"], images["fixed"]
-    used, started = _cpu_seconds(), time.perf_counter()
-    ddf, warped = method.register(moving, fixed, tuple(request["spacing"]), threads, request["options"])
-    cost = {
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": _cpu_seconds() - used,
-        "peak_memory_mb": _peak_megabytes(),
-    }
-    np.savez(folder / "result.npz", ddf=ddf, warped=warped)
-    (folder / "cost.json").write_text(json.dumps(cost))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

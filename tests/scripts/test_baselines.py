@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Registration without a process of its own; returns the list of (moving, fixed) that were registered."""
     done: list[tuple[str, str]] = []
 
-    def register(moving: baseline_pair.LoadedScan, fixed: baseline_pair.LoadedScan, settings: dict[str, Any]) -> Any:
+    def register(
+        moving: baseline_pair.LoadedScan, fixed: baseline_pair.LoadedScan, settings: dict[str, Any], python: str
+    ) -> Any:
         done.append((moving.subject["id"], fixed.subject["id"]))
         cost = {"seconds": 1.5, "cpu_seconds": 2.5, "peak_memory_mb": 40.0}
         return torch.zeros(3, *fixed.image.shape), moving.image, cost
@@ -171,12 +174,11 @@ def test_changed_image_is_noticed(data: Path, scans: list[np.ndarray], in_proces
 def test_absent_package_is_one_line_before_anything_is_written(
     name: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     with pytest.raises(SystemExit) as ended:
         run_tool(lambda: void(run(data, method=name)))
-    package = METHODS[name].package
-    wanted = f"ERROR: {name} needs the package {package}: pip install -r requirements-baselines.txt\n"
-    assert ended.value.code == 1 and capsys.readouterr().err == wanted
+    wanted = f"ERROR: {name} needs the package {METHODS[name].package}: pip install -r {METHODS[name].requirements} "
+    assert ended.value.code == 1 and capsys.readouterr().err.startswith(wanted)
     assert not (data.parent / "fields").exists()
 
 
@@ -184,10 +186,36 @@ def void(_: object) -> None:
     """Swallow a result."""
 
 
+@pytest.mark.parametrize(
+    ("package", "module", "version"), [("numpy", "numpy", np.__version__), ("numpy", "numpy.none", None)]
+)
+def test_interpreter_is_asked_for_the_package_and_its_modules(
+    package: str, module: str, version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "zero", replace(METHODS["zero"], package=package, modules=(module,)))
+    if version:
+        assert baselines.check_installed("zero", sys.executable) == version
+    else:
+        with pytest.raises(InputError, match="zero needs the package numpy"):
+            baselines.check_installed("zero", sys.executable)
+
+
+def test_interpreter_that_is_named_runs_the_method_and_one_that_does_not_start_is_refused(data: Path) -> None:
+    wrapper = data / "python"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {data}/calls\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    (data / "pairs.csv").write_text("fixed,moving\na.nii.gz,b.nii.gz\n")
+    run(data, "--python", str(wrapper))
+    assert "baseline_worker.py zero" in (data / "calls").read_text()
+    with pytest.raises(InputError, match="--python nowhere does not start"):
+        baselines.check_installed("demons", "nowhere")
+
+
 def test_requirements_name_the_packages_that_the_methods_need() -> None:
-    lines = (baselines.ROOT / baselines.REQUIREMENTS).read_text().splitlines()
-    pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
-    assert pinned == {method.package for method in METHODS.values()} - {None}
+    for name, method in METHODS.items():
+        lines = (baselines.ROOT / method.requirements).read_text().splitlines()
+        pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
+        assert method.package is None or method.package in pinned, name
 
 
 def test_smoothing_is_an_option_of_greedy_only(data: Path) -> None:
@@ -221,7 +249,7 @@ def test_image_that_does_not_fit_is_refused_without_leaving_its_field(
 def test_field_that_the_package_did_not_apply_is_an_error_with_the_name_of_the_pair(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mirrored(moving: baseline_pair.LoadedScan, fixed: baseline_pair.LoadedScan, settings: Any) -> Any:
+    def mirrored(moving: baseline_pair.LoadedScan, fixed: baseline_pair.LoadedScan, *_: Any) -> Any:
         ddf = torch.ones(3, *SIZE)
         return -ddf, warp(moving.image[None, None], ddf[None])[0, 0], {}
 
@@ -232,7 +260,7 @@ def test_field_that_the_package_did_not_apply_is_an_error_with_the_name_of_the_p
 
 def test_field_that_is_not_finite_is_an_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        baseline_pair, "register", lambda moving, fixed, _: (torch.full((3, *SIZE), torch.nan), moving.image, {})
+        baseline_pair, "register", lambda moving, fixed, *_: (torch.full((3, *SIZE), torch.nan), moving.image, {})
     )
     with pytest.raises(InputError, match="field of zero for b to a has NaN"):
         run(data)
