@@ -4,6 +4,8 @@
 from common.data.abdomen import PrepareAbdomend, prepare_abdomen
 from common.data.counted_labels import ClassesOfLabelsd, labels_that_count
 from common.data.dataset import PairDataset
+from common.data.found_labels import found_labels
+from common.data.guides import guides_of_loss
 from common.data.label_groups import LabelGroups, MapLabelsd, read_group_names, read_label_groups
 from common.data.landmarks import LoadLandmarksd
 from common.data.listed_spacing import ListedSpacingd
@@ -36,6 +38,8 @@ __all__ = [
     "ScanPairDataset",
     "WorkingGridd",
     "draw_pairs",
+    "found_labels",
+    "guides_of_loss",
     "labels_that_count",
     "load_arrays",
     "load_split",

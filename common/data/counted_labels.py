@@ -23,7 +23,7 @@ def labels_that_count(named: Any, otherwise: Iterable[int]) -> list[int]:
 
     Args:
         named: distinct whole numbers, of any size and sign; None where none are named.
-        otherwise: what counts then.
+        otherwise: what counts then; it may be nothing.
 
     Returns:
         The labels in their order.
@@ -31,7 +31,9 @@ def labels_that_count(named: Any, otherwise: Iterable[int]) -> list[int]:
     Raises:
         InputError: ``named`` is something else, or names nothing but the background 0.
     """
-    labels = list(otherwise) if named is None else list(named) if isinstance(named, list | tuple | range) else [named]
+    if named is None:
+        return list(otherwise)
+    labels = list(named) if isinstance(named, list | tuple | range) else [named]
     if not all(isinstance(label, int) and not isinstance(label, bool) for label in labels) or isinstance(named, int):
         raise InputError(f'--labels is {named!r}: give a list of whole numbers, such as "[1,2,5]".')
     if len(set(labels)) < len(labels) or not set(labels) - {0}:

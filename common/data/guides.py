@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,26 @@ FEWEST = 4
 """Landmarks: three of them tell no more than a plane."""
 Sides = Mapping[str, Any]
 """By "moving" and "fixed"."""
+
+
+def guides_of_loss(looks_at: Collection[str], steps: int | Sequence[int]) -> tuple[str, ...]:
+    """What of :data:`GUIDES` an optimisation on a pair looks at.
+
+    Args:
+        looks_at: names that the terms of its loss look at, ``RegistrationLoss.details``.
+        steps: of the optimisation; without any it looks at nothing.
+
+    Raises:
+        InputError: for labels or landmarks in a loss that is not made use of.
+    """
+    named = [kind for kind in GUIDES if any(f"{side}_{kind}" in looks_at for side in ("moving", "fixed"))]
+    if any([steps] if isinstance(steps, int) else steps):
+        return tuple(named)
+    if set(named) - {MASK}:
+        raise InputError(
+            "Labels or landmarks are to guide the optimisation on a pair, but --io_steps is 0: give steps."
+        )
+    return ()
 
 
 def guides_of_pair(

@@ -18,6 +18,8 @@ from common.cli import sentence_of
 from common.data.readers import READERS, SECTIONS
 from common.engine.option_names import SEPARATORS
 from common.io.challenge_fields import NAMINGS
+from common.io.landmarks import COORDINATES
+from common.losses.similarity import SIMILARITIES
 from common.metrics.pair import HD95_UNITS
 
 
@@ -69,7 +71,11 @@ PATHS: dict[str, Check] = {
         ("bundle_root", "dataset_dir", "output_dir", "ckpt_path", "history", "fields_dir", "record"), _PATH
     ),
     **dict.fromkeys(
-        ("moving", "fixed", "moving_label", "fixed_label", "label_groups", "dataset_json", "archive"), _or_none(_PATH)
+        (
+            *(f"{side}{kind}" for kind in ("", "_label", "_mask", "_landmarks") for side in ("moving", "fixed")),
+            *("label_groups", "dataset_json", "archive"),
+        ),
+        _or_none(_PATH),
     ),
     **dict.fromkeys(("start_from", "pre_ckpt_path"), _or_none(_FILE)),
 }
@@ -82,6 +88,8 @@ OPTIONS: dict[str, Check] = {
     "hd95": _or_none(_one_of(HD95_UNITS)),
     "label_numbering": _one_of(("ids", "original")),
     "naming": _one_of(NAMINGS),
+    "landmark_coordinates": _one_of(COORDINATES),
+    "similarity": _one_of(SIMILARITIES),
     "seed": Check(lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
     "max_epochs": Check(lambda value: _is_whole(value, 1), "the number of epochs, 1 or more"),
     "train_subjects": Check(
@@ -96,7 +104,18 @@ OPTIONS: dict[str, Check] = {
     "batch_size": Check(lambda value: _is_whole(value, 1), "the number of pairs in a step, 1 or more"),
     "val_interval": Check(lambda value: _is_whole(value, 1), "the number of epochs between validations, 1 or more"),
     "num_workers": Check(lambda value: _is_whole(value, 0), "the number of processes that read, 0 or more"),
-    "io_steps": Check(lambda value: _is_whole(value, 0), "the number of steps on each pair, 0 for none"),
+    "io_steps": Check(
+        lambda value: _is_whole(value, 0) or _are(value, lambda steps: _is_whole(steps, 0)),
+        "the number of steps on each pair, or a list of one per level, 0 for none",
+    ),
+    "levels": Check(
+        lambda value: _are(value, lambda factor: _is_whole(factor, 1)),
+        'how many times as large voxels are, level by level, such as "[4, 2, 1]"',
+    ),
+    **dict.fromkeys(
+        ("label_weight", "landmark_weight"),
+        Check(lambda value: _is_number(value) and value >= 0, "a number, 0 or more"),
+    ),
     **dict.fromkeys(
         ("learning_rate", "io_learning_rate"),
         Check(lambda value: _is_number(value) and value > 0, "a number above 0"),

@@ -15,7 +15,14 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from common.checks import InputError
-from common.data import CheckSubjectd, LoadLandmarksd, LoadSubjectd, ScanPairDataset, registration_request
+from common.data import (
+    CheckSubjectd,
+    LoadLandmarksd,
+    LoadSubjectd,
+    ScanPairDataset,
+    guides_of_loss,
+    registration_request,
+)
 from common.spatial import sample_at
 
 RAS = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -136,6 +143,14 @@ def test_one_mask_is_enough_and_images_may_be_flat(tmp_path: Path) -> None:
     np.testing.assert_array_equal(item["fixed_mask"][0].numpy(), mask)
     assert "moving_mask" not in item and item["spacing"].tolist() == [1, 1]
     assert item["fixed_landmarks"].tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def test_an_optimisation_is_guided_by_what_its_loss_looks_at() -> None:
+    names = ["moving", "fixed", "ddf", "fixed_mask", "moving_label", "fixed_label", "fixed_landmarks"]
+    assert guides_of_loss(names, 10) == guides_of_loss(names, [0, 5]) == ("mask", "label", "landmarks")
+    assert guides_of_loss(["warped", "moving_mask"], 0) == () == guides_of_loss(["map", "warped_label"], 3)
+    with pytest.raises(InputError, match="--io_steps is 0"):
+        guides_of_loss(names, 0)
 
 
 def spoil(path: str, change: Any) -> None:

@@ -102,6 +102,7 @@ def test_integer_types_and_many_classes_agree(dtype: torch.dtype) -> None:
     moving, fixed, ddf = _labels(7, 6), _labels(7, 6, seed=1), _fields(7, 6)[0]
     expected = _textbook(moving, fixed, ddf)
     torch.testing.assert_close(WarpedDiceLoss(CLASSES)(moving.to(dtype), fixed.to(dtype), ddf), expected)
+    torch.testing.assert_close(WarpedDiceLoss(None)(moving.to(dtype), fixed.to(dtype), ddf), expected)
     many = WarpedDiceLoss(300)(moving.to(dtype), fixed.to(dtype), ddf)
     torch.testing.assert_close(many, _textbook(moving, fixed, ddf, classes=300))
 
