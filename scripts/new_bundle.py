@@ -62,7 +62,7 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
         raise InputError(f"{target} exists; remove it first, or change it by hand and with scripts/wiring.py.")
     of_method, of_data = _source(root, method=method), _source(root, dataset=dataset)
     if of_method is None and _network(method) is None:
-        known = {wiring.parts(bundle.name)[0] for bundle in wiring.bundles(root)}
+        known = {wiring.parts(bundle.name)[0] for bundle in _trained(root)}
         known |= {name.lower() for name in networks.__all__}
         raise InputError(
             f"There is no method {method!r}; these exist: {', '.join(sorted(known))}. First write "
@@ -79,11 +79,16 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
     return target
 
 
+def _trained(root: Path) -> list[Path]:
+    """Bundles that a new one can be like."""
+    return [bundle for bundle in wiring.bundles(root) if bundle.name not in wiring.UNTRAINED]
+
+
 def _source(root: Path, method: str | None = None, dataset: str | None = None) -> Path | None:
     """The bundle of a method or data set to take from: the pattern if it is one of them, else the first."""
     folders = [
         bundle
-        for bundle in wiring.bundles(root)
+        for bundle in _trained(root)
         if all(
             wanted in (None, part) for wanted, part in zip((method, dataset), wiring.parts(bundle.name), strict=True)
         )
@@ -164,7 +169,9 @@ def _put_method(mine: dict[str, Any], file: str, method: str, of_method: Path | 
         # The schedule stays that of the base, the inferer is the pattern's.
         schedule = {path: mine[path] for path in paths if path in mine and file == "train.json"}
         schedule.pop("supervised", None)
-        said = _said(wired, [path for path in paths if "::" in path]) | schedule | _start(method, file)
+        # So is the optimisation on a pair, that of any network.
+        said = _said(wired, [path for path in paths if "::" in path or path in wiring.OPTIMISED])
+        said |= schedule | _start(method, file)
     else:
         config = of_method / "configs" / file
         # A method without a submission of its own has the same network in inference.

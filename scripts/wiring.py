@@ -30,6 +30,9 @@ from scripts.json_style import style
 PATTERN = "eoir_oasis"
 COPIED = ("LICENSE", "configs/logging.conf")
 OPTIONAL = ("submission.json",)
+TRAINING = ("train.json", "multi_gpu_train.json")
+UNTRAINED = ("instance_any",)
+"""Bundles without a network that is trained: they have none of these files."""
 METHOD, DATA, TEXT = "method", "data", "text"
 _NETWORK = ("network_def", "supervised")
 _SCHEDULE = ("max_epochs", "pairs_per_epoch", "batch_size", "learning_rate", "val_interval", "lr_scheduler")
@@ -39,9 +42,10 @@ _GRID = ("spacing", "spatial_size", "zoom")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
 _BOTH_WAYS = "train::dataloader::sampler::both_ways"
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
-_LOOP = ("loss", "io_steps", "io_learning_rate")
-_INFERER = tuple(f"inferer::{name}" for name in ("_target_", "loss", "steps", "learning_rate", "unknown"))
-"""Optimisation on the pair itself, of methods that have it."""
+_LOOP = ("io_steps", "io_learning_rate", "levels", "similarity")
+_GUIDED = ("label_weight", "landmark_weight")
+OPTIMISED = ("loss", *_LOOP, *_GUIDED, "inferer::unknown")
+"""Optimisation on the pair itself: of the field, or of what is unknown to a method that has another way."""
 _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
@@ -53,11 +57,11 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         TEXT: ("_desc_",),
     },
     "evaluate.json": {
-        METHOD: (*_NETWORK, *_LOOP, *_INFERER),
-        DATA: (*_SUBJECTS, *_LABELS, *_GRID, "section", "hd95", "evaluate::phantoms"),
+        METHOD: (*_NETWORK, *(name for name in OPTIMISED if name not in _GUIDED)),
+        DATA: (*_SUBJECTS, *_LABELS, "found", *_GRID, "section", "hd95", "evaluate::phantoms"),
     },
     "inference.json": {
-        METHOD: (*_NETWORK, *_LOOP, *_INFERER, *(f"folder::settings::{name}" for name in _LOOP[1:])),
+        METHOD: (*_NETWORK, *OPTIMISED, *(f"folder::settings::{name}" for name in (*_LOOP, *_GUIDED))),
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
             *("spatial_size", "folder::settings::spatial_size", "dataset::spatial_size", "dataset::masked"),
@@ -86,6 +90,14 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
 a bundle may always add.
 """
 EXCEPTIONS = (
+    *(
+        ("instance_any", file, path, "there are no weights")
+        for file, paths in (
+            ("evaluate.json", ("ckpt_path", "network", "history", "handlers::EvaluationWriter::history")),
+            ("inference.json", ("ckpt_path", "network", "folder::settings::ckpt_path")),
+        )
+        for path in paths
+    ),
     (
         *("*_lumir", "train.json", "validate::dataset::cache_rate"),
         "the 3384 scans of training are read anew each time, the few of validation stay in memory",
@@ -158,6 +170,8 @@ def wanted_files(root: Path, bundle: Path) -> dict[Path, str]:
     files = {bundle / name: (pattern / name).read_text(encoding="utf-8") for name in COPIED}
     for name, own in OWN.items():
         path = bundle / "configs" / name
+        if name in TRAINING and bundle.name in UNTRAINED:
+            continue
         if path.is_file() or name not in OPTIONAL:
             mine = read_config(path) if own or path.is_file() else {}
             files[path] = style(merge(wiring(root, name), mine, own_paths(bundle.name, name)))

@@ -18,6 +18,8 @@ from common.data.shapes3d import generate_shapes3d
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
+TRAINED = [bundle for bundle in BUNDLES if (bundle / "configs" / "train.json").is_file()]
+"""Those with a network that is trained; the other ones register without."""
 
 
 def _network(bundle: Path) -> str:
@@ -49,10 +51,10 @@ def _first_of(bundles: list[Path], *kinds: Callable[[Path], str]) -> list[Path]:
     return sorted(found)
 
 
-NETWORKS = _first_of(BUNDLES, _network)
+NETWORKS = _first_of(TRAINED, _network)
 """One bundle of each network: for what depends on no more."""
 RUN = _first_of(
-    [bundle for bundle in BUNDLES if dimensions(bundle) == 3], _recipe, lambda bundle: bundle.name.rpartition("_")[2]
+    [bundle for bundle in TRAINED if dimensions(bundle) == 3], _recipe, lambda bundle: bundle.name.rpartition("_")[2]
 )
 """Bundles of volumes that are trained here: of each network with its loss one, and of each data set."""
 # Small enough for a step in a tenth of a second.
