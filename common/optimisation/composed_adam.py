@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.spatial import compose, gaussian_filter
+from common.spatial import warp
+from common.spatial.gaussian import gaussian_filter_
+from common.spatial.lengths import lengths
 
 _FIRST, _SECOND = 0.9, 0.99
 """Decay of Adam's moments."""
@@ -59,14 +61,14 @@ class ComposedAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure: the loop has the value
-        """One step of all fields that have a gradient."""
+        """One step of all fields that have a gradient, whose memory it uses: afterwards it is none any more."""
         for group in self.param_groups:
             for field in group["params"]:
                 if field.grad is not None:
                     self._move(field, field.grad, group)
 
     def _move(self, field: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        gradient = gaussian_filter(gradient, group["gradient_sigma"])
+        gaussian_filter_(gradient, group["gradient_sigma"])
         state = self.state[field]
         if not state:
             state.update(step=0, mean=torch.zeros_like(field), square=torch.zeros_like(field))
@@ -75,7 +77,8 @@ class ComposedAdam(torch.optim.Optimizer):
         state["square"].mul_(_SECOND).addcmul_(gradient, gradient, value=1 - _SECOND)
         root = torch.div(state["square"], 1 - _SECOND ** state["step"], out=gradient).sqrt_().add_(_TINY)
         step = torch.div(state["mean"], root, out=root).div_(_FIRST ** state["step"] - 1)
-        step = gaussian_filter(step, group["step_sigma"])
-        longest = step.square().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
+        gaussian_filter_(step, group["step_sigma"])
+        longest = lengths(step).flatten(1).amax(1)
         step *= (group["lr"] / longest.clamp(min=1)).view(-1, *[1] * (field.ndim - 1))
-        field.copy_(gaussian_filter(compose(field, step), group["field_sigma"]))
+        # Composed in place, for large volumes.
+        field.copy_(gaussian_filter_(warp(field, step).add_(step), group["field_sigma"]))

@@ -33,7 +33,9 @@ class FieldOfPair(nn.Module):
 
     def forward(self, image: Tensor, details: Any = False) -> Any:
         """The field (B, d, *spatial) on the grid of ``image`` (B, 2, *spatial), or {"ddf": field}."""
-        ddf = resize_ddf(self.ddf, image.shape[2:])
+        size = image.shape[2:]
+        # On its own grid the field itself, of which large volumes need no copy.
+        ddf = self.ddf.view_as(self.ddf) if self.ddf.shape[2:] == size else resize_ddf(self.ddf, size)
         return {"ddf": ddf} if details else ddf
 
 

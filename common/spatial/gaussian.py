@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from common.spatial.slabs import slab_ranges
 
 _REACH = 3
 """Standard deviations to where the window is cut off."""
@@ -29,14 +31,50 @@ def gaussian_filter(values: Tensor, sigma: float, axes: Sequence[int] | None = N
         return values
     taps = _taps(sigma)
     for axis in range(2, values.ndim) if axes is None else [2 + axis for axis in axes]:
-        size = values.shape[axis]
-        smooth = values * taps[0]
-        for offset, tap in enumerate(taps[1:size], start=1):
-            kept = size - offset
-            smooth.narrow(axis, 0, kept).add_(values.narrow(axis, offset, kept), alpha=tap)
-            smooth.narrow(axis, offset, kept).add_(values.narrow(axis, 0, kept), alpha=tap)
-        values = smooth / _share(taps, size, values, axis) if inside else smooth
+        smooth = _smoothed(values, taps, axis)
+        values = smooth / _share(taps, values.shape[axis], values, axis) if inside else smooth
     return values
+
+
+def gaussian_filter_(values: Tensor, sigma: float) -> Tensor:
+    """:func:`gaussian_filter` along all axes, in place and without a graph.
+
+    On the CPU a part of a volume at a time, which stays in the cache meanwhile: half the time, and no second volume.
+
+    Args:
+        values: (B, C, *spatial), floating point.
+        sigma: as there.
+
+    Returns:
+        The values.
+    """
+    if values.device.type != "cpu":
+        return values.copy_(gaussian_filter(values, sigma))
+    taps = _taps(sigma) if sigma else []
+    for image in (channel for item in values for channel in item if taps):
+        for planes in _parts(image, 0):
+            for axis in range(1, image.ndim):
+                planes.copy_(_smoothed(planes, taps, axis))
+        for lines in _parts(image, 1):
+            lines.copy_(_smoothed(lines, taps, 0))
+    return values
+
+
+def _parts(image: Tensor, axis: int) -> Iterator[Tensor]:
+    """Views of an image, cut across an axis."""
+    size = image.shape[axis]
+    for start, stop in slab_ranges(0, size, image.numel() // max(1, size)):
+        yield image.narrow(axis, start, stop - start)
+
+
+def _smoothed(values: Tensor, taps: Sequence[float], axis: int) -> Tensor:
+    size = values.shape[axis]
+    smooth = values * taps[0]
+    for offset, tap in enumerate(taps[1:size], start=1):
+        kept = size - offset
+        smooth.narrow(axis, 0, kept).add_(values.narrow(axis, offset, kept), alpha=tap)
+        smooth.narrow(axis, offset, kept).add_(values.narrow(axis, 0, kept), alpha=tap)
+    return smooth
 
 
 def _taps(sigma: float) -> list[float]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.spatial import gaussian_filter
+from common.spatial.gaussian import gaussian_filter_
 
 
 def convolved(values: Tensor, sigma: float) -> Tensor:
@@ -38,6 +39,20 @@ def test_one_axis_at_a_time_and_none() -> None:
     both = gaussian_filter(gaussian_filter(values, 0.8, [0]), 0.8, [1])
     torch.testing.assert_close(both, gaussian_filter(values, 0.8))
     assert torch.equal(gaussian_filter(values, 0), values)
+
+
+@pytest.mark.parametrize("size", [(9, 7), (6, 5, 8), (2, 9, 1)])
+@pytest.mark.parametrize("slab", [1, 40, 1 << 18])
+def test_in_place_it_is_the_same_whatever_the_slab(
+    size: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.spatial.slabs._SLAB_VOXELS", slab)
+    values = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = gaussian_filter(values, 0.8)
+    kept = values.clone()
+    assert gaussian_filter_(values, 0.8) is values
+    torch.testing.assert_close(values, expected)
+    assert torch.equal(gaussian_filter_(kept.clone(), 0), kept)
 
 
 def test_a_constant_stays_one_inside() -> None:
