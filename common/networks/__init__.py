@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from common.networks.coarser import seen_with as seen_with
 from common.networks.dual_pyramid import DualPyramid
 from common.networks.eoir import EOIR
 from common.networks.gradicon import GradICON

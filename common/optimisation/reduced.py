@@ -6,13 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from common.spatial import resize_image
+from common.spatial.resize import shrunk_image, voxel_ratios
 
-from common.spatial import gaussian_filter, resize_image
-from common.spatial.resize import voxel_ratios
-
-_SIGMA = 0.4
-"""Of the blur before an image shrinks, in voxels of what it shrinks to."""
 _TINY = 1e-6
 
 
@@ -32,11 +28,11 @@ def reduced_pair(targets: Mapping[str, Any], size: Sequence[int]) -> dict[str, A
         if tuple(image.shape[2:]) == tuple(size):
             continue
         if (mask := targets.get(name + "_mask")) is None:
-            found[name] = _shrunk(image, size)
+            found[name] = shrunk_image(image, size)
         else:
             seen = (mask > 0).to(image.dtype)
-            found[name + "_mask"] = weight = _shrunk(seen, size)
-            found[name] = _shrunk(image * seen, size) / weight.clamp(min=_TINY)
+            found[name + "_mask"] = weight = shrunk_image(seen, size)
+            found[name] = shrunk_image(image * seen, size) / weight.clamp(min=_TINY)
         if (label := targets.get(name + "_label")) is not None:
             found[name + "_label"] = resize_image(label, size, "nearest")
         ratios = voxel_ratios(image.shape[2:], size, image)
@@ -45,10 +41,3 @@ def reduced_pair(targets: Mapping[str, Any], size: Sequence[int]) -> dict[str, A
         if name == "fixed" and (spacing := targets.get("spacing")) is not None:
             found["spacing"] = spacing / ratios.to(spacing.dtype)
     return found
-
-
-def _shrunk(image: Tensor, size: Sequence[int]) -> Tensor:
-    for axis, (old, new) in enumerate(zip(image.shape[2:], size, strict=True)):
-        if new < old:
-            image = gaussian_filter(image, _SIGMA * old / new, [axis], inside=True)
-    return resize_image(image, size)

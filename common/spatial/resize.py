@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.spatial.coordinates import check_ddf
+from common.spatial.gaussian import gaussian_filter
 
+_SHRINKING_SIGMA = 0.4
+"""Of the blur before an image shrinks, in voxels of what it shrinks to."""
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -41,6 +44,19 @@ def resize_image(image: Tensor, size: Sequence[int], mode: str = "bilinear") -> 
         positions = torch.arange(new, device=image.device, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
         image = image.index_select(axis, (positions + 0.5).floor().long())
     return image
+
+
+def shrunk_image(image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image on a coarser grid: blurred along the axes that shrink, then resampled corner to corner.
+
+    Args:
+        image: (B, C, *spatial), floating point.
+        size: new spatial shape.
+    """
+    for axis, (old, new) in enumerate(zip(image.shape[2:], size, strict=True)):
+        if new < old:
+            image = gaussian_filter(image, _SHRINKING_SIGMA * old / new, [axis], inside=True)
+    return resize_image(image, size)
 
 
 def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
