@@ -7,6 +7,7 @@ from common.optimisation.composed_adam import ComposedAdam
 from common.optimisation.descent import descend
 from common.optimisation.field import Field
 from common.optimisation.inferer import OptimisingInferer
+from common.optimisation.register_instance import RegisterInstanceD, RegisterInstanced, RegisterInstanceDict
 from common.optimisation.unknowns import LatentCode, NetworkWeights, Stage, Unknown
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "LatentCode",
     "NetworkWeights",
     "OptimisingInferer",
+    "RegisterInstanceD",
+    "RegisterInstanceDict",
+    "RegisterInstanced",
     "Stage",
     "Unknown",
     "descend",
