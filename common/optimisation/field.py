@@ -14,7 +14,7 @@ from common.checks import InputError
 from common.optimisation.composed_adam import ComposedAdam
 from common.optimisation.reduced import reduced_pair
 from common.optimisation.unknowns import Stage
-from common.spatial import resize_ddf
+from common.spatial import invert, resize_ddf
 
 _FEWEST_VOXELS = 8
 """An axis that has no more is not made coarser."""
@@ -32,11 +32,18 @@ class FieldOfPair(nn.Module):
         self.ddf = nn.Parameter(ddf)
 
     def forward(self, image: Tensor, details: Any = False) -> Any:
-        """The field (B, d, *spatial) on the grid of ``image`` (B, 2, *spatial), or {"ddf": field}."""
+        """The field (B, d, *spatial) on the grid of ``image`` (B, 2, *spatial), or with ``details`` a dictionary.
+
+        It has "ddf" and, where it is asked for by name, "inverse_ddf", the field of the inverse map: a loss that looks
+        at both directions moves both.
+        """
         size = image.shape[2:]
         # On its own grid the field itself, of which large volumes need no copy.
         ddf = self.ddf.view_as(self.ddf) if self.ddf.shape[2:] == size else resize_ddf(self.ddf, size)
-        return {"ddf": ddf} if details else ddf
+        if not details:
+            return ddf
+        both = details is True or "inverse_ddf" in details
+        return {"ddf": ddf, "inverse_ddf": invert(ddf)[0]} if both else {"ddf": ddf}
 
 
 class Field:

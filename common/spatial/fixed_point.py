@@ -196,12 +196,24 @@ class _Inverse(torch.autograd.Function):
     @first_order("The inverse of a contraction", "common.spatial.sample_at on a field of your own")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ddf, inverse = ctx.saved_tensors
-        # With o(v, u) = -u(x + v) at the solution: first (1 - do/dv)^T w = grad, then the gradient is (do/du)^T w.
-        items = zip(grad.split(1), ddf.split(1), inverse.split(1), strict=True)
-        implicit = torch.cat([implicit_gradient(*item) for item in items])
-        linear, border = MODES["bilinear"], PADDINGS["border"]
-        on_ddf, _ = warp_backward(implicit.neg_(), ddf, inverse, linear, border, True, False)
-        return on_ddf, None
+        return gradient_of_inverse(grad, ddf, inverse), None
+
+
+def gradient_of_inverse(grad: Tensor, ddf: Tensor, inverse: Tensor) -> Tensor:
+    """From the gradient by the inverse to that by the field, of the exact solution; without autograd.
+
+    Args:
+        grad: (B, d, *spatial).
+        ddf: the same shape.
+        inverse: the same shape.
+    """
+    # With o(v, u) = -u(x + v) at the solution: first (1 - do/dv)^T w = grad, then the gradient is (do/du)^T w.
+    items = zip(grad.split(1), ddf.split(1), inverse.split(1), strict=True)
+    implicit = torch.cat([implicit_gradient(*item) for item in items])
+    linear, border = MODES["bilinear"], PADDINGS["border"]
+    on_ddf, _ = warp_backward(implicit.neg_(), ddf, inverse, linear, border, True, False)
+    assert on_ddf is not None
+    return on_ddf
 
 
 def implicit_gradient(grad: Tensor, ddf: Tensor, inverse: Tensor) -> Tensor:

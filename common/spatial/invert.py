@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from common.autograd import first_order
 from common.spatial.coordinates import check_ddf
+from common.spatial.fixed_point import gradient_of_inverse
 from common.spatial.lengths import lengths
 from common.spatial.points import linear_with_derivative
 from common.spatial.warp import warp
@@ -23,7 +27,7 @@ def invert(ddf: Tensor, iterations: int = 30, tolerance: float = 1e-3) -> tuple[
     ``ddf`` is continued outside by its border values. Each voxel is an equation of its own. A few fixed-point steps
     (Chen et al., Med. Phys. 35(1), 2008) solve the easy ones; the others get damped Newton steps with the exact
     derivative of the interpolated field, which also converge where neighbours move apart by more than a voxel and the
-    fixed-point iteration does not. Not differentiable.
+    fixed-point iteration does not. It can be differentiated once, with the gradient of the exact solution.
 
     Args:
         ddf: (B, d, *spatial), 2D or 3D, in voxels.
@@ -37,9 +41,31 @@ def invert(ddf: Tensor, iterations: int = 30, tolerance: float = 1e-3) -> tuple[
 
     Raises:
         ValueError: when ``ddf`` is no displacement field.
+        InputError: in the backward pass, when it is to be differentiated again (``create_graph=True``).
     """
     check_ddf(ddf)
-    ddf = ddf.detach().to(torch.promote_types(ddf.dtype, torch.float32))
+    with torch.autocast(ddf.device.type, enabled=False):
+        inverse, residual = _Inverse.apply(ddf.to(torch.promote_types(ddf.dtype, torch.float32)), iterations, tolerance)
+    return inverse, residual
+
+
+class _Inverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ddf: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
+        inverse, residual = _inverted(ddf, iterations, tolerance)
+        ctx.save_for_backward(ddf, inverse)
+        ctx.mark_non_differentiable(residual)
+        return inverse, residual
+
+    @staticmethod
+    @first_order("The inverse of a field", "common.spatial.sample_at on a field of your own")
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        ddf, inverse = ctx.saved_tensors
+        return gradient_of_inverse(grad, ddf, inverse), None, None
+
+
+def _inverted(ddf: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """What :func:`invert` returns, without autograd."""
     inverse = torch.empty_like(ddf)
     residual = torch.empty_like(ddf[:, :1])
     shape = ddf.shape[2:]

@@ -62,6 +62,7 @@ from common.spatial import (
     field_map,
     gaussian_filter,
     integrate,
+    invert,
     invert_contraction,
     jacobian_determinant,
     resample,
@@ -145,6 +146,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         lambda x, *rest: group_norm_relu_and_convolve(x, 3, torch.ones(9).double(), torch.zeros(9).double(), *rest),
         (MANY, KERNEL, BIAS),
     ),
+    "invert": (lambda ddf: invert(ddf)[0], (0.1 * FIELD,)),
     "invert_contraction": (invert_contraction, (0.1 * FIELD,)),
     "EOIR": (NETWORK, (normal(1, 2, 32, 32),)),
     "expected_offset": (expected_offset, (normal(1, 2, 4, 5), normal(1, 2, 6, 7))),
@@ -201,7 +203,6 @@ WITHOUT_GRADIENT = {
     "bspline_bound": "a number, made of factors",
     "displacement_to_moving": "made of headers; a field is added as it is",
     "working_grid": "made of headers alone",
-    "invert": "its result has no history, so that torch itself refuses",
     "label_pyramid": "of integers",
     "sample_labels_at": "of integers",
     "warp_labels": "of integers",
@@ -233,7 +234,7 @@ def test_every_function_of_the_package_is_looked_at(package: Any) -> None:
 
 def test_what_has_no_gradient_has_no_history_either() -> None:
     field = VECTORS.clone().requires_grad_()
-    assert not any(result.requires_grad for result in common.spatial.invert(field))
+    assert not common.spatial.invert(field)[1].requires_grad
     # Linear in the field, so that its gradient is a constant.
     (gradient,) = torch.autograd.grad(displacement_to_moving(GRID, GRID, field).sum(), field, create_graph=True)
     torch.testing.assert_close(gradient, torch.ones_like(field))

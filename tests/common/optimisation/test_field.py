@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.checks import InputError
 from common.losses import LNCCLoss, RegistrationLoss, Term
 from common.optimisation import Field, OptimisingInferer
-from common.spatial import gaussian_filter, jacobian_determinant, warp
+from common.spatial import compose, gaussian_filter, jacobian_determinant, warp
 
 
 class Fixed(nn.Module):
@@ -71,6 +71,19 @@ def test_each_pair_of_a_batch_is_alone_and_the_network_stays() -> None:
     assert torch.equal(both["ddf"], torch.cat([outputs["ddf"] for outputs in alone]))
     assert not torch.equal(both["ddf"][0], both["ddf"][1])
     assert network.ddf.eq(0).all() and network.ddf.grad is None
+
+
+def test_both_directions_together_treat_both_images_alike() -> None:
+    image, ddf = known(32, 30)
+    alike = LNCCLoss(kernel_size=5)
+    back = Term(alike, ["warped_back", "moving"])
+    loss = RegistrationLoss({"there": Term(alike, ["warped", "fixed"]), "back": back})
+    both = OptimisingInferer(loss, 15, Field((2, 1)), 0.5, ["inverse_ddf"])
+    there, again = (both(pair, Fixed(torch.zeros_like(ddf))) for pair in (image, image.flip(1)))
+    one_way = [inferer(15)(pair, Fixed(torch.zeros_like(ddf)))["ddf"] for pair in (image, image.flip(1))]
+    assert compose(there["ddf"], there["inverse_ddf"]).abs().max() < 0.01
+    left = compose(there["ddf"], again["ddf"])[..., 4:-4, 4:-4].norm(dim=1).mean()
+    assert left < 0.7 * compose(*one_way)[..., 4:-4, 4:-4].norm(dim=1).mean()
 
 
 def test_it_ends_early_where_nothing_is_won_any_more() -> None:

@@ -107,6 +107,13 @@ def test_folds_leave_a_residual_that_says_where_the_inverse_fails() -> None:
     torch.testing.assert_close(left, residual, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 3)])
+def test_its_gradient(shape: tuple[int, ...]) -> None:
+    # No voxel points at a node, where the slope of linear interpolation jumps.
+    ddf = (smooth_field(shape, 0.3, batch=2).double() + 0.13).requires_grad_()
+    assert torch.autograd.gradcheck(lambda field: invert(field, tolerance=1e-12)[0], ddf)
+
+
 def test_no_field_is_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
         invert(torch.zeros(1, 2, 4, 4, 4))
