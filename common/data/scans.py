@@ -16,7 +16,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.data.dataset import PairDataset, plain_tensor
 from common.data.guides import guides_of_pair
-from common.data.readers.listing import LANDMARKS
+from common.data.readers.listing import LANDMARKS, MASK
 from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, scaled, seen
 from common.data.working_grid import sized_grid
 from common.spatial import Grid, resample, working_grid
@@ -52,7 +52,8 @@ class ScanPairDataset(PairDataset):
             the affine alignment.
         cache_rate: see :class:`common.data.PairDataset`.
         guides: what an optimisation on the pair looks at beside both images, of "mask", "label" and "landmarks": it
-            comes to the working grid, too, see :func:`common.data.guides.guides_of_pair`.
+            comes to the working grid, too, see :func:`common.data.guides.guides_of_pair`. The affine alignment sees
+            what these masks leave.
 
     Raises:
         InputError: as :class:`common.data.PairDataset` and, on access, of guides as that function; by the sampler or on
@@ -110,7 +111,8 @@ class ScanPairDataset(PairDataset):
         if self.spatial_size is not None:
             working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
         masks = self._masks(subjects, dims)
-        alone = {side: scaled(scans[side], self.intensity) * mask for side, mask in masks.items()}
+        shown = self._masks_of_guides(subjects, dims) | masks
+        alone = {side: scaled(scans[side], self.intensity) * mask for side, mask in shown.items()}
         matrix, aligned = self._aligned(scans | alone, grids, paths)
         item: dict[str, Any] = {
             "moving": self._seen(scans["moving"], grids["moving"], working, paths["moving"], matrix),
@@ -138,6 +140,11 @@ class ScanPairDataset(PairDataset):
         if not self.masked or not all("label" in subject for subject in subjects.values()):
             return {}
         return {side: lifted((plain_tensor(s["label"]) != 0).float(), dims) for side, s in subjects.items()}
+
+    def _masks_of_guides(self, subjects: dict[str, Any], dims: int) -> dict[str, Tensor]:
+        """The same of the masks that a pair is guided by; each side may have one."""
+        masked = {side: s[MASK] for side, s in subjects.items() if MASK in self.guides and MASK in s}
+        return {side: lifted((plain_tensor(mask) != 0).float(), dims) for side, mask in masked.items()}
 
     def _check_pair(self, moving: tuple[MetaTensor | None, str], fixed: tuple[MetaTensor | None, str]) -> None:
         paths = {"moving": moving[1], "fixed": fixed[1]}
