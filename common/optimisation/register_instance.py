@@ -24,6 +24,7 @@ from common.losses import RegistrationLoss, Term, WeightedLoss, similarity
 from common.optimisation.field import Field, FieldOfPair
 from common.optimisation.inferer import OptimisingInferer
 from common.spatial import Grid, displacement_to_moving, resample_ddf, warp_labels, warp_within, working_grid
+from common.spatial.foreground import background
 from common.spatial.plane import laid, laid_field, lifted, lifted_field
 from common.spatial.transform import Affine, Transform
 from common.spatial.transform import Field as WorldField
@@ -68,7 +69,7 @@ class RegisterInstanced(MapTransform, InvertibleTransform):
         steps: to be made at all levels alike, or at each.
         learning_rate: largest step in voxels.
         fixed_mask_key: mask (1, *spatial'') of what of the fixed image counts, where it is not 0; None counts all. The
-            affine alignment does not look at masks.
+            affine alignment sees background elsewhere.
         moving_mask_key: mask (1, *spatial) of the moving image.
         allow_missing_keys: whether what is carried along, and masks, may be absent.
 
@@ -165,7 +166,7 @@ class RegisterInstanced(MapTransform, InvertibleTransform):
         scans = {side: lifted(plain_tensor(image).float(), dims) for side, image in images.items()}
         alignment = torch.eye(4, dtype=torch.float64)
         if self.affine:
-            alignment, _ = align_scans(scans, grids, names)
+            alignment, _ = align_scans(scans | _alone(scans, subjects), grids, names)
         elif not overlap(grids["moving"], grids["fixed"]):
             raise InputError(
                 f"By their affines {names['moving']} and {names['fixed']} do not overlap: align them with affine=True."
@@ -225,6 +226,16 @@ RegisterInstanceD = RegisterInstanceDict = RegisterInstanced
 def _loss(name: str) -> RegistrationLoss:
     compared = ["warped", "fixed", "ddf", "fixed_mask", "moving_mask"]
     return RegistrationLoss({name: Term(WeightedLoss(similarity(name)), compared)}, padding_mode="border")
+
+
+def _alone(scans: Mapping[str, Tensor], subjects: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of scans (1, *grid) that have a mask what lies in it, on their background."""
+    found = {}
+    for side, subject in subjects.items():
+        if "mask" in subject:
+            mask = (plain_tensor(subject["mask"]) != 0).to(scans[side].device).view_as(scans[side])
+            found[side] = torch.where(mask, scans[side], background(scans[side]))
+    return found
 
 
 def _tracked(image: Any, key: Hashable) -> MetaTensor:

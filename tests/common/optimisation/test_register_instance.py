@@ -128,15 +128,27 @@ def test_a_known_field_is_found_on_one_grid(dims: int) -> None:
 
 @pytest.mark.parametrize(("dims", "affine"), [(2, False), (2, True), (3, False)])
 def test_images_of_two_grids_meet_in_the_world(dims: int, affine: bool) -> None:
-    data = pair(dims, tilted(dims))
-    found = registered(affine=affine)(data)
+    data, expected = pair(dims, tilted(dims)), known_field(dims)
+    best = best_dice(data, dims)
+    if affine:
+        # The moving scanner's world begins elsewhere: the alignment has to find it, and the field has it in it.
+        shift = torch.tensor([3.0, -4.0, 2.0])[:dims]
+        expected = expected + shift.view(-1, *[1] * dims)
+        moved = TILTED.clone()
+        moved[:dims, 3] += shift
+        data["moving"].affine = data["moving_label"].affine = moved
+    step = registered(affine=affine)
+    found = step(data)
     for key in ("moving", "moving_label"):
         assert found[key].shape == found["fixed"].shape and torch.equal(found[key].affine, found["fixed"].affine)
-    assert dice(found["moving_label"], data["fixed_label"]) > best_dice(data, dims) - 0.03
-    error = (found["ddf"].as_tensor() - known_field(dims)).norm(dim=0)
+    assert dice(found["moving_label"], data["fixed_label"]) > best - 0.03
+    error = (found["ddf"].as_tensor() - expected).norm(dim=0)
     assert float(error.mean()) < (0.6 if affine else 0.4) * float(known_field(dims).norm(dim=0).mean())
     assert torch.equal(found["ddf"].affine, found["fixed"].affine) and found["ddf"].shape == (dims, *SIZES[dims])
     assert torch.equal(found["ddf"].meta["alignment"], torch.eye(4)) == (not affine)
+    again = step.inverse(found)
+    assert all(torch.equal(again[key].affine, data[key].affine) for key in ("moving", "moving_label"))
+    assert dice(again["moving_label"], data["moving_label"]) > 0.95
 
 
 @BOTH
@@ -309,3 +321,22 @@ def test_what_goes_along_may_be_absent_if_that_is_allowed() -> None:
         registered(steps=0)(data)
     found = registered(steps=0, fixed_mask_key="mask", allow_missing_keys=True)(data)
     assert "moving_label" not in found and float(found["ddf"].abs().max()) == 0
+
+
+def test_the_affine_alignment_sees_background_where_a_mask_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, given = pair(2), {}
+
+    def align(scans: dict[str, Tensor], *others: Any) -> tuple[Tensor, dict[str, Any]]:
+        given.update(scans)
+        return torch.eye(4, dtype=torch.float64), {}
+
+    monkeypatch.setattr("common.optimisation.register_instance.align_scans", align)
+    # In Hounsfield units background is not 0.
+    data["moving"] = data["moving"] * 1000 - 1000
+    data["mask"] = torch.zeros(1, *SIZES[2])
+    data["mask"][0, 4:20, 4:20] = 3
+    registered(affine=True, steps=0, moving_mask_key="mask")(data)
+    inside = data["mask"][..., None] > 0
+    assert torch.equal(given["moving"][inside], data["moving"].as_tensor()[..., None][inside])
+    assert bool((given["moving"][~inside] == data["moving"].min()).all())
+    assert torch.equal(given["fixed"][..., 0], data["fixed"].as_tensor())
