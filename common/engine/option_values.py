@@ -123,9 +123,12 @@ OPTIONS: dict[str, Check] = {
     "checkpoint_seconds": Check(lambda value: _is_number(value) and value >= 0, "seconds, 0 or more"),
     "cache_rate": Check(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "zoom": Check(lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "spacing": Check(
-        lambda value: value is None or _are(value, lambda size: _is_number(size) and size > 0, (2, 3)),
-        "three voxel sizes in millimetres, such as [1, 1, 1] ([1, 1] for two dimensions), or None",
+    **dict.fromkeys(
+        ("spacing", "io_spacing"),
+        Check(
+            lambda value: value is None or _are(value, lambda size: _is_number(size) and size > 0, (2, 3)),
+            "three voxel sizes in millimetres, such as [1, 1, 1] ([1, 1] for two dimensions), or None",
+        ),
     ),
     "spatial_size": _SIZE,
     "image_shape": _SIZES,
