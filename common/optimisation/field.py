@@ -58,6 +58,7 @@ class Field:
         gradient_sigma: see :class:`ComposedAdam`.
         step_sigma: see there.
         field_sigma: see there.
+        tolerance: a level ends early where ten steps win less than this part of what has been won; 0 never does.
 
     Raises:
         InputError: for no level or one that is below 1.
@@ -69,10 +70,11 @@ class Field:
         gradient_sigma: float = 0.7,
         step_sigma: float = 0.7,
         field_sigma: float = 0.5,
+        tolerance: float = 0.003,
     ) -> None:
         if not levels or any(not isinstance(level, int) or level < 1 for level in levels):
             raise InputError(f"levels is {list(levels)}; give whole numbers such as [4, 2, 1], the finest last.")
-        self.levels = tuple(levels)
+        self.levels, self.tolerance = tuple(levels), tolerance
         self.sigmas = {"gradient_sigma": gradient_sigma, "step_sigma": step_sigma, "field_sigma": field_sigma}
 
     def start(self, network: nn.Module, image: Tensor) -> FieldOfPair:
@@ -94,5 +96,5 @@ class Field:
             coarse = [max(math.ceil(n / factor), min(n, _FEWEST_VOXELS)) for n in size]
             own.ddf = nn.Parameter(resize_ddf(own.ddf.detach(), coarse))
             optimiser = ComposedAdam([own.ddf], learning_rate, **self.sigmas)
-            yield Stage(optimiser, reduced_pair(targets, coarse), count)
+            yield Stage(optimiser, reduced_pair(targets, coarse), count, self.tolerance)
         own.ddf = nn.Parameter(resize_ddf(own.ddf.detach(), size))

@@ -68,7 +68,6 @@ class OptimisingInferer(RegistrationInferer):
         details: as those of the plain inferer.
         amp: as that of the plain inferer, without optimisation.
         seed: of the random points.
-        tolerance: a level ends early where ten steps win less than this part of what has been won; 0 never does.
 
     Raises:
         InputError: for steps below 0 or a learning rate that is not above 0, and what the unknown raises.
@@ -83,7 +82,6 @@ class OptimisingInferer(RegistrationInferer):
         details: bool | Collection[str] = False,
         amp: bool = False,
         seed: int = 0,
-        tolerance: float = 0.0,
     ) -> None:
         counts = [steps] if isinstance(steps, int) else list(steps)
         if not counts or any(not isinstance(count, int) or count < 0 for count in counts) or not learning_rate > 0:
@@ -93,7 +91,7 @@ class OptimisingInferer(RegistrationInferer):
             )
         super().__init__(details, amp and not any(counts))
         self.loss, self.steps, self.unknown = loss, counts, unknown
-        self.learning_rate, self.seed, self.tolerance = learning_rate, seed, tolerance
+        self.learning_rate, self.seed = learning_rate, seed
 
     def __call__(
         self,
@@ -157,7 +155,7 @@ class OptimisingInferer(RegistrationInferer):
         if math.isfinite(before):
             with torch.enable_grad():
                 for stage in self.unknown.stages(own, whole, self.steps, self.learning_rate):
-                    done += descend(objective(stage.targets, done), stage.optimiser, stage.steps, self.tolerance)
+                    done += descend(objective(stage.targets, done), stage.optimiser, stage.steps, stage.tolerance)
         found = Figures(done, before, compared(), time.perf_counter() - began)
         _say(found)
         with torch.no_grad():

@@ -21,12 +21,14 @@ class Stage(NamedTuple):
     Attributes:
         optimiser: of what is unknown, in place.
         targets: the pair as this stage sees it: "moving" and "fixed" (B, 1, *spatial) and what else is known of it.
-        steps: to be made.
+        steps: to be made, at most.
+        tolerance: it ends early where ten steps win less than this part of what has been won; 0 never does.
     """
 
     optimiser: torch.optim.Optimizer
     targets: Mapping[str, Any]
     steps: int
+    tolerance: float = 0.0
 
 
 class Unknown(Protocol[Own]):

@@ -88,8 +88,10 @@ def test_both_directions_together_treat_both_images_alike() -> None:
 
 def test_it_ends_early_where_nothing_is_won_any_more() -> None:
     image, ddf = known(24, 20)
-    outputs = inferer(400, (1,), tolerance=0.01)(image, Fixed(torch.zeros_like(ddf)))
+    outputs = inferer(400, (1,))(image, Fixed(torch.zeros_like(ddf)))
     assert 20 <= outputs["optimisation"]["steps"].item() < 300
+    again = OptimisingInferer(inferer().loss, 60, Field((1,), tolerance=0), 0.5)(image, Fixed(torch.zeros_like(ddf)))
+    assert again["optimisation"]["steps"].item() == 60
 
 
 def test_levels_have_their_own_numbers_of_steps_and_thin_axes_stay() -> None:
