@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -17,7 +18,8 @@ from common.losses.ngf import NGFLoss
 SIMILARITIES: dict[str, Callable[[], nn.Module]] = {
     "lncc": LNCCLoss,
     "mse": MSELoss,
-    "mi": MutualInformationLoss,
+    "mi": partial(MutualInformationLoss, window="bspline"),
+    "nmi": partial(MutualInformationLoss, window="bspline", normalised=True),
     "mind": MINDSSCLoss,
     "ngf": NGFLoss,
 }
