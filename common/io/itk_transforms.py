@@ -254,9 +254,10 @@ def _itk_field(stage: Field) -> Any:
 
     dims = stage.grid.dims
     linear = (_FLIP @ stage.grid.affine)[:dims, :dims].float()
-    vectors = torch.einsum("rc,c...->...r", linear, laid_field(stage.ddf, dims)[0].cpu().float())
-    stored = vectors.permute(*range(dims - 1, -1, -1), dims).contiguous().numpy()
-    image = itk.image_from_array(stored, ttype=itk.Image[itk.Vector[itk.F, dims], dims])
+    stored = torch.einsum("rc,c...->...r", linear, laid_field(stage.ddf, dims)[0].cpu().float())
+    # Under the same name: what was in another order is gone before ITK makes its copy.
+    stored = stored.permute(*range(dims - 1, -1, -1), dims).contiguous()
+    image = itk.image_from_array(stored.numpy(), ttype=itk.Image[itk.Vector[itk.F, dims], dims])
     origin, spacing, direction = _itk_place(stage.grid)
     image.SetOrigin(origin)
     image.SetSpacing(spacing)

@@ -46,7 +46,7 @@ def field_of(
     check_finite(path, vectors)
     vector, index = _frame(path, convention, own, moving, fixed)
     ddf = turned_vectors(vector, vectors.float().flatten(0, 2).T).view(1, 3, *own.shape)
-    return Field(own, ddf + _linear(index, own))
+    return Field(own, ddf if _is_identity(index) else ddf + _linear(index, own))
 
 
 def vectors_of(ddf: Tensor, own: Grid, convention: str, moving: Grid | None = None) -> Tensor:
@@ -65,7 +65,9 @@ def vectors_of(ddf: Tensor, own: Grid, convention: str, moving: Grid | None = No
         InputError: when a grid is missing.
     """
     vector, index = _frame(Path("The field"), convention, own, moving, None)
-    place = ddf.cpu().float() - _linear(index, own)
+    place = ddf.cpu().float()
+    if not _is_identity(index):
+        place = place - _linear(index, own)
     return torch.einsum("rc,cijk->ijkr", torch.linalg.inv(vector).float(), place[0]).contiguous()
 
 
@@ -129,8 +131,10 @@ def _constant(matrix: Tensor) -> Tensor:
     return result
 
 
+def _is_identity(index: Tensor) -> bool:
+    return bool((index == torch.eye(4)).all())
+
+
 def _linear(index: Tensor, own: Grid) -> Tensor:
     """(1, 3, *own.shape), ``index x - x`` for every voxel."""
-    if bool((index == torch.eye(4)).all()):
-        return torch.zeros(1)
     return displacement_to_moving(own, own, alignment=own.affine @ index @ torch.linalg.inv(own.affine))
