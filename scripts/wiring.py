@@ -37,6 +37,7 @@ METHOD, DATA, TEXT = "method", "data", "text"
 _NETWORK = ("network_def", "supervised")
 _SCHEDULE = ("max_epochs", "pairs_per_epoch", "batch_size", "learning_rate", "val_interval", "lr_scheduler")
 _SUBJECTS = ("reader", "preprocessing")
+_WINDOW = "window"
 _LABELS = ("label_groups", "grouping", "counted")
 _GRID = ("spacing", "spatial_size", "zoom")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
@@ -58,12 +59,13 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "evaluate.json": {
         METHOD: (*_NETWORK, *(name for name in OPTIMISED if name not in _GUIDED)),
-        DATA: (*_SUBJECTS, *_LABELS, "found", *_GRID, "section", "hd95", "evaluate::phantoms"),
+        DATA: (*_SUBJECTS, *_LABELS, "found", _WINDOW, *_GRID, "section", "hd95", "evaluate::phantoms"),
     },
     "inference.json": {
         METHOD: (*_NETWORK, *OPTIMISED, *(f"folder::settings::{name}" for name in (*_LOOP, *_GUIDED))),
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
+            *(_WINDOW, f"folder::settings::{_WINDOW}"),
             *("spatial_size", "folder::settings::spatial_size", "dataset::spatial_size", "dataset::masked"),
             *("section", *_WRITER, "infer::phantoms"),
         ),

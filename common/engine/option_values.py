@@ -130,6 +130,10 @@ OPTIONS: dict[str, Check] = {
             "three voxel sizes in millimetres, such as [1, 1, 1] ([1, 1] for two dimensions), or None",
         ),
     ),
+    "window": Check(
+        lambda value: value is None or (_are(value, _is_number, (2,)) and value[0] < value[1]),
+        "the lowest and the highest intensity that count, such as [-1000, 0], or None",
+    ),
     "spatial_size": _SIZE,
     "image_shape": _SIZES,
     "labels": _or_none(
