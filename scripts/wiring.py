@@ -100,16 +100,6 @@ EXCEPTIONS = (
         )
         for path in paths
     ),
-    *(
-        ("instance_any", "inference.json", path, "no network has voxels of its own")
-        for path in (
-            "io_spacing",
-            "folder::settings::io_spacing",
-            "dataset::_desc_",
-            "dataset::spacing",
-            "evaluator::network",
-        )
-    ),
     (
         *("*_lumir", "train.json", "validate::dataset::cache_rate"),
         "the 3384 scans of training are read anew each time, the few of validation stay in memory",

@@ -17,8 +17,8 @@ def test_the_result_has_the_voxels_of_the_optimisation(phantoms: Path, tmp_path:
     weights = tmp_path / "model.pt"
     save_atomically(EOIR(variant="oasis", start_channel=2).state_dict(), weights)
     options = {"moving": str(moving), "fixed": str(fixed), "ckpt_path": str(weights), "output_dir": str(tmp_path)}
-    options |= {"network_def#start_channel": 2, "spacing": [2, 2, 2], "io_spacing": [1, 1, 1.5]}
-    run_workflow(ROOT / "bundles" / "eoir_oasis", "inference", **options, io_steps=3)
+    grids = {"network_def#start_channel": 2, "spacing": [2, 2, 2], "io_spacing": [1, 1, 1.5]}
+    run_workflow(ROOT / "bundles" / "eoir_oasis", "inference", **options, **grids, io_steps=3)
     (pair,) = json.loads((tmp_path / "provenance.json").read_text())["pairs"].values()
     assert pair["working_spacing"] == [1, 1, 1.5]
     assert pair["optimisation"]["after"] < pair["optimisation"]["before"]
