@@ -12,6 +12,7 @@ from common.checks import InputError
 from common.losses.closed_form import check_alike, computing_dtype, needs_gradient, with_gradient
 from common.losses.parzen import BoxWindow, CubicWindow, GaussianWindow, Window
 from common.losses.percentiles import percentiles
+from common.losses.weights import check_weight
 
 # Voxels at a time: their weights stay in the cache; accelerators want few launches.
 _CPU_PIECE = 1 << 14
@@ -38,6 +39,9 @@ class MutualInformationLoss(nn.Module):
     whose range is three bins shorter, and each voxel of ``target`` is in one bin alone: less than half the work, for
     optimisation on a pair.
 
+    Weights of voxels weigh the histogram; percentiles are those of all voxels with a weight above 0. One without has no
+    influence, and a sample without any counts as 0.
+
     Bins whose share in a voxel float32 cannot see are left out; sums are in float64. The gradient is exact and cannot
     be differentiated again. Accelerators add in no fixed order.
 
@@ -60,19 +64,20 @@ class MutualInformationLoss(nn.Module):
             raise InputError(f"MutualInformationLoss got bins={bins}; choose {least} or more.")
         self.bins, self.window, self.normalised = bins, window, normalised
 
-    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compare images.
 
         Args:
             pred: (B, C, *spatial), intensities of any scale; usually the warped moving image.
             target: the same shape. With the window "bspline" it has no gradient.
+            weight: (B, 1, *spatial) from 0 to 1, how much each voxel counts; None is 1 everywhere. It has no gradient.
 
         Returns:
             Scalar, at most 0; if normalised, from 0 (one image tells all of the other) to 1 (nothing). Float32 (float64
             if an input is).
 
         Raises:
-            InputError: when the shapes differ, and when the target of "bspline" asks for a gradient.
+            InputError: when the shapes do not fit, and when the target of "bspline" asks for a gradient.
         """
         check_alike("MutualInformationLoss", pred, target)
         if self.window == "bspline" and needs_gradient(target):
@@ -80,21 +85,32 @@ class MutualInformationLoss(nn.Module):
                 "MutualInformationLoss with window='bspline' has no gradient of the target: give the image that moves "
                 "as pred, or choose window='gaussian'."
             )
+        if weight is not None:
+            check_weight("MutualInformationLoss", pred, weight)
         dtype = computing_dtype(pred, target)
         images = pred.to(dtype), target.to(dtype)
-        gradients = [torch.empty_like(x) if needs_gradient(x) else None for x in images]
-        value, windows = images[0].new_zeros((), dtype=torch.float64), self._windows(images[0])
+        gradients = [torch.zeros_like(x) if needs_gradient(x) else None for x in images]
+        value = images[0].new_zeros((), dtype=torch.float64)
         with torch.no_grad(), torch.autocast(pred.device.type, enabled=False):
             for b in range(len(pred)):
-                pair = [_Binned(image[b].flatten(), window) for image, window in zip(images, windows, strict=True)]
-                found, slope = self._compared(_joint(*pair))
-                value += found / len(pred)
-                slope = (slope / (len(pred) * pair[0].values.numel())).to(dtype)
-                for i, gradient in enumerate(gradients):
-                    if gradient is not None:
-                        along = slope if i == 0 else slope.T
-                        gradient[b] = _gradient(pair[i], pair[1 - i], along).view_as(gradient[b])
-        return with_gradient(value.to(dtype), images, gradients)
+                voxels = _Voxels(images[0][b], None if weight is None else weight[b].to(dtype))
+                if voxels.count:
+                    wanted = [None if gradient is None else gradient[b] for gradient in gradients]
+                    value += self._sample([voxels.take(image[b]) for image in images], voxels, wanted)
+        for gradient in gradients:
+            if gradient is not None:
+                gradient /= len(pred)
+        return with_gradient((value / len(pred)).to(dtype), images, gradients)
+
+    def _sample(self, values: list[Tensor], voxels: _Voxels, gradients: list[Tensor | None]) -> Tensor:
+        """The loss of one sample in float64; writes its gradients."""
+        pair = [_Binned(image, window) for image, window in zip(values, self._windows(values[0]), strict=True)]
+        value, slope = self._compared(_joint(pair[0], pair[1], voxels.weight))
+        slope = slope.to(values[0].dtype)
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                voxels.put(_gradient(pair[i], pair[1 - i], slope if i == 0 else slope.T), gradient)
+        return value
 
     def _windows(self, like: Tensor) -> tuple[Window, Window]:
         if self.window == "bspline":
@@ -113,6 +129,36 @@ class MutualInformationLoss(nn.Module):
                 value = -(joint * (joint / (torch.outer(rows, columns) + _EPS) + _TINY).log()).sum()
             (slope,) = torch.autograd.grad(value, joint)
         return value.detach(), slope
+
+
+class _Voxels:
+    """Those of a sample that have a weight, and their shares of it.
+
+    Args:
+        image: (C, *spatial).
+        weight: (1, *spatial) of the same type, or None.
+    """
+
+    def __init__(self, image: Tensor, weight: Tensor | None) -> None:
+        self.chosen: Tensor | None = None
+        self.weight: Tensor | None = None
+        self.count = image.numel()
+        if weight is not None:
+            every = weight.detach().expand_as(image).flatten()
+            self.chosen = (every > 0).nonzero()[:, 0]
+            self.weight, self.count = every.index_select(0, self.chosen), len(self.chosen)
+
+    def take(self, image: Tensor) -> Tensor:
+        """(count,) values."""
+        return image.flatten() if self.chosen is None else image.flatten().index_select(0, self.chosen)
+
+    def put(self, values: Tensor, image: Tensor) -> None:
+        """Derivatives of the sum over voxels, as those of the weighted mean, into an image of zeros."""
+        if self.chosen is None or self.weight is None:
+            image.copy_(values.div_(self.count).view_as(image))
+        else:
+            values.mul_(self.weight).div_(self.weight.sum(dtype=torch.float64))
+            image.view(-1).index_copy_(0, self.chosen, values)
 
 
 class _Binned:
@@ -148,8 +194,8 @@ def _pair_of_cells(cell: Tensor, other: Tensor, bins: int) -> Tensor:
     return cell.mul_(bins).add_(other).nan_to_num_(nan=0.0)
 
 
-def _joint(first: _Binned, second: _Binned) -> Tensor:
-    """(bins, bins) in float64, sum 1."""
+def _joint(first: _Binned, second: _Binned, voxels: Tensor | None) -> Tensor:
+    """(bins, bins) in float64, sum 1, of weighted voxels."""
     bins, taps = first.window.bins, second.window.taps
     sums = first.values.new_zeros(first.window.taps, taps, _LANES * bins**2, dtype=torch.float64)
     lane: Tensor | None = None
@@ -159,6 +205,8 @@ def _joint(first: _Binned, second: _Binned) -> Tensor:
             lane = torch.arange(len(cell), dtype=cell.dtype, device=cell.device).remainder_(_LANES).mul_(bins**2)
         place = _pair_of_cells(cell, other_cell, bins).add_(lane[: len(cell)]).long().expand(taps, -1)
         weights, others = weights.double(), others.double()
+        if voxels is not None:
+            weights *= voxels[part]
         for row, weight in zip(sums, weights, strict=True):
             row.scatter_add_(1, place, others * weight)
     joint = sums.new_zeros(bins, bins)
@@ -166,7 +214,7 @@ def _joint(first: _Binned, second: _Binned) -> Tensor:
         for counts, j in zip(row, second.window.offsets, strict=True):
             # No cell is so near the border that anything goes around.
             joint += counts.roll((i, j), (0, 1))
-    return joint / first.values.numel()
+    return joint / (first.values.numel() if voxels is None else voxels.sum(dtype=torch.float64))
 
 
 def _entropy(shares: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from common.losses.ngf import NGFLoss
 SIMILARITIES: dict[str, Callable[[], nn.Module]] = {
     "lncc": LNCCLoss,
     "mse": MSELoss,
+    # Half the work of Gaussian bins.
     "mi": partial(MutualInformationLoss, window="bspline"),
     "nmi": partial(MutualInformationLoss, window="bspline", normalised=True),
     "mind": MINDSSCLoss,

@@ -126,6 +126,65 @@ def test_an_image_of_one_intensity_tells_nothing_and_has_a_finite_gradient() -> 
     assert flat.grad is not None and flat.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("window", list(WINDOWS))
+def test_whole_weights_are_as_many_voxels_and_none_has_no_influence(window: str, normalised: bool) -> None:
+    shape = (2, 2, 5, 6, 4)
+    pred, target = (image.detach() for image in images(*shape))
+    weight = (torch.rand(2, 1, *shape[2:], generator=torch.Generator().manual_seed(3)) > 0.4).float()
+    chosen = weight.expand(shape) > 0
+    loss = MutualInformationLoss(5, window, normalised)
+    expected = [loss(*(image[b][chosen[b]][None, None, :, None] for image in (pred, target))).item() for b in range(2)]
+    results = []
+    for outside in (0.0, torch.nan, torch.inf):
+        moving = torch.where(chosen, pred, outside).requires_grad_()
+        value = loss(moving, torch.where(chosen, target, outside), weight)
+        (gradient,) = torch.autograd.grad(value, moving)
+        assert value.item() == pytest.approx(np.mean(expected), abs=1e-12)
+        assert gradient[chosen].any() and not gradient[~chosen].any()
+        results.append(gradient)
+    assert results[0].equal(results[1]) and results[0].equal(results[2])
+
+
+@pytest.mark.parametrize("window", list(WINDOWS))
+def test_weights_between_0_and_1_weigh_the_histogram_and_the_gradient(window: str) -> None:
+    pred, target = (image.detach() for image in images(1, 1, 5, 6, 4))
+    loss = MutualInformationLoss(5, window)
+    # Voxels of weight 1 count twice as often as those of 0.5.
+    weight = torch.ones(1, 1, 5, 6, 4)
+    weight[:, :, 2:] = 0.5
+    twice = [torch.cat([image, image[:, :, :2]], dim=2) for image in (pred, target)]
+    bounds = [np.percentile(image.numpy(), [1, 99]) for image in (pred, target)]
+    # The same percentiles in both.
+    for image, (low, high) in zip((pred, target, *twice), bounds * 2, strict=True):
+        image[image < low + 0.1 * (high - low)] = low + 0.1 * (high - low)
+        image[image > low + 0.8 * (high - low)] = low + 0.8 * (high - low)
+    results = []
+    cases: list[tuple[Tensor, Tensor, Tensor | None]] = [(pred, target, weight), (twice[0], twice[1], None)]
+    for first, second, counts in cases:
+        leaf = first.clone().requires_grad_()
+        value = loss(leaf, second, counts)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        results.append((value.item(), gradient[:, :, :5]))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-12)
+    # A copy has half of a voxel's gradient.
+    share = torch.where(weight == 1, 2.0, 1.0)
+    torch.testing.assert_close(results[0][1], results[1][1] * share, rtol=1e-9, atol=1e-14)
+    assert loss(pred, target, torch.ones_like(pred)).item() == loss(pred, target).item()
+
+
+def test_samples_without_weights_count_as_nothing() -> None:
+    pair = images(2, 1, 5, 6)
+    weight = torch.ones(2, 1, 5, 6)
+    weight[1] = 0
+    value = MutualInformationLoss(4)(*pair, weight)
+    value.backward()
+    assert value.item() == pytest.approx(MutualInformationLoss(4)(*(image[:1] for image in pair)).item() / 2)
+    assert pair[0].grad is not None and pair[0].grad[0].any() and not pair[0].grad[1].any()
+    with pytest.raises(InputError, match="one weight per voxel"):
+        MutualInformationLoss(4)(*pair, weight[:, :, 1:])
+
+
 def test_values_that_are_none_make_the_loss_none() -> None:
     first, second = (x.detach() for x in images(1, 1, 6, 5))
     first[0, 0, 2, 3] = torch.nan
