@@ -24,6 +24,7 @@ from common.data.readers.datalist import PAIR_KEYS, find_datalist, image_of, is_
 from common.data.readers.listing import (
     LANDMARK_COORDINATES,
     LANDMARKS,
+    MASK,
     SECTIONS,
     Listing,
     Subject,
@@ -57,10 +58,10 @@ class _Scan(NamedTuple):
 def read_lungct(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, Listing]:
     """Sections of a folder of lung scans; a pair is one person's, inspiration moving and expiration fixed.
 
-    A subject is one scan, "image", with its lung mask as "label", and "landmarks", the file of its points, where these
-    are there. Pairs of a JSON count as they are listed; where it lists scans alone, both of one person are paired.
-    Without a JSON the official validation cases of Learn2Reg are the validation section, ``imagesTs`` is the test
-    section and all else is for training; cases of DIR-Lab, for which no one trains, are the test section.
+    A subject is one scan, "image", with its lung mask as "label" and "mask", and "landmarks", the file of its points,
+    where these are there. Pairs of a JSON count as they are listed; where it lists scans alone, both of one person are
+    paired. Without a JSON the official validation cases of Learn2Reg are the validation section, ``imagesTs`` is the
+    test section and all else is for training; cases of DIR-Lab, for which no one trains, are the test section.
 
     Args:
         dataset_dir: folder of the data set.
@@ -163,8 +164,9 @@ def _with_mask_and_landmarks(subject: Subject, texts: Mapping[str, Path]) -> Sub
     found = {**subject, "id": stem}
     masks = [_beside(image, "masks") / image.name, *(image.with_name(f"{stem}_mask{ending}") for ending in _NIFTI)]
     mask = next((file for file in masks if file != image and file.is_file()), None)
-    if "label" not in found and mask is not None:
-        found["label"] = str(mask)
+    if mask is not None:
+        # The lungs are what is measured, and what counts where a pair is optimised.
+        found = {"label": str(mask), MASK: str(mask), **found}
     if LANDMARKS in found:
         return found
     text = None if scan is None else next((texts[name] for name in scan.points if name in texts), None)

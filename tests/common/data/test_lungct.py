@@ -120,6 +120,7 @@ def test_copdgene_of_dir_lab_is_a_test_set_whose_landmarks_count_from_1(tmp_path
         "id": "copd1_iBHCT",
         "image": str(tmp_path / "copd1" / "copd1_iBHCT.nii.gz"),
         "label": str(tmp_path / "copd1" / "copd1_iBHCT_mask.nii.gz"),
+        "mask": str(tmp_path / "copd1" / "copd1_iBHCT_mask.nii.gz"),
         "landmarks": str(tmp_path / "texts" / "copd1_300_iBH_xyz_r1.txt"),
         "landmark_coordinates": "voxel_from_1",
     }
