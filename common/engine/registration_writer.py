@@ -252,7 +252,7 @@ class _Registration:
             "affine": {name: _number(value) for name, value in self.aligned.items()},
             "alignment": self.alignment.tolist(),
             "largest_displacement_voxels": round(largest, 3),
-            "folded_percent": 100 * float((self.determinant <= 0).double().mean()),
+            "folded_percent": 100 * float((self.determinant <= 0).sum()) / self.determinant.numel(),
             "inverse_residual_voxels": round(self.inverse_residual, 4),
             "inverse_from": self.inverse_from,
         }
