@@ -82,7 +82,7 @@ PATHS: dict[str, Check] = {
 """Options that name files or folders; their texts are taken to the letter."""
 OPTIONS: dict[str, Check] = {
     **PATHS,
-    **dict.fromkeys(("supervised", "resume", "overwrite", "amp", "affine", "distributed"), _SWITCH),
+    **dict.fromkeys(("supervised", "resume", "overwrite", "amp", "affine", "distributed", "symmetric"), _SWITCH),
     "reader": _one_of(READERS),
     "section": _or_none(_one_of(SECTIONS)),
     "hd95": _or_none(_one_of(HD95_UNITS)),
