@@ -67,13 +67,19 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an alignment finds does not matter here: it is the shift."""
+def aligned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What an alignment finds does not matter here: it is the shift. What it was given, moving and fixed."""
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, 3] = torch.tensor(SHIFT)
     facts = dict.fromkeys(("similarity_before", "similarity_after", "converged", "seconds"), 0.0)
-    found = SimpleNamespace(matrix=matrix, warning=None, **facts)
-    monkeypatch.setattr("common.data.scans.align", lambda *_, **__: found)
+    given: list[Tensor] = []
+
+    def align(moving: Tensor, _: Any, fixed: Tensor, *others: Any, **names: Any) -> SimpleNamespace:
+        given.extend((moving, fixed))
+        return SimpleNamespace(matrix=matrix, warning=None, **facts)
+
+    monkeypatch.setattr("common.data.scan_pair.align", align)
+    return given
 
 
 def pair(files: dict[str, str], *guides: str, spacing: Any = (2, 2, 2), affine: bool = True) -> dict[str, Any]:
@@ -118,6 +124,18 @@ def test_landmarks_of_both_scans_meet_where_the_images_do(files: dict[str, str])
         values: Tensor = sample_at(item[side][None], item[f"{side}_landmarks"][None])
         own = sample_at(item[f"{side}_scan"][None], item[f"{side}_scan_landmarks"][None].float())
         torch.testing.assert_close(values, own, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("sides", [("fixed",), ("moving", "fixed")])
+def test_the_affine_alignment_sees_what_masks_leave(
+    files: dict[str, str], aligned: list[Tensor], sides: tuple[str, ...]
+) -> None:
+    left_out = [f"{side}_mask" for side in ("moving", "fixed") if side not in sides]
+    item = pair({name: file for name, file in files.items() if name not in left_out}, "mask")
+    for side, seen in zip(("moving", "fixed"), aligned, strict=True):
+        places = torch.from_numpy(world(side)[..., 1] > 16)
+        scan = item[f"{side}_scan"]
+        assert torch.equal(seen, scan * places if side in sides else scan)
 
 
 def test_what_is_not_asked_for_stays_on_the_own_grids(files: dict[str, str]) -> None:
