@@ -21,10 +21,18 @@ from common.blocks.hybrid_code import HybridCode
 from common.blocks.nephi import ModulatedField
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset
-from common.losses import BendingLoss, GradientLoss, JacobianConsistencyLoss, LNCCLoss, WarpedDiceLoss, image_pyramid
+from common.losses import (
+    BendingLoss,
+    GradientLoss,
+    JacobianConsistencyLoss,
+    LNCCLoss,
+    NGFLoss,
+    WarpedDiceLoss,
+    image_pyramid,
+)
 from common.spatial import integrate, warp
 from common.spatial.maps import PointMap
-from scripts.textbook import StoredGridWarp, blurred_pyramid, one_hot_dice
+from scripts.textbook import StoredGridWarp, blurred_pyramid, edge_directions, one_hot_dice
 from scripts.textbook_dual_pyramid import shifted_correlation, unfolded_correlation
 from scripts.textbook_vfa import unfolded_attention
 
@@ -118,6 +126,14 @@ def operations() -> dict[str, Operation]:
             {
                 "MONAI LocalNormalizedCrossCorrelationLoss": _gradient_of(lambda x: monai_lncc(x, fixed), moving),
                 "LNCCLoss": _gradient_of(lambda x: lncc(x, fixed), moving),
+            },
+            11,
+            True,
+        ),
+        "normalised gradient fields, gradient of the warped image": Operation(
+            {
+                "torch.gradient, autograd": _gradient_of(lambda x: edge_directions(x, fixed), moving),
+                "NGFLoss": _gradient_of(lambda x: NGFLoss()(x, fixed), moving),
             },
             11,
             True,

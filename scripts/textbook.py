@@ -150,3 +150,13 @@ def one_hot_dice(moving: Tensor, fixed: Tensor, ddf: Tensor, classes: int, sampl
     p = sampler(p, ddf)
     overlap, size = (p * t).flatten(2).sum(-1), p.flatten(2).sum(-1) + t.flatten(2).sum(-1)
     return 1 - (2 * overlap / (size + 1e-5)).mean()
+
+
+def edge_directions(pred: Tensor, target: Tensor) -> Tensor:
+    """Normalised gradient fields of one pair (1, 1, D, H, W), the mean gradient as edge parameter."""
+    squares, slopes = [], [torch.stack(torch.gradient(image[0, 0])) for image in (pred, target)]
+    for slope in slopes:
+        square = slope.square().sum(0)
+        seen = square[square > 0]
+        squares.append(square + seen.sqrt().mean() ** 2)
+    return 1 - ((slopes[0] * slopes[1]).sum(0).square() / (squares[0] * squares[1])).mean()
