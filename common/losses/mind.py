@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checks import InputError
 from common.losses.blurred import along_axes
-from common.losses.closed_form import check_alike, computing_dtype
-
-_LOW, _HIGH = 1e-3, 1e3
+from common.losses.closed_form import check_alike, computing_dtype, needs_gradient, with_gradient
+from common.losses.mind_stream import HIGH, LOW, MINDStream
+from common.losses.weights import check_weight
 
 
 class MINDSSCLoss(nn.Module):
@@ -29,6 +30,14 @@ class MINDSSCLoss(nn.Module):
     mean is the variance v, limited to 0.001 to 1000 times the mean of the sample, and a channel m becomes
     ``exp(-m / v)``. Images repeat their border outside. Of an image of one value all channels are 1.
 
+    With weights a channel is the mean of squared differences weighted by the product of the weights of both ends, and
+    the loss and the mean of v are those weighted by voxels, of which one counts only if each of its channels compares
+    something. So voxels without weight have no influence, and the edges of a mask are none of the images. A sample
+    without weights counts as 0.
+
+    Value and gradient are computed together, slab by slab, so that the channels of a large volume never exist at once.
+    The gradient is exact, with the limits as constants, and cannot be differentiated again; :meth:`context` can.
+
     Args:
         radius: of the window, in voxels.
         dilation: voxels to a neighbour.
@@ -38,25 +47,41 @@ class MINDSSCLoss(nn.Module):
         super().__init__()
         self.radius, self.dilation = radius, dilation
 
-    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compare two images.
 
         Args:
             pred: (B, 1, *spatial), 2D or 3D, usually the warped moving image.
             target: the same shape.
-            mask: (B, 1, *spatial) of the target; voxels where it is 0 count as equal.
+            weight: (B, 1, *spatial) from 0 to 1, how much each voxel counts; None is 1 everywhere. It has no gradient.
 
         Returns:
             Scalar from 0 to 1.
 
         Raises:
-            InputError: when the shapes differ.
+            InputError: when the shapes do not fit.
         """
         check_alike("MINDSSCLoss", pred, target)
+        if pred.shape[1] != 1 or pred.ndim not in (4, 5):
+            raise InputError(
+                f"MINDSSCLoss got images of shape {tuple(pred.shape)}; pass (batch, 1, 2 or 3 spatial axes)."
+            )
+        if weight is not None:
+            check_weight("MINDSSCLoss", pred, weight)
         dtype = computing_dtype(pred, target)
-        with torch.autocast(pred.device.type, enabled=False):
-            square = (self.context(pred.to(dtype)) - self.context(target.to(dtype))).square()
-        return square.mean() if mask is None else (square * (mask != 0)).mean()
+        images, needs = [pred.to(dtype), target.to(dtype)], [needs_gradient(pred), needs_gradient(target)]
+        gradients = [torch.empty_like(image) if need else None for image, need in zip(images, needs, strict=True)]
+        total = images[0].new_zeros((), dtype=torch.float64)
+        with torch.no_grad(), torch.autocast(pred.device.type, enabled=False):
+            for b in range(len(pred)):
+                counts = None if weight is None else weight[b, 0].to(dtype)
+                pair = [image[b, 0] for image in images]
+                value, found = MINDStream(pair, counts, self.radius, self.dilation, needs).run()
+                total += value / len(pred)
+                for gradient, part in zip(gradients, found, strict=True):
+                    if gradient is not None and part is not None:
+                        torch.div(part, len(pred), out=gradient[b, 0])
+        return with_gradient(total.to(dtype), images, gradients)
 
     def context(self, image: Tensor) -> Tensor:
         """(B, 1, *spatial), float32 or float64, to (B, channels, *spatial), from 0 to 1."""
@@ -71,7 +96,7 @@ class MINDSSCLoss(nn.Module):
         variance = means.mean(1, keepdim=True)
         typical = variance.detach().flatten(1).mean(1).view(-1, *[1] * (dims + 1))
         # Where nothing differs anywhere, it is 0.
-        limits = (factor * typical.clamp(min=torch.finfo(image.dtype).tiny / _LOW) for factor in (_LOW, _HIGH))
+        limits = (factor * typical.clamp(min=torch.finfo(image.dtype).tiny / LOW) for factor in (LOW, HIGH))
         return torch.exp(-means / variance.clamp(*limits))
 
     def _window(self, like: Tensor) -> Callable[[int], Tensor]:

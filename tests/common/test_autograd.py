@@ -128,6 +128,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "FoldingLoss": (FoldingLoss(), (10 * FIELD,)),
     "GradientLoss": (GradientLoss(), (FIELD,)),
     "BendingLoss": (BendingLoss(), (FIELD,)),
+    "MINDSSCLoss": (MINDSSCLoss(1, 1), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "MutualInformationLoss": (MutualInformationLoss(4), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "MSELoss": (MSELoss(), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "MutualInformationLoss, B-splines": (
@@ -170,8 +171,8 @@ RIGHT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "cell_determinant": (cell_determinant, (FIELD,)),
     "jacobian_determinant": (jacobian_determinant, (FIELD,)),
     "determinant": (lambda x: determinant([[x[0], x[1]], [x[2], x[3]]]), (normal(4, 3),)),
+    "MINDSSCLoss.context": (MINDSSCLoss(1, 1).context, (IMAGE,)),
     "BlurredMSELoss": (BlurredMSELoss(1), (IMAGE, normal(1, 1, 4, 5) + 1)),
-    "MINDSSCLoss": (MINDSSCLoss(1, 1), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "InverseConsistencyLoss": (lambda x, y: consistency(InverseConsistencyLoss(), x, y), (FIELD, 2 * FIELD)),
     "GradientInverseConsistencyLoss": (
         lambda x, y: consistency(GradientInverseConsistencyLoss(), x, y),

@@ -256,12 +256,20 @@ def _instance(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"traj/loss": np.array(trajectory), "out/map_AB": _halved(_positions(outputs["ddf"]))}
 
 
+def _mind(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """With a mask as published, whose mean is that over all voxels."""
+    loss = losses.MINDSSCLoss(2, 2)
+    if mask is None:
+        return loss(pred, target)
+    return ((loss.context(pred) - loss.context(target)).square() * (mask != 0)).mean()
+
+
 def _similarities(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     results: Arrays = {}
     for measure in meta["constructor"]["measures"]:
         name = measure.removesuffix("_masked")
         mask = [_tensor(arrays["in/mask"])] if name != measure else []
-        loss = losses.MINDSSCLoss(2, 2) if name == "mindssc_r2_d2" else _similarity(name)
+        loss = _mind if name == "mindssc_r2_d2" else _similarity(name)
         image = _tensor(arrays["in/image_A"], grad=True)
         value = loss(image, _tensor(arrays["in/image_B"]), *mask)
         value.backward()
