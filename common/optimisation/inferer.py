@@ -173,7 +173,8 @@ def _figures(found: Figures, device: torch.device) -> dict[str, Tensor]:
 
 
 def _say(found: Figures) -> None:
-    _logger.info(
+    _logger.log(
+        logging.INFO if found.better else logging.WARNING,
         "Optimised on the pair: loss %.5f, after %d steps %.5f, %.1f s%s",
         *(found.before, found.steps, found.after, found.seconds),
         "" if found.better else "; no better, so the network's own result is kept",

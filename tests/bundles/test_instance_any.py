@@ -79,14 +79,23 @@ def test_a_section_is_evaluated_with_the_labels_that_it_has(phantoms: Path, tmp_
     assert {row["label"] for row in csv.DictReader((tmp_path / "labels.csv").open())} == set("12345678")
 
 
-def test_images_of_two_dimensions_need_no_option(tmp_path: Path) -> None:
+@pytest.mark.parametrize("diverges", [False, True])
+def test_images_of_two_dimensions_need_no_option(
+    diverges: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = generate_shapes3d(tmp_path / "flat", num_subjects=4, size=(24, 32), validation=0, test=2, progress=False)
     moving, fixed = sorted(folder.glob("imagesTr/*"))[:2]
     out = tmp_path / "out"
-    files = {"moving": str(moving), "fixed": str(fixed), "window": [0.1, 0.9]}
+    files: dict[str, Any] = {"moving": str(moving), "fixed": str(fixed), "window": [0.1, 0.9]}
+    files |= {"io_learning_rate": 1e6} if diverges else {}
     run_workflow(ANY, "inference", output_dir=str(out), **files, **SHORT)
     (pair,) = json.loads((out / "provenance.json").read_text())["pairs"].values()
-    assert pair["optimisation"]["after"] < pair["optimisation"]["before"] and len(pair["working_size"]) == 2
+    assert len(pair["working_size"]) == 2
+    if diverges:
+        assert "WARNING" in {line.levelname for line in caplog.records if "no better" in line.getMessage()}
+        assert pair["largest_displacement_voxels"] == 0
+    else:
+        assert pair["optimisation"]["after"] < pair["optimisation"]["before"] and "no better" not in caplog.text
 
 
 @pytest.mark.parametrize("config", ["inference", "inference+optimise_weights"])
