@@ -43,7 +43,7 @@ _GRID = ("spacing", "spatial_size", "zoom")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
 _BOTH_WAYS = "train::dataloader::sampler::both_ways"
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
-_LOOP = ("io_steps", "io_learning_rate", "levels", "similarity", "symmetric")
+_LOOP = ("io_steps", "io_learning_rate", "levels", "similarity", "smoothness", "symmetric")
 _GUIDED = ("label_weight", "landmark_weight")
 OPTIMISED = ("loss", *_LOOP, *_GUIDED, "inferer::unknown")
 """Optimisation on the pair itself: of the field, or of what is unknown to a method that has another way."""

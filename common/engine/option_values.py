@@ -113,7 +113,7 @@ OPTIONS: dict[str, Check] = {
         'how many times as large voxels are, level by level, such as "[4, 2, 1]"',
     ),
     **dict.fromkeys(
-        ("label_weight", "landmark_weight"),
+        ("label_weight", "landmark_weight", "smoothness"),
         Check(lambda value: _is_number(value) and value >= 0, "a number, 0 or more"),
     ),
     **dict.fromkeys(

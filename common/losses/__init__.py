@@ -30,6 +30,7 @@ from common.losses.sampled import JacobianConsistencyLoss as JacobianConsistency
 from common.losses.sampled import LatentLoss as LatentLoss
 from common.losses.sampled import SampledLoss as SampledLoss
 from common.losses.similarity import similarity as similarity
+from common.losses.similarity import smoothness_weight as smoothness_weight
 from common.losses.smoothness import BendingLoss as BendingLoss
 from common.losses.smoothness import GradientLoss as GradientLoss
 from common.losses.weights import WeightedLoss as WeightedLoss

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
@@ -15,16 +16,28 @@ from common.losses.mse import MSELoss
 from common.losses.mutual_information import MutualInformationLoss
 from common.losses.ngf import NGFLoss
 
-SIMILARITIES: dict[str, Callable[[], nn.Module]] = {
-    "lncc": LNCCLoss,
-    "mse": MSELoss,
+
+class Similarity(NamedTuple):
+    """What belongs to a name.
+
+    Attributes:
+        make: makes the loss of images (B, C, *spatial) from about 0 to 1 and, if given, of weights of their voxels.
+        smoothness: weight of the diffusion penalty of a field that goes with it, found on pairs of brains.
+    """
+
+    make: Callable[[], nn.Module]
+    smoothness: float
+
+
+SIMILARITIES = {
+    "lncc": Similarity(LNCCLoss, 1.0),
+    "mse": Similarity(MSELoss, 0.05),
     # Half the work of Gaussian bins.
-    "mi": partial(MutualInformationLoss, window="bspline"),
-    "nmi": partial(MutualInformationLoss, window="bspline", normalised=True),
-    "mind": MINDSSCLoss,
-    "ngf": NGFLoss,
+    "mi": Similarity(partial(MutualInformationLoss, window="bspline"), 2.0),
+    "nmi": Similarity(partial(MutualInformationLoss, window="bspline", normalised=True), 0.5),
+    "mind": Similarity(MINDSSCLoss, 0.05),
+    "ngf": Similarity(NGFLoss, 0.15),
 }
-"""Name to what makes the loss. Each takes images (B, C, *spatial) from about 0 to 1, and weights of their voxels."""
 
 
 def similarity(name: str) -> nn.Module:
@@ -36,6 +49,26 @@ def similarity(name: str) -> nn.Module:
     Raises:
         InputError: for another name.
     """
+    return _named(name).make()
+
+
+def smoothness_weight(similarity: str, factor: float = 1.0) -> float:
+    """Weight of the diffusion penalty, :class:`common.losses.GradientLoss`, beside a similarity.
+
+    Similarities differ in what they win when images come to lie on each other, by a factor of forty between the mean
+    squared difference and mutual information: a weight that is right for one is nothing or everything for another one.
+
+    Args:
+        similarity: one of :data:`SIMILARITIES`.
+        factor: 1 is the weight that suits brains; 0 leaves the penalty out, more makes fields smoother.
+
+    Raises:
+        InputError: for another name.
+    """
+    return factor * _named(similarity).smoothness
+
+
+def _named(name: str) -> Similarity:
     if name not in SIMILARITIES:
         raise InputError(f"There is no similarity {name!r}; choose one of {', '.join(SIMILARITIES)}.")
-    return SIMILARITIES[name]()
+    return SIMILARITIES[name]

@@ -49,7 +49,7 @@ class ComposedAdam(torch.optim.Optimizer):
         lr: float = 0.5,
         gradient_sigma: float = 0.7,
         step_sigma: float = 0.7,
-        field_sigma: float = 0.5,
+        field_sigma: float = 0.35,
     ) -> None:
         defaults = {
             "lr": lr,

@@ -69,7 +69,7 @@ class Field:
         levels: Sequence[int] = (4, 2, 1),
         gradient_sigma: float = 0.7,
         step_sigma: float = 0.7,
-        field_sigma: float = 0.5,
+        field_sigma: float = 0.35,
         tolerance: float = 0.003,
     ) -> None:
         if not levels or any(not isinstance(level, int) or level < 1 for level in levels):

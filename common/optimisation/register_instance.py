@@ -20,7 +20,7 @@ from common.data.dataset import plain_affine, plain_tensor
 from common.data.guides import guides_of_pair
 from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, seen
 from common.data.transforms import CheckSubjectd
-from common.losses import RegistrationLoss, Term, WeightedLoss, similarity
+from common.losses import GradientLoss, RegistrationLoss, Term, WeightedLoss, similarity, smoothness_weight
 from common.optimisation.field import Field, FieldOfPair
 from common.optimisation.inferer import OptimisingInferer
 from common.spatial import Grid, displacement_to_moving, resample_ddf, warp_labels, warp_within, working_grid
@@ -65,6 +65,7 @@ class RegisterInstanced(MapTransform, InvertibleTransform):
             with 0 outside.
         affine: whether to align affinely first; without it the images have to overlap in the world.
         similarity: name of what is compared, see :func:`common.losses.similarity`.
+        smoothness: of the field: 1 is what suits brains, see :func:`common.losses.smoothness_weight`.
         levels: of the optimisation, see :class:`common.optimisation.Field`.
         steps: to be made at all levels alike, or at each.
         learning_rate: largest step in voxels.
@@ -89,6 +90,7 @@ class RegisterInstanced(MapTransform, InvertibleTransform):
         mode: str | Sequence[str] | None = None,
         affine: bool = True,
         similarity: str = "lncc",
+        smoothness: float = 1.0,
         levels: Sequence[int] = (4, 2, 1),
         steps: int | Sequence[int] = 50,
         learning_rate: float = 0.5,
@@ -107,7 +109,7 @@ class RegisterInstanced(MapTransform, InvertibleTransform):
         self.images = {"moving": self.keys[0], "fixed": fixed_key}
         self.masks = {"moving": moving_mask_key, "fixed": fixed_mask_key}
         self.field_key, self.affine = field_key, affine
-        self.inferer = OptimisingInferer(_loss(similarity), steps, Field(levels), learning_rate)
+        self.inferer = OptimisingInferer(_loss(similarity, smoothness), steps, Field(levels), learning_rate)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with what is under ``keys`` on the fixed grid, and with the field."""
@@ -223,9 +225,13 @@ class RegisterInstanced(MapTransform, InvertibleTransform):
 RegisterInstanceD = RegisterInstanceDict = RegisterInstanced
 
 
-def _loss(name: str) -> RegistrationLoss:
+def _loss(name: str, smoothness: float) -> RegistrationLoss:
     compared = ["warped", "fixed", "ddf", "fixed_mask", "moving_mask"]
-    return RegistrationLoss({name: Term(WeightedLoss(similarity(name)), compared)}, padding_mode="border")
+    terms = {
+        "similarity": Term(WeightedLoss(similarity(name)), compared),
+        "smoothness": Term(GradientLoss("l2"), ["ddf"], smoothness_weight(name, smoothness)),
+    }
+    return RegistrationLoss(terms, padding_mode="border")
 
 
 def _alone(scans: Mapping[str, Tensor], subjects: Mapping[str, Any]) -> dict[str, Tensor]:

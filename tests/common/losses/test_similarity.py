@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.checks import InputError
-from common.losses import similarity
+from common.losses import similarity, smoothness_weight
 from common.losses.similarity import SIMILARITIES
 
 
@@ -24,3 +24,9 @@ def test_an_image_resembles_itself_more_than_its_shifted_form(name: str, size: t
 def test_another_name_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(InputError, match="no similarity 'ssim'; choose one of lncc, mse, "):
         similarity("ssim")
+
+
+def test_each_has_its_smoothness() -> None:
+    assert smoothness_weight("lncc", 2) == 2 * smoothness_weight("lncc") > 2 * smoothness_weight("mse") > 0
+    with pytest.raises(InputError, match="no similarity 'ssim'"):
+        smoothness_weight("ssim")
