@@ -198,6 +198,7 @@ WITHOUT_GRADIENT = {
     "MultiScaleLoss": "hands on what its losses make",
     "WeightedLoss": "hands on what its loss makes",
     "similarity": "makes one of the losses",
+    "smoothness_weight": "a number",
     "Term": "hands on what its loss makes",
     "Grid": "no tensor goes through it",
     "identity_grid": "made of a shape alone",

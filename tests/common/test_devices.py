@@ -62,7 +62,7 @@ NEED_VALUES = {
 }
 # Exported, but no function of a tensor.
 OTHERS = {
-    "losses": {"RegistrationLoss", "Term", "ImagePyramid", "similarity"},
+    "losses": {"RegistrationLoss", "Term", "ImagePyramid", "similarity", "smoothness_weight"},
     "spatial": {"Grid", "bspline_bound", "working_grid"},
     "metrics": {"InverseConsistency", "JacobianStatistics", "NonDiffeomorphicVolume", "SurfaceDistances"}
     | {"neighbour_kernel", "surface_element_areas"},
