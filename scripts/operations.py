@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +31,11 @@ from common.losses import (
 )
 from common.spatial import integrate, warp
 from common.spatial.maps import PointMap
+from scripts.operation import Call, Operation, gradient_of
 from scripts.textbook import StoredGridWarp, blurred_pyramid, edge_directions, one_hot_dice
 from scripts.textbook_dual_pyramid import shifted_correlation, unfolded_correlation
 from scripts.textbook_vfa import unfolded_attention
+from scripts.unlike_contrasts import unlike_contrasts
 
 SIZE = (80, 112, 96)
 CLASSES = 36
@@ -44,23 +45,6 @@ MATCHED = 8
 # Channels of the finest features of the dual-pyramid networks.
 CORRELATED = 16
 BRAINS = Path(__file__).resolve().parents[2] / "shared" / "data" / "brain"
-
-Call = Callable[[], object]
-
-
-@dataclass
-class Operation:
-    """Two forms of one operation; the first is the one compared with.
-
-    Args:
-        forms: what to call, by name.
-        volumes: how many one-channel float32 volumes must move: inputs, outputs and saved tensors once each.
-        memory: whether the peak memory is of interest.
-    """
-
-    forms: dict[str, Call]
-    volumes: float
-    memory: bool = False
 
 
 def _brain_labels() -> tuple[Tensor, Tensor] | None:
@@ -98,19 +82,6 @@ def labels() -> tuple[str, Tensor, Tensor]:
     return "synthetic blobs", maps[:1], maps[1:]
 
 
-def _gradient_of(function: Callable[[Tensor], Tensor | list[Tensor]], tensor: Tensor) -> Call:
-    """A call of ``function`` with a backward pass to ``tensor``."""
-
-    def call() -> Tensor | None:
-        leaf = tensor.detach().requires_grad_()
-        results = function(leaf)
-        for result in [results] if isinstance(results, Tensor) else results:
-            result.sum().backward(retain_graph=not isinstance(results, Tensor))
-        return leaf.grad
-
-    return call
-
-
 def operations() -> dict[str, Operation]:
     """All comparisons, by name."""
     generator = torch.Generator().manual_seed(0)
@@ -124,24 +95,24 @@ def operations() -> dict[str, Operation]:
     found = {
         "LNCC 9, gradient of the warped image": Operation(
             {
-                "MONAI LocalNormalizedCrossCorrelationLoss": _gradient_of(lambda x: monai_lncc(x, fixed), moving),
-                "LNCCLoss": _gradient_of(lambda x: lncc(x, fixed), moving),
+                "MONAI LocalNormalizedCrossCorrelationLoss": gradient_of(lambda x: monai_lncc(x, fixed), moving),
+                "LNCCLoss": gradient_of(lambda x: lncc(x, fixed), moving),
             },
             11,
             True,
         ),
         "normalised gradient fields, gradient of the warped image": Operation(
             {
-                "torch.gradient, autograd": _gradient_of(lambda x: edge_directions(x, fixed), moving),
-                "NGFLoss": _gradient_of(lambda x: NGFLoss()(x, fixed), moving),
+                "torch.gradient, autograd": gradient_of(lambda x: edge_directions(x, fixed), moving),
+                "NGFLoss": gradient_of(lambda x: NGFLoss()(x, fixed), moving),
             },
             11,
             True,
         ),
         f"Dice loss, {CLASSES - 1} labels and background, gradient of the field": Operation(
             {
-                "one-hot": _gradient_of(lambda u: one_hot_dice(moving_label, fixed_label, u, CLASSES, sampler), ddf),
-                "WarpedDiceLoss": _gradient_of(lambda u: dice(moving_label, fixed_label, u), ddf),
+                "one-hot": gradient_of(lambda u: one_hot_dice(moving_label, fixed_label, u, CLASSES, sampler), ddf),
+                "WarpedDiceLoss": gradient_of(lambda u: dice(moving_label, fixed_label, u), ddf),
             },
             6.5,
             True,
@@ -151,24 +122,24 @@ def operations() -> dict[str, Operation]:
         ),
         "warp, forward and backward to the field": Operation(
             {
-                "MONAI Warp": _gradient_of(lambda u: monai_warp(moving, u), ddf),
-                "warp": _gradient_of(lambda u: warp(moving, u), ddf),
+                "MONAI Warp": gradient_of(lambda u: monai_warp(moving, u), ddf),
+                "warp": gradient_of(lambda u: warp(moving, u), ddf),
             },
             13,
             True,
         ),
         "diffusion regulariser": Operation(
             {
-                "MONAI DiffusionLoss": _gradient_of(DiffusionLoss(), ddf),
-                "GradientLoss": _gradient_of(GradientLoss(), ddf),
+                "MONAI DiffusionLoss": gradient_of(DiffusionLoss(), ddf),
+                "GradientLoss": gradient_of(GradientLoss(), ddf),
             },
             6,
             True,
         ),
         "bending energy": Operation(
             {
-                "MONAI BendingEnergyLoss": _gradient_of(BendingEnergyLoss(), ddf),
-                "BendingLoss": _gradient_of(BendingLoss(), ddf),
+                "MONAI BendingEnergyLoss": gradient_of(BendingEnergyLoss(), ddf),
+                "BendingLoss": gradient_of(BendingLoss(), ddf),
             },
             6,
             True,
@@ -177,12 +148,13 @@ def operations() -> dict[str, Operation]:
             {"MONAI DVF2DDF": lambda: monai_exp(ddf), "integrate": lambda: integrate(ddf)}, 42
         ),
         "scaling and squaring, forward and backward": Operation(
-            {"MONAI DVF2DDF": _gradient_of(monai_exp, ddf), "integrate": _gradient_of(integrate, ddf)}, 98, True
+            {"MONAI DVF2DDF": gradient_of(monai_exp, ddf), "integrate": gradient_of(integrate, ddf)}, 98, True
         ),
         "image pyramid, 5 levels, forward": Operation(
             {"dense blur": lambda: blurred_pyramid(moving), "image_pyramid": lambda: image_pyramid(moving, 5)}, 1.3
         ),
     }
+    found |= unlike_contrasts(moving, fixed)
     found |= _of_features(ddf, generator) | _of_attention(generator) | _of_correlation(generator)
     return found | _of_derivative(generator)
 
@@ -195,8 +167,8 @@ def _of_features(ddf: Tensor, generator: torch.Generator) -> dict[str, Operation
     return {
         f"instance norm and PReLU, {CHANNELS} channels, forward and backward": Operation(
             {
-                "torch modules": _gradient_of(modules, features),
-                "instance_norm_prelu": _gradient_of(lambda x: instance_norm_prelu([x], slope), last),
+                "torch modules": gradient_of(modules, features),
+                "instance_norm_prelu": gradient_of(lambda x: instance_norm_prelu([x], slope), last),
             },
             5 * CHANNELS,
             True,
