@@ -78,10 +78,11 @@ def neighbours(label: Tensor, shell: Tensor, labels: Sequence[int]) -> list[int]
     return [number for number, size in sizes.items() if size and int((near == number).sum()) >= NEIGHBOUR * size]
 
 
-def optimiser() -> tuple[Any, torch.nn.Module]:
-    """Inferer and network of the bundle instance_any with its own settings."""
+def optimiser(similarity: str = "lncc") -> tuple[Any, torch.nn.Module]:
+    """Inferer and network of the bundle instance_any with its own settings, but for what it compares images by."""
     parser = ConfigParser()
     parser.read_config(str(ROOT / "bundles" / "instance_any" / "configs" / "inference.json"))
+    parser["similarity"] = similarity
     return parser.get_parsed_content("inferer"), parser.get_parsed_content("network_def")
 
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What similarities make of pairs whose contrasts differ: the moving scan's intensities pass through a curve.
+
+Example: ``python scripts/contrast.py --dataset_dir BRAINS --label_groups label_groups.json --output contrast.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.threads import share_cores
+
+share_cores()
+
+import torch
+from torch import Tensor
+
+from common.cli import run_tool, whole
+from common.data import read_section
+from common.data.label_groups import read_label_groups
+from common.data.readers import READERS, SECTIONS
+from common.io.tables import write_csv
+from common.losses.similarity import SIMILARITIES
+from common.metrics.overlap import dice_per_label
+from common.spatial import warp_labels
+from scripts.lesion import load, optimiser
+
+BRIGHTEST = 0.15
+"""Where the curve of another weighting turns: cerebrospinal fluid in T1."""
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "inverted": lambda x: 1 - x,
+    "like T2": lambda x: torch.where(x < BRIGHTEST, x / BRIGHTEST, 1 - 0.9 * (x - BRIGHTEST) / (1 - BRIGHTEST)),
+    "tent": lambda x: 1 - (2 * x - 1).abs(),
+}
+"""From intensities of 0 to 1 to others. The two last are not monotone; the tent joins tissues that were distinct."""
+
+
+def through(curve: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """The image with its intensities, of 0 to 1, passed through a curve; background stays 0."""
+    return torch.where(image > 0, curve(image), 0)
+
+
+def measure(moving: dict[str, Any], fixed: dict[str, Any], similarity: str, labels: Sequence[int]) -> dict[str, Any]:
+    """Register a pair once for each curve.
+
+    Args:
+        moving: "id", "image" and "label" (1, *spatial), intensities 0 to 1.
+        fixed: as the moving.
+        similarity: name of what is compared.
+        labels: structures that count.
+
+    Returns:
+        Ids, similarity, and for each curve its Dice and CPU seconds.
+    """
+    inferer, network = optimiser(similarity)
+    row: dict[str, Any] = {"moving_id": moving["id"], "fixed_id": fixed["id"], "similarity": similarity}
+    for name, curve in CURVES.items():
+        image = torch.cat([through(curve, moving["image"].as_tensor()), fixed["image"].as_tensor()])[None]
+        began = time.process_time()
+        ddf = inferer(image, network)["ddf"]
+        row[f"{name}_cpu_seconds"] = time.process_time() - began
+        warped = warp_labels(moving["label"].as_tensor()[None], ddf)
+        row[f"{name}_dice"] = dice_per_label(warped, fixed["label"].as_tensor()[None], labels).nanmean().item()
+    return row
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean Dice over pairs, as a table in Markdown."""
+    lines = [f"| similarity | {' | '.join(CURVES)} | CPU s |", "| --- |" + " --- |" * (len(CURVES) + 1)]
+    for similarity in dict.fromkeys(row["similarity"] for row in rows):
+        own = [row for row in rows if row["similarity"] == similarity]
+        dice = [f"{statistics.fmean(row[f'{name}_dice'] for row in own):.4f}" for name in CURVES]
+        seconds = statistics.fmean(row[f"{name}_cpu_seconds"] for row in own for name in CURVES)
+        lines.append(f"| {similarity} | {' | '.join(dice)} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    options = argparse.ArgumentParser(
+        description="Register pairs by the field alone (bundle instance_any), the moving scan as it is, inverted, like "
+        "T2 and through a tent, by several similarities.",
+    )
+    options.add_argument("--dataset_dir", type=Path, required=True, help="folder of a data set of brains, background 0")
+    options.add_argument("--reader", default="datalist", choices=tuple(READERS), help="default: %(default)s")
+    options.add_argument("--section", default="validation", choices=SECTIONS, help="default: %(default)s")
+    options.add_argument("--label_groups", type=Path, required=True, help="JSON of the groups of labels that count")
+    options.add_argument("--every", type=whole(1), default=1, help="take one pair of so many; default: %(default)s")
+    options.add_argument("--similarities", nargs="+", default=["lncc", "mi", "mind"], choices=tuple(SIMILARITIES))
+    options.add_argument("--output", type=Path, required=True, help="CSV of the pairs")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    given = parser().parse_args(argv)
+    groups = read_label_groups(given.label_groups)
+    listing = read_section(given.dataset_dir, given.reader, given.section)
+    rows = []
+    for similarity in given.similarities:
+        for pair in listing.every_pair()[:: given.every]:
+            moving, fixed = (load(listing.subjects[index], groups) for index in pair)
+            rows.append(measure(moving, fixed, similarity, groups.evaluated or []))
+            write_csv(given.output, rows)
+    print(summary(rows))
+
+
+if __name__ == "__main__":
+    run_tool(main)
