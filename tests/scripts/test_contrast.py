@@ -27,7 +27,7 @@ def test_background_stays_and_curves_stay_between_0_and_1() -> None:
 def test_each_curve_has_its_dice_and_the_fixed_scan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     label = torch.zeros(1, 6, 6, 6, dtype=torch.uint8)
     label[:, 2:4] = 1
-    scan = {"id": "a", "image": MetaTensor(torch.rand(1, 6, 6, 6) + 0.01), "label": MetaTensor(label)}
+    scan: dict[str, Any] = {"id": "a", "image": MetaTensor(torch.rand(1, 6, 6, 6) + 0.01), "label": MetaTensor(label)}
     asked: list[str] = []
 
     def inferer(pair: Tensor, network: object) -> dict[str, Tensor]:
