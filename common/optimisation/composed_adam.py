@@ -28,7 +28,9 @@ class ComposedAdam(torch.optim.Optimizer):
         s = -S \frac{m}{\sqrt v}, \quad u \leftarrow F\,(u \circ l s / \max(1, |s|_\infty)),
 
     where :math:`u \circ s` is the field of ``x -> y + u(y)``, ``y = x + s(x)``. A small smooth step is invertible, and
-    so is what is composed of such; filtering the field itself, F, is what keeps it smooth.
+    so is what is composed of such; filtering the field itself, F, is what keeps it smooth. F takes means of what is
+    inside the image: with zeros outside it would pull the field to nothing at the border, that is in most slices of a
+    volume that has few.
 
     Sources: Yushkevich et al., "Fast automatic segmentation of hippocampal subfields and medial temporal lobe
     subregions in 3 Tesla and 7 Tesla T2-weighted MRI" (Greedy), Alzheimer's & Dementia 12 (2016) for composed and
@@ -81,4 +83,4 @@ class ComposedAdam(torch.optim.Optimizer):
         longest = lengths(step).flatten(1).amax(1)
         step *= (group["lr"] / longest.clamp(min=1)).view(-1, *[1] * (field.ndim - 1))
         # Composed in place, for large volumes.
-        field.copy_(gaussian_filter_(warp(field, step).add_(step), group["field_sigma"]))
+        field.copy_(gaussian_filter_(warp(field, step).add_(step), group["field_sigma"], inside=True))

@@ -31,12 +31,11 @@ def gaussian_filter(values: Tensor, sigma: float, axes: Sequence[int] | None = N
         return values
     taps = _taps(sigma)
     for axis in range(2, values.ndim) if axes is None else [2 + axis for axis in axes]:
-        smooth = _smoothed(values, taps, axis)
-        values = smooth / _share(taps, values.shape[axis], values, axis) if inside else smooth
+        values = _smoothed(values, taps, axis, inside)
     return values
 
 
-def gaussian_filter_(values: Tensor, sigma: float) -> Tensor:
+def gaussian_filter_(values: Tensor, sigma: float, inside: bool = False) -> Tensor:
     """:func:`gaussian_filter` along all axes, in place and without a graph.
 
     On the CPU a part of a volume at a time, which stays in the cache meanwhile: half the time, and no second volume.
@@ -44,19 +43,20 @@ def gaussian_filter_(values: Tensor, sigma: float) -> Tensor:
     Args:
         values: (B, C, *spatial), floating point.
         sigma: as there.
+        inside: as there.
 
     Returns:
         The values.
     """
     if values.device.type != "cpu":
-        return values.copy_(gaussian_filter(values, sigma))
+        return values.copy_(gaussian_filter(values, sigma, inside=inside))
     taps = _taps(sigma) if sigma else []
     for image in (channel for item in values for channel in item if taps):
         for planes in _parts(image, 0):
             for axis in range(1, image.ndim):
-                planes.copy_(_smoothed(planes, taps, axis))
+                planes.copy_(_smoothed(planes, taps, axis, inside))
         for lines in _parts(image, 1):
-            lines.copy_(_smoothed(lines, taps, 0))
+            lines.copy_(_smoothed(lines, taps, 0, inside))
     return values
 
 
@@ -67,14 +67,14 @@ def _parts(image: Tensor, axis: int) -> Iterator[Tensor]:
         yield image.narrow(axis, start, stop - start)
 
 
-def _smoothed(values: Tensor, taps: Sequence[float], axis: int) -> Tensor:
+def _smoothed(values: Tensor, taps: Sequence[float], axis: int, inside: bool) -> Tensor:
     size = values.shape[axis]
     smooth = values * taps[0]
     for offset, tap in enumerate(taps[1:size], start=1):
         kept = size - offset
         smooth.narrow(axis, 0, kept).add_(values.narrow(axis, offset, kept), alpha=tap)
         smooth.narrow(axis, offset, kept).add_(values.narrow(axis, 0, kept), alpha=tap)
-    return smooth
+    return _of_what_is_inside(smooth, taps, axis) if inside else smooth
 
 
 def _taps(sigma: float) -> list[float]:
@@ -84,6 +84,16 @@ def _taps(sigma: float) -> list[float]:
     window = torch.exp(-0.5 * (places / sigma) ** 2)
     taps: list[float] = (window / window.sum())[reach:].tolist()
     return taps
+
+
+def _of_what_is_inside(smooth: Tensor, taps: Sequence[float], axis: int) -> Tensor:
+    """Values, in place, as if the part of the window that is inside were all of it."""
+    size, reach = smooth.shape[axis], len(taps) - 1
+    share = _share(taps, size, smooth, axis)
+    # Elsewhere all of it is inside, and division takes long.
+    for start, length in [(0, size)] if size <= 2 * reach else [(0, reach), (size - reach, reach)]:
+        smooth.narrow(axis, start, length).div_(share.narrow(axis, start, length))
+    return smooth
 
 
 def _share(taps: Sequence[float], size: int, like: Tensor, axis: int) -> Tensor:

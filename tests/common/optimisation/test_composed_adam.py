@@ -27,7 +27,7 @@ def test_two_steps_are_those_of_the_formula(size: tuple[int, ...]) -> None:
         direction = (mean / (1 - 0.9**count)) / (square / (1 - 0.99**count)).sqrt()
         step = gaussian_filter(-direction, 0.6)
         longest = torch.stack([each.norm(dim=0).max().clamp(min=1) for each in step]).view(2, *[1] * (len(size) + 1))
-        expected = gaussian_filter(compose(expected, 0.3 * step / longest), 0.5)
+        expected = gaussian_filter(compose(expected, 0.3 * step / longest), 0.5, inside=True)
     optimiser = ComposedAdam([ddf], 0.3, 1.0, 0.6, 0.5)
     for gradient in gradients:
         ddf.grad = gradient
@@ -50,11 +50,19 @@ def test_what_has_no_gradient_stays() -> None:
     assert moves.abs().max() > 0 and stays.eq(0).all()
 
 
+def test_a_field_is_not_pulled_to_nothing_at_the_border() -> None:
+    ddf = torch.full((1, 3, 8, 9, 2), 1.5, requires_grad=True)
+    ddf.grad = torch.zeros_like(ddf)
+    ComposedAdam([ddf], 0.5, 0.7, 0.7, 1.0).step()
+    torch.testing.assert_close(ddf.detach(), torch.full_like(ddf, 1.5))
+
+
 def test_a_hundred_steps_of_noise_fold_nothing() -> None:
     torch.manual_seed(0)
     ddf = torch.zeros(1, 3, 12, 12, 12, requires_grad=True)
     optimiser = ComposedAdam([ddf])
-    push = 10 * gaussian_filter(torch.randn_like(ddf), 1.5)
+    # Nothing pushes all of the image out of it.
+    push = torch.nn.functional.pad(10 * gaussian_filter(torch.randn(1, 3, 8, 8, 8), 1.5), [2] * 6)
     for _ in range(100):
         ddf.grad = push + torch.randn_like(ddf)
         optimiser.step()

@@ -43,14 +43,15 @@ def test_one_axis_at_a_time_and_none() -> None:
 
 @pytest.mark.parametrize("size", [(9, 7), (6, 5, 8), (2, 9, 1)])
 @pytest.mark.parametrize("slab", [1, 40, 1 << 18])
+@pytest.mark.parametrize("inside", [False, True])
 def test_in_place_it_is_the_same_whatever_the_slab(
-    size: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, ...], slab: int, inside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.spatial.slabs._SLAB_VOXELS", slab)
     values = torch.randn(2, 3, *size, dtype=torch.float64)
-    expected = gaussian_filter(values, 0.8)
+    expected = gaussian_filter(values, 0.8, inside=inside)
     kept = values.clone()
-    assert gaussian_filter_(values, 0.8) is values
+    assert gaussian_filter_(values, 0.8, inside) is values
     torch.testing.assert_close(values, expected)
     assert torch.equal(gaussian_filter_(kept.clone(), 0), kept)
 
