@@ -39,7 +39,9 @@ class FieldOfPair(nn.Module):
         """
         size = image.shape[2:]
         # On its own grid the field itself, of which large volumes need no copy.
-        ddf = self.ddf.view_as(self.ddf) if self.ddf.shape[2:] == size else resize_ddf(self.ddf, size)
+        # A view that is made without gradients would still say that it has one.
+        own = self.ddf.view_as(self.ddf) if torch.is_grad_enabled() else self.ddf.detach()
+        ddf = own if own.shape[2:] == size else resize_ddf(own, size)
         if not details:
             return ddf
         both = details is True or "inverse_ddf" in details

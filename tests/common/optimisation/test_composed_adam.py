@@ -60,7 +60,7 @@ def test_a_field_is_not_pulled_to_nothing_at_the_border() -> None:
 def test_a_hundred_steps_of_noise_fold_nothing() -> None:
     torch.manual_seed(0)
     ddf = torch.zeros(1, 3, 12, 12, 12, requires_grad=True)
-    optimiser = ComposedAdam([ddf])
+    optimiser = ComposedAdam([ddf], field_sigma=0.5)
     # Nothing pushes all of the image out of it.
     push = torch.nn.functional.pad(10 * gaussian_filter(torch.randn(1, 3, 8, 8, 8), 1.5), [2] * 6)
     for _ in range(100):
