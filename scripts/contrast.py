@@ -46,15 +46,19 @@ CURVES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def through(curve: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """The image with its intensities, of 0 to 1, passed through a curve; background stays 0."""
-    return torch.where(image > 0, curve(image), 0)
+    """The image with its intensities, 1 being the brightest but for a thousandth of it, passed through a curve.
+
+    Background stays 0.
+    """
+    brightest = image[image > 0].quantile(0.999)
+    return torch.where(image > 0, curve((image / brightest).clamp(max=1)), 0)
 
 
 def measure(moving: dict[str, Any], fixed: dict[str, Any], similarity: str, labels: Sequence[int]) -> dict[str, Any]:
     """Register a pair once for each curve.
 
     Args:
-        moving: "id", "image" and "label" (1, *spatial), intensities 0 to 1.
+        moving: "id", "image" and "label" (1, *spatial), background 0.
         fixed: as the moving.
         similarity: name of what is compared.
         labels: structures that count.
