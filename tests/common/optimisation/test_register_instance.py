@@ -78,7 +78,9 @@ def tilted(dims: int) -> tuple[tuple[int, ...], Tensor]:
 
 
 def registered(**options: Any) -> RegisterInstanced:
-    return RegisterInstanced(("moving", "moving_label"), "fixed", **{"affine": False, "steps": 15, **options})
+    # On grids so small the known field is steeper than those between brains, whose smoothness is the default.
+    defaults = {"affine": False, "steps": 15, "smoothness": 0.05}
+    return RegisterInstanced(("moving", "moving_label"), "fixed", **{**defaults, **options})
 
 
 def best_dice(data: dict[str, Any], dims: int) -> float:
@@ -110,12 +112,18 @@ def known_field(dims: int) -> Tensor:
     return bend(torch.cartesian_prod(*axes), dims)[:, :dims].T.view(dims, *SIZES[dims]).float()
 
 
+def off(field: Tensor, expected: Tensor, known: Tensor | None = None) -> float:
+    """Mean length of what a field (d, *spatial) is off, in that of the known one, away from the border."""
+    core = (slice(None), *[slice(4, -4)] * expected.shape[0])
+    wrong, whole = (part[core].norm(dim=0).mean() for part in (field - expected, expected if known is None else known))
+    return float(wrong / whole)
+
+
 @BOTH
 def test_a_known_field_is_found_on_one_grid(dims: int) -> None:
     data, known = pair(dims), known_field(dims)
     found = registered()(data)
-    error = (found["ddf"].as_tensor() - known).norm(dim=0)
-    assert float(error.mean()) < 0.25 * float(known.norm(dim=0).mean())
+    assert off(found["ddf"].as_tensor(), known) < 0.2
     before, after = (dice(labels["moving_label"], data["fixed_label"]) for labels in (data, found))
     assert after > best_dice(data, dims) - 0.03 and after > before + 0.1
     told = found["ddf"].meta["optimisation"]
@@ -142,8 +150,7 @@ def test_images_of_two_grids_meet_in_the_world(dims: int, affine: bool) -> None:
     for key in ("moving", "moving_label"):
         assert found[key].shape == found["fixed"].shape and torch.equal(found[key].affine, found["fixed"].affine)
     assert dice(found["moving_label"], data["fixed_label"]) > best - 0.03
-    error = (found["ddf"].as_tensor() - expected).norm(dim=0)
-    assert float(error.mean()) < (0.6 if affine else 0.4) * float(known_field(dims).norm(dim=0).mean())
+    assert off(found["ddf"].as_tensor(), expected, known_field(dims)) < (0.4 if affine else 0.25)
     assert torch.equal(found["ddf"].affine, found["fixed"].affine) and found["ddf"].shape == (dims, *SIZES[dims])
     assert torch.equal(found["ddf"].meta["alignment"], torch.eye(4)) == (not affine)
     again = step.inverse(found)
@@ -256,12 +263,14 @@ def test_a_mask_keeps_out_what_only_one_image_has() -> None:
     plain, masked = (registered(fixed_mask_key=key)(data)["ddf"].as_tensor() for key in (None, "whole"))
     around = torch.zeros_like(lesion[0])
     around[4:22, 4:22] = True
-    error = [float((field - known).norm(dim=0)[around & ~lesion[0]].mean()) for field in (plain, masked)]
+    counted = around & ~lesion[0]
+    error = [float((field - known).norm(dim=0)[counted].mean()) for field in (plain, masked)]
     assert error[1] < 0.5 * error[0]
     # The same of the moving image, where nothing lies elsewhere.
     data["moving_mask"] = torch.ones(1, *SIZES[2])
     both = registered(fixed_mask_key="whole", moving_mask_key="moving_mask")(data)["ddf"]
-    torch.testing.assert_close(both.as_tensor()[:, 4:-4, 4:-4], masked[:, 4:-4, 4:-4], rtol=0, atol=0.5)
+    # A mask has an edge where its image ends, and within the lesion nothing holds the field.
+    torch.testing.assert_close(both.as_tensor()[:, counted], masked[:, counted], rtol=0, atol=0.5)
 
 
 @pytest.mark.parametrize(

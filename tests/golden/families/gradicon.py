@@ -238,7 +238,8 @@ class Noted(losses.RegistrationLoss):
     def forward(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> Tensor:
         number = int(targets["draw"][0, 1])
         total = super().forward(outputs, {**targets, "noise": self.noise[number - 1]})
-        self.values[number] = total.item()
+        # At its end the optimisation looks once more, whether the value is finite.
+        self.values.setdefault(number, total.item())
         return total
 
 
