@@ -28,6 +28,7 @@ def test_landmarks_are_followed_from_scan_to_scan(flat: bool) -> None:
     found = landmark_errors(pair, lambda: stages, moving)
     assert found["landmarks"] == 3
     assert found["landmark_distance_mm"] == {
+        # Figures are rounded as they are recorded.
         "header": pytest.approx(math.sqrt(5), abs=1e-5), "registered": pytest.approx(1.0, abs=1e-5),
     }  # fmt: skip
 

@@ -74,6 +74,7 @@ def test_weighted_patches_are_those_of_the_definition(shape: tuple[int, ...], ra
     assert 0 < (counts > 0).mean() < 1
     expected = (counts * ((first - second) ** 2).mean(0)).sum() / counts.sum()
     found = MINDSSCLoss(radius, dilation)(images[:1], images[1:], weight)
+    # The rounding of float64.
     assert found.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -138,6 +139,7 @@ def test_voxels_without_weight_have_no_influence() -> None:
     for found in results[1:]:
         assert all(one.equal(other) for one, other in zip(found, results[0], strict=True))
     ones = MINDSSCLoss()(pred, target, torch.ones(shape))
+    # The rounding of float64: a weight of 1 is multiplied by.
     torch.testing.assert_close(ones, MINDSSCLoss()(pred, target), rtol=1e-12, atol=1e-14)
 
 

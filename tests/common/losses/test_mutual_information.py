@@ -64,6 +64,7 @@ def test_value_equals_the_textbook(
     pair = [image.detach() for image in images(*shape)]
     expected = np.mean([textbook(a.numpy(), b.numpy(), bins, window, normalised) for a, b in zip(*pair, strict=True)])
     loss = MutualInformationLoss(bins, window, normalised)
+    # Of sums of a thousand logarithms in float64.
     assert loss(*pair).item() == pytest.approx(expected, abs=1e-9)
     # Float32 leaves bins out, and places are rounded.
     assert loss(*(image.float() for image in pair)).item() == pytest.approx(expected, abs=1e-5)
@@ -101,6 +102,7 @@ def test_sums_of_many_equal_values_are_exact(monkeypatch: pytest.MonkeyPatch) ->
     second = first.flip(2)
     for window in WINDOWS:
         loss = MutualInformationLoss(window=window)
+        # The rounding of float32.
         assert loss(first, second).item() == pytest.approx(loss(first.double(), second.double()).item(), abs=1e-6)
 
 
@@ -140,6 +142,7 @@ def test_whole_weights_are_as_many_voxels_and_none_has_no_influence(window: str,
         moving = torch.where(chosen, pred, outside).requires_grad_()
         value = loss(moving, torch.where(chosen, target, outside), weight)
         (gradient,) = torch.autograd.grad(value, moving)
+        # The rounding of float64.
         assert value.item() == pytest.approx(np.mean(expected), abs=1e-12)
         assert gradient[chosen].any() and not gradient[~chosen].any()
         results.append(gradient)
@@ -166,6 +169,7 @@ def test_weights_between_0_and_1_weigh_the_histogram_and_the_gradient(window: st
         value = loss(leaf, second, counts)
         (gradient,) = torch.autograd.grad(value, leaf)
         results.append((value.item(), gradient[:, :, :5]))
+    # The rounding of float64.
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-12)
     # A copy has half of a voxel's gradient.
     share = torch.where(weight == 1, 2.0, 1.0)

@@ -68,6 +68,7 @@ def test_value_and_gradient_do_not_depend_on_the_slabs(monkeypatch: pytest.Monke
         value = NGFLoss()(pred.requires_grad_(), target, weight)
         results.append((value.detach(), *torch.autograd.grad(value, pred)))
     for other in results[1:]:
+        # Sums of float64 in another order.
         torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-14)
 
 

@@ -25,6 +25,7 @@ def test_sums_are_those_of_the_windows(radius: int, size: tuple[int, ...]) -> No
     buffers[0].copy_(extended.flatten())
     found = slabs.valid(sums.run()[: slabs.depth * slabs.plane])
     windows = np.lib.stride_tricks.sliding_window_view(extended.numpy(), (2 * radius + 1,) * len(size))
+    # Sums of float64 in another order.
     np.testing.assert_allclose(found.numpy(), windows.sum(tuple(range(-len(size), 0))), rtol=1e-12)
 
 
@@ -52,6 +53,7 @@ def test_neighbours_of_voxels_beyond_the_border_are_those_of_the_border(
             total = total + (expected.flatten() * weight).sum()
         neighbours.add(weights, planes)
     (gradient,) = torch.autograd.grad(total, leaf)
+    # Sums of float64 in another order.
     torch.testing.assert_close(neighbours.volume_gradient(), gradient, rtol=1e-12, atol=1e-12)
 
 

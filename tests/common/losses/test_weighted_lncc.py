@@ -54,6 +54,7 @@ def test_value_and_gradients_are_those_of_the_definition(
     pred.requires_grad_()
     target.requires_grad_()
     value, expected = loss(pred, target, weight), plain(pred, target, weight, window, eps, form)
+    # Window sums of float64 in another order.
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
     torch.testing.assert_close(
         torch.autograd.grad(value, (pred, target)),
@@ -105,6 +106,7 @@ def test_value_and_gradient_do_not_depend_on_the_slabs(monkeypatch: pytest.Monke
         value = LNCCLoss(kernel_size=5)(pred.requires_grad_(), target.requires_grad_(), weight)
         results.append((value.detach(), *torch.autograd.grad(value, (pred, target))))
     for other in results[1:]:
+        # Sums of float64 in another order.
         torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-14)
 
 

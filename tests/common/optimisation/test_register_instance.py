@@ -205,6 +205,7 @@ def test_it_stands_among_the_steps_of_monai(tmp_path: Path, dims: int) -> None:
     back = Invertd("pred", chain, "moving")(found)["pred"]
     file = nibabel.load(paths["label"])
     assert back.shape[1:] == file.shape
+    # Headers hold float32.
     np.testing.assert_allclose(back.affine, file.affine, rtol=0, atol=1e-6)
     # Four times by the nearest voxel, and voxels of another size between.
     assert dice(back, torch.from_numpy(np.asarray(file.dataobj))[None]) > 0.8
@@ -215,6 +216,7 @@ def test_it_stands_among_the_steps_of_monai(tmp_path: Path, dims: int) -> None:
     for name, like in (("moving_back", "moving"), ("label_carried", "fixed")):
         written, expected = nibabel.load(tmp_path / f"{name}.nii.gz"), nibabel.load(paths[like])
         assert written.shape == expected.shape
+        # Headers hold float32.
         np.testing.assert_allclose(written.affine, expected.affine, rtol=0, atol=1e-5)
 
 
