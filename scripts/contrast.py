@@ -24,15 +24,13 @@ share_cores()
 import torch
 from torch import Tensor
 
-from common.cli import run_tool, whole
-from common.data import read_section
+from common.cli import run_tool
 from common.data.label_groups import read_label_groups
-from common.data.readers import READERS, SECTIONS
 from common.io.tables import write_csv
 from common.losses.similarity import SIMILARITIES
 from common.metrics.overlap import dice_per_label
 from common.spatial import warp_labels
-from scripts.lesion import load, optimiser
+from scripts.lesion import chosen_pairs, optimiser, parser_of_pairs
 
 BRIGHTEST = 0.15
 """Where the curve of another weighting turns: cerebrospinal fluid in T1."""
@@ -91,17 +89,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Options of this script."""
-    options = argparse.ArgumentParser(
-        description="Register pairs by the field alone (bundle instance_any), the moving scan as it is, inverted, like "
-        "T2 and through a tent, by several similarities.",
+    options = parser_of_pairs(
+        "Register pairs by the field alone (bundle instance_any), the moving scan as it is, inverted, like T2 and "
+        "through a tent, by several similarities."
     )
-    options.add_argument("--dataset_dir", type=Path, required=True, help="folder of a data set of brains, background 0")
-    options.add_argument("--reader", default="datalist", choices=tuple(READERS), help="default: %(default)s")
-    options.add_argument("--section", default="validation", choices=SECTIONS, help="default: %(default)s")
-    options.add_argument("--label_groups", type=Path, required=True, help="JSON of the groups of labels that count")
-    options.add_argument("--every", type=whole(1), default=1, help="take one pair of so many; default: %(default)s")
     options.add_argument("--similarities", nargs="+", default=["lncc", "mi", "mind"], choices=tuple(SIMILARITIES))
-    options.add_argument("--output", type=Path, required=True, help="CSV of the pairs")
     return options
 
 
@@ -109,11 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = parser().parse_args(argv)
     groups = read_label_groups(given.label_groups)
-    listing = read_section(given.dataset_dir, given.reader, given.section)
     rows = []
     for similarity in given.similarities:
-        for pair in listing.every_pair()[:: given.every]:
-            moving, fixed = (load(listing.subjects[index], groups) for index in pair)
+        for moving, fixed in chosen_pairs(given, groups):
             rows.append(measure(moving, fixed, similarity, groups.evaluated or []))
             write_csv(given.output, rows)
     print(summary(rows))

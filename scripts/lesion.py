@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +143,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options of this script."""
-    options = argparse.ArgumentParser(
-        description="Register pairs by the field alone (bundle instance_any): as they are, with a ball of noise in a "
-        "fifth of a hemisphere of the fixed scan, and with a mask of it; measure the structures beside it.",
-    )
+def parser_of_pairs(description: str) -> argparse.ArgumentParser:
+    """Options of a script that registers pairs of brains by the field alone."""
+    options = argparse.ArgumentParser(description=description)
     options.add_argument("--dataset_dir", type=Path, required=True, help="folder of a data set of brains, background 0")
     options.add_argument("--reader", default="datalist", choices=tuple(READERS), help="default: %(default)s")
     options.add_argument("--section", default="validation", choices=SECTIONS, help="default: %(default)s")
@@ -158,14 +155,28 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options of this script."""
+    return parser_of_pairs(
+        "Register pairs by the field alone (bundle instance_any): as they are, with a ball of noise in a fifth of a "
+        "hemisphere of the fixed scan, and with a mask of it; measure the structures beside it."
+    )
+
+
+def chosen_pairs(given: argparse.Namespace, groups: LabelGroups) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The pairs that the options name, (moving, fixed), loaded."""
+    listing = read_section(given.dataset_dir, given.reader, given.section)
+    for pair in listing.every_pair()[:: given.every]:
+        moving, fixed = (load(listing.subjects[index], groups) for index in pair)
+        yield moving, fixed
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = parser().parse_args(argv)
     groups = read_label_groups(given.label_groups)
-    listing = read_section(given.dataset_dir, given.reader, given.section)
     rows = []
-    for pair in listing.every_pair()[:: given.every]:
-        moving, fixed = (load(listing.subjects[index], groups) for index in pair)
+    for moving, fixed in chosen_pairs(given, groups):
         rows.append(measure(moving, fixed, groups.evaluated or []))
         write_csv(given.output, rows)
     print(summary(rows))
