@@ -22,7 +22,8 @@ class Similarity(NamedTuple):
 
     Attributes:
         make: makes the loss of images (B, C, *spatial) from about 0 to 1 and, if given, of weights of their voxels.
-        smoothness: weight of the diffusion penalty of a field that goes with it, found on pairs of brains.
+        smoothness: weight of the diffusion penalty of a field that goes with it, found on pairs of
+            brains, or by the scale of its values (mind, nmi).
     """
 
     make: Callable[[], nn.Module]
