@@ -118,6 +118,7 @@ def test_landmarks_of_both_scans_meet_where_the_images_do(files: dict[str, str])
     # The shift is all that there is.
     torch.testing.assert_close(moving, fixed, rtol=0, atol=1e-4)
     places = fixed.double() @ item["affine"][:3, :3].T + item["affine"][:3, 3]
+    # Voxels are float32.
     np.testing.assert_allclose(places.numpy(), WORLD, atol=1e-4)
     for side in ("moving", "fixed"):
         # The image has the same value there as in the file, between voxels of 2 mm.

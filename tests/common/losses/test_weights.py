@@ -62,13 +62,15 @@ def test_weight_is_the_product_and_0_where_nothing_of_the_interior_is_interpolat
 def test_one_mask_is_enough_and_none_leaves_the_loss_alone() -> None:
     data = case(3)
     assert weight_of(data) is None
-    assert torch.equal(weight_of(data, "fixed_mask"), data["fixed_mask"])  # type: ignore[arg-type]  # it is a tensor
+    found = weight_of(data, "fixed_mask")
+    assert found is not None and torch.equal(found, data["fixed_mask"])
     data["ddf"].zero_()
     data["moving_mask"] = torch.ones_like(data["moving_mask"])
     # Interpolation at voxels is exact but for rounding.
     torch.testing.assert_close(weight_of(data, "moving_mask"), data["moving_mask"])
     data["fixed_mask"] = data["fixed_mask"] > 0
-    assert torch.equal(weight_of(data, "fixed_mask"), data["fixed_mask"].float())  # type: ignore[arg-type]  # likewise
+    found = weight_of(data, "fixed_mask")
+    assert found is not None and torch.equal(found, data["fixed_mask"].float())
 
 
 def test_what_the_moving_mask_leaves_out_has_no_influence() -> None:
