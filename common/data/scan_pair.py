@@ -20,7 +20,7 @@ from common.checks import InputError
 from common.data.dataset import plain_affine, plain_tensor
 from common.data.intensity import fit_intensity
 from common.spatial import Grid, resample
-from common.spatial.foreground import foreground
+from common.spatial.foreground import background, foreground
 from common.spatial.plane import laid
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,11 @@ def align_scans(
     )  # fmt: skip
     figures = ("similarity_before", "similarity_after", "converged", "seconds")
     return found.matrix, {figure: getattr(found, figure) for figure in figures}
+
+
+def alone(scan: Tensor, mask: Tensor) -> Tensor:
+    """What of a scan (1, *grid) lies in a mask of its shape, not 0 there, on the scan's own background."""
+    return torch.where(mask != 0, scan, background(scan))
 
 
 def registered_part(scan: Tensor, grid: Grid) -> Grid:

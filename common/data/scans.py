@@ -17,7 +17,7 @@ from common.checks import InputError
 from common.data.dataset import PairDataset, plain_tensor
 from common.data.guides import guides_of_pair
 from common.data.readers.listing import LANDMARKS, MASK
-from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, scaled, seen
+from common.data.scan_pair import align_scans, alone, grids_of, overlap, registered_part, scaled, seen
 from common.data.working_grid import sized_grid
 from common.spatial import Grid, resample, working_grid
 from common.spatial.plane import laid, lifted
@@ -111,9 +111,11 @@ class ScanPairDataset(PairDataset):
         if self.spatial_size is not None:
             working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
         masks = self._masks(subjects, dims)
-        shown = self._masks_of_guides(subjects, dims) | masks
-        alone = {side: scaled(scans[side], self.intensity) * mask for side, mask in shown.items()}
-        matrix, aligned = self._aligned(scans | alone, grids, paths)
+        guides = self._masks_of_guides(subjects, dims)
+        within = {side: alone(scaled(scans[side], self.intensity), mask) for side, mask in guides.items()}
+        # As the network sees them.
+        within |= {side: scaled(scans[side], self.intensity) * mask for side, mask in masks.items()}
+        matrix, aligned = self._aligned(scans | within, grids, paths)
         item: dict[str, Any] = {
             "moving": self._seen(scans["moving"], grids["moving"], working, paths["moving"], matrix),
             "fixed": self._seen(scans["fixed"], grids["fixed"], working, paths["fixed"]),

@@ -57,9 +57,7 @@ class Field:
 
     Args:
         levels: how many times coarser the images of each level are; axes of few voxels stay as they are.
-        gradient_sigma: see :class:`ComposedAdam`.
-        step_sigma: see there.
-        field_sigma: see there.
+        field_sigma: see :class:`ComposedAdam`.
         tolerance: a level ends early where ten steps win less than this part of what has been won; 0 never does.
 
     Raises:
@@ -69,15 +67,13 @@ class Field:
     def __init__(
         self,
         levels: Sequence[int] = (4, 2, 1),
-        gradient_sigma: float = 0.7,
-        step_sigma: float = 0.7,
         field_sigma: float = 0.35,
         tolerance: float = 0.003,
     ) -> None:
         if not levels or any(not isinstance(level, int) or level < 1 for level in levels):
             raise InputError(f"levels is {list(levels)}; give whole numbers such as [4, 2, 1], the finest last.")
         self.levels, self.tolerance = tuple(levels), tolerance
-        self.sigmas = {"gradient_sigma": gradient_sigma, "step_sigma": step_sigma, "field_sigma": field_sigma}
+        self.field_sigma = field_sigma
 
     def start(self, network: nn.Module, image: Tensor) -> FieldOfPair:
         """The field that the network finds; arguments as those of :class:`Unknown`."""
@@ -97,6 +93,6 @@ class Field:
         for factor, count in zip(self.levels, counts, strict=True):
             coarse = [max(math.ceil(n / factor), min(n, _FEWEST_VOXELS)) for n in size]
             own.ddf = nn.Parameter(resize_ddf(own.ddf.detach(), coarse))
-            optimiser = ComposedAdam([own.ddf], learning_rate, **self.sigmas)
+            optimiser = ComposedAdam([own.ddf], learning_rate, field_sigma=self.field_sigma)
             yield Stage(optimiser, reduced_pair(targets, coarse), count, self.tolerance)
         own.ddf = nn.Parameter(resize_ddf(own.ddf.detach(), size))

@@ -18,13 +18,12 @@ from torch import Tensor
 from common.checks import InputError
 from common.data.dataset import plain_affine, plain_tensor
 from common.data.guides import guides_of_pair
-from common.data.scan_pair import align_scans, grids_of, overlap, registered_part, seen
+from common.data.scan_pair import align_scans, alone, grids_of, overlap, registered_part, seen
 from common.data.transforms import CheckSubjectd
 from common.losses import GradientLoss, RegistrationLoss, Term, WeightedLoss, similarity, smoothness_weight
 from common.optimisation.field import Field, FieldOfPair
 from common.optimisation.inferer import OptimisingInferer
 from common.spatial import Grid, displacement_to_moving, resample_ddf, warp_labels, warp_within, working_grid
-from common.spatial.foreground import background
 from common.spatial.plane import laid, laid_field, lifted, lifted_field
 from common.spatial.transform import Affine, Transform
 from common.spatial.transform import Field as WorldField
@@ -235,13 +234,9 @@ def _loss(name: str, smoothness: float) -> RegistrationLoss:
 
 
 def _alone(scans: Mapping[str, Tensor], subjects: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Of scans (1, *grid) that have a mask what lies in it, on their background."""
-    found = {}
-    for side, subject in subjects.items():
-        if "mask" in subject:
-            mask = (plain_tensor(subject["mask"]) != 0).to(scans[side].device).view_as(scans[side])
-            found[side] = torch.where(mask, scans[side], background(scans[side]))
-    return found
+    """Of scans (1, *grid) that have a mask what lies in it."""
+    masks = {side: plain_tensor(subject["mask"]) for side, subject in subjects.items() if "mask" in subject}
+    return {side: alone(scans[side], mask.to(scans[side].device).view_as(scans[side])) for side, mask in masks.items()}
 
 
 def _tracked(image: Any, key: Hashable) -> MetaTensor:
