@@ -94,7 +94,7 @@ def _plain(*inputs: Tensor) -> bool:
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`convolve` without autograd, all arguments of one type."""
-    if _must_widen(x):
+    if must_widen(x):
         with torch.autocast("cpu", enabled=False):
             return convolved(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     if bias is not None and _folds(x):
@@ -117,7 +117,7 @@ def convolution_gradients(
     on_x: Tensor | None
     axes = list(range(2, x.ndim))
     is_short = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 5 and x.shape[2] < weight.shape[2]
-    if is_short or _must_widen(x):
+    if is_short or must_widen(x):
         # Where the first axis is shorter than the kernel, torch 2.13 leaves this gradient of the weight uninitialised.
         on_x, on_weight, on_bias = convolution_gradients(grad.float(), x.float(), weight.float(), wanted)
         return None if on_x is None else on_x.to(x.dtype), on_weight.to(weight.dtype), on_bias.to(grad.dtype)
@@ -150,7 +150,8 @@ def convolution_gradients(
     return on_x, on_weight, grad.sum((0, *axes))
 
 
-def _must_widen(x: Tensor) -> bool:
+def must_widen(x: Tensor) -> bool:
+    """Whether torch would rather convolve in float32."""
     # Where the processor has no bfloat16, torch is slow and rounds what every tap adds to the gradient of the input:
     # its error is one and a half to two and a half times the largest that rounding the exact gradient could make.
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not has_bfloat16(x.device)

@@ -18,6 +18,7 @@ import common.losses
 import common.spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.doubled_convolution import convolve_doubled
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
@@ -139,6 +140,10 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "WarpedDiceLoss of soft maps": (lambda ddf: WarpedDiceLoss(3)(SOFT, SOFT, ddf), (FIELD,)),
     "RegistrationLoss": (registration, (FIELD,)),
     "convolve": (convolve, (MANY, KERNEL, BIAS)),
+    "convolve_doubled": (
+        lambda x, *rest: convolve_doubled(x[..., :2, :2], x[..., :4], *rest),
+        (MANY, normal(2, 18, 3, 3), BIAS),
+    ),
     "rectify_and_convolve": (lambda x, *rest: rectify_and_convolve(x.clone(), *rest), (MANY, KERNEL, BIAS)),
     "normalise_and_convolve": (normalise_and_convolve, (MANY, slope(), KERNEL, BIAS)),
     "instance_norm_prelu": (lambda x, y: instance_norm_prelu([x], y), (MANY, slope())),

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from common import losses, metrics, networks, spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
+from common.blocks.doubled_convolution import convolve_doubled
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
@@ -222,6 +223,9 @@ def block_cases(dims: int) -> dict[str, Case]:
     weight, bias = values(3, 2, *[3] * dims), values(3)
     return {
         "convolve": lambda: convolve(x, weight, bias),
+        "convolve_doubled": lambda: convolve_doubled(
+            x, values(BATCH, 1, *(2 * n for n in SIZES[dims])), values(3, 3, *[3] * dims), bias
+        ),
         "rectify_and_convolve": lambda: rectify_and_convolve(x * 1, weight, bias),
         "normalise_and_convolve": lambda: normalise_and_convolve(x, slope, weight, bias),
         "AffineNorm": lambda: AffineNorm(2, 0.2).to(META)(x).value,
