@@ -18,8 +18,8 @@ import common.losses
 import common.spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
-from common.blocks.doubled_convolution import convolve_doubled
 from common.blocks.correlation import local_correlation, reversed_correlation
+from common.blocks.doubled_convolution import convolve_doubled
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.vector_field_attention import expected_offset

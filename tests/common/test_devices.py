@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 from common import losses, metrics, networks, spatial
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
-from common.blocks.doubled_convolution import convolve_doubled
 from common.blocks.correlation import local_correlation, reversed_correlation
+from common.blocks.doubled_convolution import convolve_doubled
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.tall_unet import TallUNet
