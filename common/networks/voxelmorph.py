@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VoxelMorph: a U-Net proposes a displacement, or a velocity that is integrated.
+
+Papers: G. Balakrishnan et al., "VoxelMorph: a learning framework for deformable medical image registration", IEEE TMI
+38(8), 2019, arXiv 1809.05231; A. Dalca et al., "Unsupervised learning of probabilistic diffeomorphic registration for
+images and surfaces", MedIA 57, 2019, arXiv 1903.03545; M. Hoffmann et al., "SynthMorph: learning contrast-invariant
+registration without acquired images", IEEE TMI 41(3), 2022, arXiv 2004.10282.
+Repositories: voxelmorph/voxelmorph, huaibovip/DilateMorph_TMI (Apache-2.0), and
+junyuchen245/TransMorph_Transformer_for_Medical_Image_Registration (MIT). Official weights:
+:mod:`common.weights.voxelmorph`.
+
+On purpose different from the published code: any image size (padded inside); the inverse is returned beside the
+displacement. MONAI's ``VoxelMorph`` is one level shallower by default, has no half-resolution integration that agrees
+with the published one, and no U-Net with strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.blocks.voxelmorph import PairUNet
+from common.checks import InputError
+from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.spatial import integrate, resize_image
+
+VOXELMORPH_1: dict[str, Any] = {"encoder": (8, 32, 32, 32), "decoder": (32, 32, 32, 32, 32, 8, 8)}
+FLOW_DEVIATION = 1e-5
+"""Of the fresh weights of the last convolution: a fresh network leaves images where they are."""
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "voxelmorph1": VOXELMORPH_1,
+    "voxelmorph2": {},
+    "cvpr": {"decoder": (32, 32, 32, 32, 8, 8)},
+    "diffeomorphic": {"int_steps": 7},
+    "ixi1": {"backbone": "stride", **VOXELMORPH_1},
+    "ixi2": {"backbone": "stride"},
+    "lumir": {"backbone": "stride"},
+    "synthmorph": {
+        "encoder": (256,) * 4,
+        "decoder": (256,) * 6,
+        "int_steps": 5,
+        "svf_resolution": 2,
+        "padding_mode": "border",
+    },
+    "tiny": {"encoder": (2, 4, 4), "decoder": (4, 4, 4, 2)},
+}
+"""Arguments of the published networks, and those that make any of them small enough for tests."""
+
+
+class VoxelMorph(nn.Module):
+    """A U-Net and a convolution, whose result is the displacement or, with ``int_steps``, a stationary velocity.
+
+    The default is the displacement of the library's network, "VoxelMorph-2" of the published tables.
+
+    Args:
+        spatial_dims: 2 or 3.
+        backbone: "pool" (the library) or "stride" (the tables of IXI and LUMIR), see :mod:`common.blocks.voxelmorph`.
+        encoder: channels of the convolutions on the way down, finest first, ``convs_per_level`` for each halving.
+        decoder: those on the way up, coarsest first, as many, and one or more after the last enlargement.
+        convs_per_level: convolutions of each level; 1 with strides.
+        int_steps: squarings of scaling and squaring; 0 takes the result as displacement.
+        int_downsize: how much coarser than the image the grid is that the velocity is integrated on.
+        svf_resolution: how much coarser than the image the result of the U-Net is; the enlargements beyond it are left
+            out. 2 is the published ``unet_half_res``.
+        padding_mode: what the velocity is outside of its grid while it is integrated: "zeros" (PyTorch) or "border"
+            (TensorFlow, SynthMorph).
+
+    Raises:
+        InputError: for another number of dimensions, backbone or padding, lists of channels that do not fit together,
+            or a resolution that is no power of two within the depth of the U-Net.
+    """
+
+    levels = 1
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        *,
+        backbone: Literal["pool", "stride"] = "pool",
+        encoder: Sequence[int] = (16, 32, 32, 32),
+        decoder: Sequence[int] = (32, 32, 32, 32, 32, 16, 16),
+        convs_per_level: int = 1,
+        int_steps: int = 0,
+        int_downsize: int = 2,
+        svf_resolution: int = 1,
+        padding_mode: Literal["zeros", "border"] = "zeros",
+    ) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "backbone": backbone,
+            "encoder": [*encoder],
+            "decoder": [*decoder],
+            "convs_per_level": convs_per_level,
+            "int_steps": int_steps,
+            "int_downsize": int_downsize,
+            "svf_resolution": svf_resolution,
+            "padding_mode": padding_mode,
+        }
+        _check_names(spatial_dims, backbone, padding_mode)
+        check_numbers(1, convs_per_level=convs_per_level)
+        check_numbers(0, int_steps=int_steps)
+        _check_channels(encoder, decoder, convs_per_level, backbone)
+        halvings = len(encoder) // convs_per_level
+        _check_resolutions(2**halvings, int_downsize=int_downsize, svf_resolution=svf_resolution)
+        self.spatial_dims, self.unit = spatial_dims, 2**halvings
+        self.int_steps, self.int_downsize = int_steps, int_downsize
+        self.svf_resolution, self.padding_mode = svf_resolution, padding_mode
+        left_out = svf_resolution.bit_length() - 1
+        self.unet = PairUNet(spatial_dims, encoder, decoder, convs_per_level, backbone == "stride", left_out)
+        kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.flow = kind(self.unet.channels, spatial_dims, 3, padding=1)
+        nn.init.normal_(self.flow.weight, std=FLOW_DEVIATION)
+        assert self.flow.bias is not None
+        nn.init.zeros_(self.flow.bias)
+
+    @overload
+    def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, image: Tensor, details: Literal[True] | Collection[str]) -> dict[str, Any]: ...
+
+    def forward(self, image: Tensor, details: Details = False) -> Tensor | dict[str, Any]:
+        """Register a pair.
+
+        Args:
+            image: (B, 2, *spatial), channel 0 moving, channel 1 fixed, any spatial size. Intensities from 0 to 1.
+            details: further outputs that are wanted, by name, or True for all.
+
+        Returns:
+            The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of it and, where asked for,
+
+            - ``velocity``: what is integrated, in voxels of its grid, which covers the image padded at the far ends to
+              the working size of the network; the displacement itself where ``int_steps`` is 0;
+            - ``inverse_ddf``: the displacement of the opposite velocity, where there is one.
+
+        Raises:
+            ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
+        """
+        check_pair(image, self.spatial_dims)
+        size = image.shape[2:]
+        image = F.pad(image, _padding(size, self.unit))
+        velocity = self._velocity(image)
+        ddf = crop(self._integrated(velocity, image.shape[2:]), size)
+        if not details:
+            return ddf
+        outputs: dict[str, Any] = {"ddf": ddf}
+        if wants(details, "velocity"):
+            outputs["velocity"] = velocity
+        if self.int_steps and wants(details, "inverse_ddf"):
+            outputs["inverse_ddf"] = crop(self._integrated(-velocity, image.shape[2:]), size)
+        return outputs
+
+    def _velocity(self, image: Tensor) -> Tensor:
+        """What is integrated, on the grid that it is integrated on."""
+        field = self.flow(self.unet(image))
+        field = field.to(torch.promote_types(field.dtype, torch.float32))
+        coarseness = self.int_downsize if self.int_steps else 1
+        return _resized(field, image.shape[2:], self.svf_resolution, coarseness)
+
+    def _integrated(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
+        """The displacement of a velocity, on the grid of the padded image."""
+        if not self.int_steps:
+            return velocity
+        ddf = integrate(velocity, self.int_steps, self.padding_mode)
+        return _resized(ddf, size, self.int_downsize, 1)
+
+
+def _resized(field: Tensor, size: Sequence[int], old: int, new: int) -> Tensor:
+    """A field in voxels on a grid of another coarseness, corner to corner; its values change as the coarseness does.
+
+    The voxels of such grids differ by a little less, (n - 1) / (n / 2 - 1) instead of 2: it is the published rule.
+    """
+    return field if old == new else resize_image(field, [n // new for n in size]) * (old / new)
+
+
+def _padding(size: Sequence[int], unit: int) -> list[int]:
+    """Zeros at the far end of each axis, up to a multiple of ``unit``; arithmetic alone, see `contract.padded`."""
+    missing = [(n + unit - 1) // unit * unit - n for n in size]
+    return [amount for n in reversed(missing) for amount in (0, n)]
+
+
+def _check_names(spatial_dims: int, backbone: str, padding_mode: str) -> None:
+    if spatial_dims not in (2, 3):
+        raise InputError(f"spatial_dims is {spatial_dims!r}; expected 2 or 3.")
+    if backbone not in ("pool", "stride"):
+        raise InputError(f"backbone is {backbone!r}; expected 'pool' or 'stride'.")
+    if padding_mode not in ("zeros", "border"):
+        raise InputError(f"padding_mode is {padding_mode!r}; expected 'zeros' or 'border'.")
+
+
+def _check_channels(encoder: Sequence[int], decoder: Sequence[int], convs_per_level: int, backbone: str) -> None:
+    for name, numbers in (("encoder", encoder), ("decoder", decoder)):
+        check_numbers(1, **{f"{name}[{i}]": n for i, n in enumerate(numbers)})
+    if backbone == "stride" and convs_per_level != 1:
+        raise InputError(f"convs_per_level is {convs_per_level}; a U-Net with strides has 1.")
+    if not encoder or len(encoder) % convs_per_level:
+        raise InputError(f"encoder is {encoder}; give {convs_per_level} numbers of channels for each level.")
+    if len(decoder) <= len(encoder):
+        raise InputError(f"decoder is {decoder}; give more numbers than encoder has, which are {len(encoder)}.")
+
+
+def _check_resolutions(coarsest: int, **resolutions: int) -> None:
+    check_numbers(1, **resolutions)
+    for name, coarseness in resolutions.items():
+        if coarsest % coarseness:
+            raise InputError(f"{name} is {coarseness}; give a power of two up to {coarsest}, which the U-Net reaches.")
