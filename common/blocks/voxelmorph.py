@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks.convolution import convolve
+from common.blocks.doubled_convolution import convolve_doubled
+
 IMAGES = 2
 """Channels of the input."""
 SLOPE = 0.2
@@ -72,6 +75,10 @@ class PairUNet(nn.Module):
         self.decoder = nn.ModuleList(
             level([before + way, *channels]) for before, way, channels in zip(below, beside, up, strict=True)
         )
+        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
+        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        # torch documents this form of `to`, its annotations lack it.
+        self.to(memory_format=layout)  # type: ignore[call-overload]
 
     def forward(self, pair: Tensor) -> Tensor:
         """Look at a pair.
@@ -111,8 +118,11 @@ class PairUNet(nn.Module):
 
 
 def convolved(x: Tensor, convolution: nn.Module) -> Tensor:
-    """``leaky_relu(convolution(x))``."""
-    return F.leaky_relu(convolution(x), SLOPE)
+    """``leaky_relu(convolution(x))``, which takes the place of ``convolution(x)`` in memory."""
+    assert isinstance(convolution, (nn.Conv2d, nn.Conv3d)) and convolution.bias is not None
+    plain = convolution.stride[0] == 1
+    result = convolve(x, convolution.weight, convolution.bias) if plain else convolution(x)
+    return F.leaky_relu_(result, SLOPE)
 
 
 def enlarged_and_convolved(x: Tensor, way: Tensor, convolution: nn.Module) -> Tensor:
@@ -123,7 +133,8 @@ def enlarged_and_convolved(x: Tensor, way: Tensor, convolution: nn.Module) -> Te
         way: (B, C', *2 spatial).
         convolution: of C + C' channels.
     """
-    return convolved(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), way], dim=1), convolution)
+    assert isinstance(convolution, (nn.Conv2d, nn.Conv3d)) and convolution.bias is not None
+    return F.leaky_relu_(convolve_doubled(x, way, convolution.weight, convolution.bias), SLOPE)
 
 
 def _by_level(channels: Sequence[int], convs_per_level: int, levels: int) -> list[list[int]]:

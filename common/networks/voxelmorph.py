@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks.convolution import convolve
 from common.blocks.voxelmorph import PairUNet
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
@@ -157,7 +158,8 @@ class VoxelMorph(nn.Module):
 
     def _velocity(self, image: Tensor) -> Tensor:
         """What is integrated, on the grid that it is integrated on."""
-        field = self.flow(self.unet(image))
+        assert self.flow.bias is not None
+        field = convolve(self.unet(image), self.flow.weight, self.flow.bias)
         field = field.to(torch.promote_types(field.dtype, torch.float32))
         coarseness = self.int_downsize if self.int_steps else 1
         return _resized(field, image.shape[2:], self.svf_resolution, coarseness)
