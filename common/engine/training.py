@@ -16,6 +16,7 @@ from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.cpu_limit import CpuLimit
 from common.engine.earlier import start_from
 from common.engine.key_metric import choose_key_metric
+from common.engine.noise import SeededNoise
 from common.engine.progress import History, ProgressBar
 from common.engine.readiness import check_batches, check_file, check_space, training_files
 from common.engine.schedules import schedule_handler
@@ -26,7 +27,7 @@ from common.losses import RegistrationLoss
 
 
 class TrainingHandlers:
-    """A guard, learning rate, validation with the best weights, history, TensorBoard, progress, last the checkpoint.
+    """Noise, a guard, learning rate, validation with the best weights, history, TensorBoard, progress, checkpoint last.
 
     The order counts: a step that fails leaves nothing behind, a row of the history holds the validation of its epoch,
     and what is saved at the end of an epoch is what all the others have made of it. A bundle's own handlers stand
@@ -91,6 +92,7 @@ class TrainingHandlers:
             val_interval=val_interval,
         )
         self.handlers: list[Any] = [
+            SeededNoise(),
             StopWhenNotFinite(loss),
             CpuLimit(max_cpu_seconds),
             *schedule,

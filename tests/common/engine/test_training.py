@@ -32,12 +32,15 @@ class Pairs(torch.utils.data.Dataset):
 
 
 class Shift(nn.Module):
+    """A displacement, with noise in training."""
+
     def __init__(self) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(2))
 
     def forward(self, image: torch.Tensor, details: bool = False) -> Any:
         ddf = self.shift[None, :, None, None].expand(len(image), 2, *image.shape[2:])
+        ddf = ddf + 0.01 * torch.randn(()) if self.training else ddf
         return {"ddf": ddf} if details else ddf
 
 
