@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the folder of a new bundle: a method on a data set, wired as all the others.
 
-Example: ``python scripts/new_bundle.py eoir lpba40`` makes ``bundles/eoir_lpba40``. Network and recipe come from a
+Example: ``python scripts/new_bundle.py eoir hammers`` makes ``bundles/eoir_hammers``. Network and recipe come from a
 bundle of the method, or are a start to work on for a network in ``common.networks`` that has no bundle yet; the data's
 part comes from a bundle of the data set, or is a start of the plainest kind. What is left to write is marked TODO.
 
@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     """Options of this script."""
     options = argparse.ArgumentParser(
         description="Make the folder of a new bundle, wired as all the others; what is left to write is marked TODO.",
-        epilog="Example: python scripts/new_bundle.py eoir lpba40 makes bundles/eoir_lpba40",
+        epilog="Example: python scripts/new_bundle.py eoir hammers makes bundles/eoir_hammers",
     )
     options.add_argument("method", help="method of a bundle, or a class of common.networks in small letters")
     options.add_argument("dataset", help="data set of a bundle, or a new name; a reader of this name is used")

@@ -22,7 +22,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for existing in BUNDLES:
         ignored = shutil.ignore_patterns("outputs", "data", "eval", "models")
         shutil.copytree(existing, root / "bundles" / existing.name, symlinks=True, ignore=ignored)
-    made = new_bundle.make_bundle(root, "eoir", "lpba40")
+    made = new_bundle.make_bundle(root, "eoir", "hammers")
     assert wiring.differences(root) == []
     return made
 

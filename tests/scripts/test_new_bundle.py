@@ -52,7 +52,7 @@ def names(root: Path) -> list[str]:
 
 
 def test_method_with_a_bundle_on_new_data(repository: Path) -> None:
-    bundle = new_bundle.make_bundle(repository, "eoir", "lpba40")
+    bundle = new_bundle.make_bundle(repository, "eoir", "hammers")
     assert wiring.differences(repository) == []
     made, pattern = contents(bundle), contents(repository / "bundles" / wiring.PATTERN)
     for file in ("train", "evaluate", "inference"):
@@ -61,7 +61,7 @@ def test_method_with_a_bundle_on_new_data(repository: Path) -> None:
         assert not {"label_groups", "grouping"} & set(made[file]) and "phantoms" not in json.dumps(made[file])
     assert made["train"]["loss"] == pattern["train"]["loss"] and made["train"]["pairs_per_epoch"] is None
     assert made["inference"]["folder"]["settings"]["network"] == "$@network_def.arguments"
-    assert made["metadata"]["name"] == "EOIR on lpba40" and made["metadata"]["version"] == "0.1.0"
+    assert made["metadata"]["name"] == "EOIR on hammers" and made["metadata"]["version"] == "0.1.0"
     assert "submission" not in made
 
 
@@ -86,8 +86,8 @@ def test_network_without_a_bundle_on_data_with_one(repository: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["conv_mf", "convic_mf"])
 def test_variants_of_a_network_are_methods_by_names_with_underscores(repository: Path, variant: str) -> None:
-    bundle = new_bundle.make_bundle(repository, f"dp_{variant}", "lpba40")
-    assert wiring.parts(bundle.name) == (f"dp_{variant}", "lpba40") and wiring.differences(repository) == []
+    bundle = new_bundle.make_bundle(repository, f"dp_{variant}", "hammers")
+    assert wiring.parts(bundle.name) == (f"dp_{variant}", "hammers") and wiring.differences(repository) == []
     made, source = contents(bundle), contents(repository / "bundles" / f"dp_{variant}_lumir")
     assert all(made[file]["network_def"]["variant"] == variant for file in ("train", "evaluate", "inference"))
     assert made["train"]["train"]["dataloader"]["sampler"].get("both_ways", False) == (variant == "conv_mf")
@@ -127,8 +127,8 @@ def test_reader_of_the_data_sets_name_is_used(repository: Path, monkeypatch: pyt
 
 
 def test_folder_is_whole_and_says_what_is_left(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    new_bundle.main(["eoir", "lpba40"])
-    bundle, pattern = repository / "bundles" / "eoir_lpba40", repository / "bundles" / wiring.PATTERN
+    new_bundle.main(["eoir", "hammers"])
+    bundle, pattern = repository / "bundles" / "eoir_hammers", repository / "bundles" / wiring.PATTERN
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir()}
     configs = {f"configs/{name}" for name in wiring.OWN if name not in wiring.OPTIONAL}
     others = {"LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt", "models/.gitkeep"}
@@ -137,10 +137,10 @@ def test_folder_is_whole_and_says_what_is_left(repository: Path, capsys: pytest.
     assert bundle.stat().st_mode & 0o777 == pattern.stat().st_mode & 0o777
     said = capsys.readouterr().out.splitlines()
     left = ("configs/metadata.json", "docs/README.md", "docs/data_license.txt")
-    assert said[1:] == [f"  bundles/eoir_lpba40/{name}" for name in left]
+    assert said[1:] == [f"  bundles/eoir_hammers/{name}" for name in left]
     headings = [line for line in (pattern / "docs" / "README.md").read_text().splitlines() if line.startswith("## ")]
     readme = (bundle / "docs" / "README.md").read_text()
-    assert readme.startswith("# EOIR on lpba40\n") and "$" not in readme
+    assert readme.startswith("# EOIR on hammers\n") and "$" not in readme
     assert [heading for heading in headings if heading not in readme.splitlines()] == []
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from common.data.readers.abdomenct import read_abdomenct, read_abdomenct_dp
 from common.data.readers.acdc import read_acdc
 from common.data.readers.datalist import read_datalist
+from common.data.readers.ixi import read_ixi
 from common.data.readers.listing import SECTIONS, Listing
+from common.data.readers.lpba40 import read_lpba40
 from common.data.readers.lumir import read_lumir
 from common.data.readers.lungct import read_lungct
 from common.data.readers.oasis import read_oasis, read_oasis_dp
@@ -25,6 +27,8 @@ READERS: dict[str, Reader] = {
     "abdomenct": read_abdomenct,
     "abdomenct_dp": read_abdomenct_dp,
     "lungct": read_lungct,
+    "ixi": read_ixi,
+    "lpba40": read_lpba40,
 }
 
 __all__ = ["READERS", "SECTIONS", "Listing", "Reader", "read_datalist", "read_lumir", "read_oasis"]

@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from common.checks import InputError
-from common.data.readers.listing import Listing, Subject, published_listings
+from common.data.readers.listing import Listing, Subject, published_listings, refuse_list
 from common.data.splits import load_split
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def read_abdomenct(dataset_dir: Path, dataset_json: str | None = None) -> dict[s
         InputError: neither layout is found, none of its scans is one of the split's 30, or a list of one's own is asked
             for.
     """
-    _refuse_list("abdomenct", dataset_json)
+    refuse_list("abdomenct", dataset_json)
     people = _people(dataset_dir)
     if not people:
         raise InputError(
@@ -75,7 +75,7 @@ def read_abdomenct_dp(dataset_dir: Path, dataset_json: str | None = None) -> dic
     Raises:
         InputError: no such file is found, or a list of one's own is asked for.
     """
-    _refuse_list("abdomenct_dp", dataset_json)
+    refuse_list("abdomenct_dp", dataset_json)
     files = {path.name: path for path in sorted(dataset_dir.rglob("*.nii.gz"), reverse=True)}
     people: dict[str, Subject] = {}
     for name in sorted(files):
@@ -91,14 +91,6 @@ def read_abdomenct_dp(dataset_dir: Path, dataset_json: str | None = None) -> dic
         )
     listings = published_listings(dataset_dir, "abdomenct_dp_v2", people, "pairs_test")
     return {section: listing for section, listing in listings.items() if listing.subjects}
-
-
-def _refuse_list(reader: str, dataset_json: str | None) -> None:
-    if dataset_json is not None:
-        raise InputError(
-            f"The reader '{reader}' takes the published split and no list {dataset_json}; for a list of your own use "
-            "the reader 'datalist'."
-        )
 
 
 def _people(dataset_dir: Path) -> dict[int, Subject]:

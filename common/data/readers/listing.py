@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.checks import InputError
 from common.data.pairs import ordered_pairs
 from common.data.splits import load_split
 
@@ -85,6 +86,19 @@ def published_listings(source: Path, name: str, people: Mapping[str, Subject], t
             pairs = [(place[moving], place[fixed]) for fixed, moving in listed if {moving, fixed} <= place.keys()]
         listings[section] = Listing([people[person] for person in present], pairs)
     return listings
+
+
+def refuse_list(reader: str, dataset_json: str | None) -> None:
+    """For readers whose sections are published.
+
+    Raises:
+        InputError: a list of one's own is asked for.
+    """
+    if dataset_json is not None:
+        raise InputError(
+            f"The reader '{reader}' takes the published split and no list {dataset_json}; for a list of your own use "
+            "the reader 'datalist'."
+        )
 
 
 def keep_pairs_out_of_training(source: Path, training: Listing, held_out: Sequence[Listing]) -> None:
