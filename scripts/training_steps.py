@@ -160,6 +160,28 @@ def _our_dual_pyramid(variant: str, **arguments: Any) -> tuple[nn.Module, Regist
     return DualPyramid(variant=variant, **arguments), RegistrationLoss(terms, padding_mode="border")
 
 
+def _published_voxelmorph(size: tuple[int, ...], steps: int, **arguments: Any) -> Form:
+    from scripts.textbook_voxelmorph import TextbookVoxelMorph, TextbookVoxelMorphLoss
+
+    network, criterion = TextbookVoxelMorph(size, steps, **arguments), TextbookVoxelMorphLoss(size)
+    return Form(network, network, lambda moving, fixed: criterion(moving, fixed, *network(moving, fixed)))
+
+
+def _our_voxelmorph(steps: int, **arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
+    from common.losses import GradientLoss, LNCCLoss, RegistrationLoss, Term
+    from common.networks import VoxelMorph
+
+    # The published weight of the penalty is the coarseness of the velocity's grid.
+    smooth = Term(GradientLoss(), ["velocity"], 2 if steps else 1)
+    criterion = RegistrationLoss({"lncc": Term(LNCCLoss(), ["warped", "fixed"]), "smooth": smooth})
+    return VoxelMorph(int_steps=steps, **arguments), criterion
+
+
+def _voxelmorph(title: str, steps: int, seconds: float) -> Compared:
+    published, ours = partial(_published_voxelmorph, steps=steps), partial(_our_voxelmorph, steps)
+    return Compared(title, published, ours, seconds, 1.6)
+
+
 def _dual_pyramid(title: str, variant: str, seconds: float, gigabytes: float) -> Compared:
     published, ours = partial(_published_dual_pyramid, variant=variant), partial(_our_dual_pyramid, variant)
     return Compared(title, published, ours, seconds, gigabytes)
@@ -169,6 +191,8 @@ COMPARED = {
     "eoir": Compared("EOIR, LUMIR loss", _published_eoir, _our_eoir, 20.4, 3.3),
     "vfa": Compared("VFA, LUMIR loss", _published_vfa, _our_vfa, 21.6, 4.2),
     "sitreg": Compared("SITReg, size and first loss of LUMIR", _published_sitreg, _our_sitreg, 26.8, 4.1),
+    "voxelmorph": _voxelmorph("VoxelMorph-2", 0, 6.8),
+    "voxelmorph_diff": _voxelmorph("VoxelMorph-2, diffeomorphic", 7, 8.2),
     "dp_conv_c": _dual_pyramid("DP-Conv-C", "conv_c", 15.1, 2.4),
     "dp_convic_c": _dual_pyramid("DP-ConvIC-C", "convic_c", 43.0, 5.0),
     "dp_vfa": _dual_pyramid("DP-VFA", "vfa", 14.9, 4.1),
