@@ -43,13 +43,16 @@ class LNCCLoss(nn.Module):
     VoxelMorph, TransMorph, LKU-Net, SITReg: -mean   ``"sum"``     0         ``"add"``  1e-5
     mmipt, DilateMorph: means, not sums, 1 - mean    ``"mean"``    1         ``"add"``  1e-5
     VFA: -mean; dual pyramids: 1 - mean              ``"mean"``    0; 1      ``"max"``  2**-23
+    VoxelMorph in TensorFlow: -mean(cc)              ``"sum"``     0         ``"each"`` 1e-5
     ===============================================  ============  ========  =========  ======
 
     ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large, and
-    ``guard="max"`` divides by :math:`\max(ab, \epsilon)`, whose gradient is 0 where epsilon is larger. Local variances
-    that rounding made negative are set to 0 and :math:`c^2` is at most ab, so that cc lies in [0, 1] for intensities of
-    any scale (the published forms leave both, which in flat windows can make cc anything); elsewhere the values are
-    theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss`` differs: it clamps each variance, so flat regions differ.
+    ``guard="max"`` divides by :math:`\max(ab, \epsilon)`, whose gradient is 0 where epsilon is larger. ``guard="each"``
+    puts epsilon in the place of each of a, b and c that is smaller: what is opposed in the two images counts for
+    nothing, and where both are flat cc is 1. Local variances that rounding made negative are set to 0 and :math:`c^2`
+    is at most ab, so that cc lies in [0, 1] for intensities of any scale (the published forms leave both, which in flat
+    windows can make cc anything); elsewhere the values are theirs. MONAI's ``LocalNormalizedCrossCorrelationLoss``
+    differs: it clamps each variance, so flat regions differ.
 
     The gradient is exact. A voxel I(x) is in the sums of all windows around it, and the windows centred there are those
     of one more window sum, so that with :math:`A = c / (ab + \epsilon)`, :math:`B = A^2 b`, :math:`C = B S(I) - A S(J)`
@@ -69,7 +72,7 @@ class LNCCLoss(nn.Module):
         kernel_size: odd side of the window in voxels; it may exceed the image.
         eps: added to the product of the two variances.
         statistics: ``"sum"`` or ``"mean"``, see above.
-        guard: ``"add"`` or ``"max"``, see above.
+        guard: ``"add"``, ``"max"`` or ``"each"``, see above.
         offset: constant that the mean of cc is subtracted from.
 
     Raises:
@@ -92,8 +95,8 @@ class LNCCLoss(nn.Module):
             raise InputError(f"LNCCLoss got kernel_size={kernel_size}; choose an odd positive number such as 9.")
         if statistics not in ("sum", "mean"):
             raise InputError(f"LNCCLoss got statistics={statistics!r}; choose 'sum' or 'mean'.")
-        if guard not in ("add", "max"):
-            raise InputError(f"LNCCLoss got guard={guard!r}; choose 'add' or 'max'.")
+        if guard not in ("add", "max", "each"):
+            raise InputError(f"LNCCLoss got guard={guard!r}; choose 'add', 'max' or 'each'.")
         self.spatial_dims = spatial_dims
         self.kernel_size = kernel_size
         self.eps = eps
@@ -127,7 +130,7 @@ class LNCCLoss(nn.Module):
                 f"LNCCLoss got pred of shape {tuple(pred.shape)} and target of shape {tuple(target.shape)}; "
                 "resample one to the other's grid."
             )
-        guard = Guard(self.eps, self.statistics == "mean", self.guard == "max")
+        guard = Guard(self.eps, self.statistics == "mean", self.guard == "max", self.guard == "each")
         if weight is not None:
             check_weight("LNCCLoss", pred, weight)
         return self.offset - mean_squared_lncc(pred, target, self.kernel_size, guard, weight)

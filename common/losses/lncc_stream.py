@@ -26,11 +26,17 @@ class Guard(NamedTuple):
         eps: least, or added.
         of_means: whether it is one of variances, otherwise of sums over the window.
         bounded: whether it is the least that is divided by; otherwise it is added.
+        each: whether it is the least of either variance and of the covariance, and not of the product.
     """
 
     eps: float
     of_means: bool
     bounded: bool
+    each: bool = False
+
+    def scale(self, count: float) -> float:
+        """What eps is multiplied by for windows of so many voxels."""
+        return (count if self.each else count**2) if self.of_means else 1
 
 
 class _Side(NamedTuple):
@@ -115,7 +121,7 @@ class LNCCStream:
         c.addcmul_(s_i, s_j, value=-1 / self.count)
         a.addcmul_(s_i, s_i, value=-1 / self.count).clamp_min_(0)
         b.addcmul_(s_j, s_j, value=-1 / self.count).clamp_min_(0)
-        return self.guard.eps * (self.count**2 if self.guard.of_means else 1)
+        return self.guard.eps * self.guard.scale(self.count)
 
     def _weigh(self, ratio: Tensor, start: int) -> Tensor:
         """Weigh A of the planes from ``start`` on in place; returns what it was."""
@@ -123,17 +129,11 @@ class LNCCStream:
 
     def _make_terms(self, moments: Tensor, start: int) -> Tensor:
         """Sum of cc over the planes from ``start`` on, and their terms into the input of ``terms``."""
-        eps, bounded = self._centre(moments), self.guard.bounded
+        eps = self._centre(moments)
         s_i, s_j, a, b, c = moments[:5]
         terms = self.terms.flat
-        product = torch.mul(a, b, out=terms[0])
-        # Cauchy and Schwarz: what exceeds it is the rounding of a flat window, which eps would magnify.
-        bound = product.sqrt()
-        torch.minimum(c, bound, out=c)
-        torch.maximum(c, bound.neg_(), out=c)
-        # The variances have no influence where eps takes the place of their product.
-        free = product > eps if bounded else None
-        ratio = torch.div(c, product.clamp_min_(eps) if bounded else product.add_(eps), out=terms[0])
+        *free, free_c = self._divide(a, b, c, eps, terms[0])
+        ratio = terms[0]
         # Windows centred outside the image do not exist: their terms must not reach the gradient or the value.
         # B and C are multiples of A and vanish with it.
         self.terms.clear_outside(0, max(0, -start), max(0, self.size - start))
@@ -142,11 +142,34 @@ class LNCCStream:
         sums, variances = (s_i, s_j), (a, b)
         for side in self.sides:
             quadratic = torch.mul(ratio, plain, out=terms[side.b]).mul_(variances[side.other])
-            if free is not None:
-                quadratic.mul_(free)
-            constant = torch.mul(quadratic, sums[side.image], out=terms[side.c])
+            where = free[side.image]
+            if where is not None:
+                quadratic.mul_(where)
+        if free_c is not None:
+            ratio.mul_(free_c)
+        for side in self.sides:
+            constant = torch.mul(terms[side.b], sums[side.image], out=terms[side.c])
             constant.addcmul_(ratio, sums[side.other], value=-1)
         return value.double()
+
+    def _divide(self, a: Tensor, b: Tensor, c: Tensor, eps: float | Tensor, out: Tensor) -> list[Tensor | None]:
+        """Make A in ``out``; returns where a, b and c have influence on cc, None for everywhere."""
+        if self.guard.each:
+            a.clamp_min_(eps)
+            b.clamp_min_(eps)
+        product = torch.mul(a, b, out=out)
+        # Cauchy and Schwarz: what exceeds it is the rounding of a flat window, which eps would magnify.
+        bound = product.sqrt()
+        torch.minimum(c, bound, out=c)
+        torch.maximum(c, bound.neg_(), out=c)
+        if self.guard.each:
+            c.clamp_min_(eps)
+            torch.div(c, product, out=out)
+            return [statistic > eps for statistic in (a, b, c)]
+        # The variances have no influence where eps takes the place of their product.
+        free = product > eps if self.guard.bounded else None
+        torch.div(c, product.clamp_min_(eps) if self.guard.bounded else product.add_(eps), out=out)
+        return [free, free, None]
 
     def _write_gradients(self, terms: Tensor, start: int) -> None:
         """Gradients at the planes from ``start`` on, from the window sums of the terms."""
@@ -220,7 +243,9 @@ class WeightedLNCCStream(LNCCStream):
         torch.div(m_j, count, out=mean)
         b.addcmul_(mean, m_j, value=-1).clamp_min_(0)
         m_j.copy_(mean)
-        return count.square_().mul_(self.guard.eps) if self.guard.of_means else self.guard.eps
+        if not self.guard.of_means:
+            return self.guard.eps
+        return (count if self.guard.each else count.square_()).mul_(self.guard.eps)
 
     def _weigh(self, ratio: Tensor, start: int) -> Tensor:
         plain = self.unweighed.copy_(ratio)

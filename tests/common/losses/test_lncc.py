@@ -24,8 +24,12 @@ def _textbook(i: np.ndarray, j: np.ndarray, size: int, eps: float, mean: bool, g
         window = tuple(slice(c, c + size) for c in corner)
         a, b = i[window].ravel() - i[window].mean(), j[window].ravel() - j[window].mean()
         n = a.size if mean else 1
-        product = (a * a).sum() / n * ((b * b).sum() / n)
-        values.append(((a * b).sum() / n) ** 2 / (max(product, eps) if guard == "max" else product + eps))
+        a, b, c = (a * a).sum() / n, (b * b).sum() / n, (a * b).sum() / n
+        if guard == "each":
+            a, b, c = (max(statistic, eps) for statistic in (a, b, c))
+            values.append((c / a) * (c / b))
+        else:
+            values.append(c**2 / (max(a * b, eps) if guard == "max" else a * b + eps))
     return float(np.mean(values))
 
 
@@ -66,6 +70,22 @@ def test_value_and_gradients_equal_the_plain_form_of_the_docstring(size: int) ->
         value = loss(i, j)
         results.append((value.detach(), *torch.autograd.grad(value, (i, j))))
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("statistics", ["sum", "mean"])
+def test_eps_can_be_the_least_of_each_variance_and_of_the_covariance(statistics: str) -> None:
+    i, j = (image.requires_grad_() for image in _pair(1, 1, 6, 5, 4))
+    # Of some windows one, of others the other variance is above it, and the covariance of a tenth.
+    eps = 0.06 if statistics == "mean" else 0.06 * 27
+    loss = LNCCLoss(3, 3, eps=eps, statistics=statistics, guard="each", offset=0.0)
+    volumes = i.detach()[0, 0].numpy(), j.detach()[0, 0].numpy()
+    assert loss(i, j).item() == pytest.approx(-_textbook(*volumes, 3, eps, statistics == "mean", "each"), abs=1e-10)
+    assert loss(i, j, torch.ones_like(i)).item() == pytest.approx(loss(i, j).item(), abs=1e-10)
+    weight = 0.5 + i.detach() / 2
+    for bound in (eps / 100, eps, 100 * eps):
+        limited = LNCCLoss(3, 3, eps=bound, statistics=statistics, guard="each")
+        assert torch.autograd.gradcheck(limited, (i, j))
+        assert torch.autograd.gradcheck(limited, (i, j, weight))
 
 
 @pytest.mark.parametrize("statistics", ["sum", "mean"])
