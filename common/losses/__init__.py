@@ -33,4 +33,5 @@ from common.losses.similarity import similarity as similarity
 from common.losses.similarity import smoothness_weight as smoothness_weight
 from common.losses.smoothness import BendingLoss as BendingLoss
 from common.losses.smoothness import GradientLoss as GradientLoss
+from common.losses.velocity_kl import VelocityKLLoss as VelocityKLLoss
 from common.losses.weights import WeightedLoss as WeightedLoss

@@ -46,6 +46,7 @@ from common.losses import (
     SampledLoss,
     SoftDiceLoss,
     Term,
+    VelocityKLLoss,
     WarpedDiceLoss,
     image_pyramid,
 )
@@ -129,6 +130,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "FoldingLoss": (FoldingLoss(), (10 * FIELD,)),
     "GradientLoss": (GradientLoss(), (FIELD,)),
     "BendingLoss": (BendingLoss(), (FIELD,)),
+    "VelocityKLLoss": (VelocityKLLoss(2.0), (FIELD, normal(1, 2, 4, 5) - 1)),
     "MINDSSCLoss": (MINDSSCLoss(1, 1), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "MutualInformationLoss": (MutualInformationLoss(4), (IMAGE, normal(1, 1, 4, 5) + 1)),
     "MSELoss": (MSELoss(), (IMAGE, normal(1, 1, 4, 5) + 1)),

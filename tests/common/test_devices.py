@@ -182,6 +182,7 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "LandmarkLoss": lambda: losses.LandmarkLoss()(points, points * 1, field, (1.5,) * dims),
         "SampledLoss": lambda: losses.SampledLoss(losses.NCCLoss())(function, image, image, draw),
         "SoftDiceLoss": lambda: losses.SoftDiceLoss()(maps, maps),
+        "VelocityKLLoss": lambda: losses.VelocityKLLoss(2.0)(field, field - 1),
         "WarpedDiceLoss": lambda: losses.WarpedDiceLoss(CLASSES)(label, label, field),
         "WarpedDiceLoss of soft maps": lambda: losses.WarpedDiceLoss(CLASSES)(maps, maps, field),
         "WeightedLoss": lambda: losses.WeightedLoss(losses.MSELoss())(image, image, field, label),
