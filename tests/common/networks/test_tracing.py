@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.networks import EOIR, VFA, DualPyramid, GradICON, NePhi, SITReg
+from common.networks import EOIR, VFA, DualPyramid, GradICON, NePhi, SITReg, VoxelMorph
 from common.networks.contract import padded
 
 NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -26,6 +26,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "inverse-consistent dual pyramid": (DualPyramid, {"variant": "convic_c", "spatial_dims": 2}),
     "gradicon": (GradICON, {}),
     "gradicon in two dimensions": (GradICON, {"spatial_dims": 2}),
+    "voxelmorph": (VoxelMorph, {"int_steps": 7}),
 }
 # Long axes, whose working size is a multiple of 16 by itself, and short ones, which need more; a single slice.
 TRACED = ((32, 20, 33), (16, 18, 9))
@@ -42,7 +43,7 @@ def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> N
     network = kind(**sys.modules[kind.__module__].CONFIGURATIONS["tiny"], **arguments).eval()
     for parameter_name, parameter in network.named_parameters():
         if "flow" in parameter_name:  # displacements of voxels, which those of a fresh network are not
-            parameter.data *= 2e3 if kind is DualPyramid else 2
+            parameter.data *= {DualPyramid: 2e3, VoxelMorph: 1e5}.get(kind, 2)
         if ".last." in parameter_name:  # nor are there any
             parameter.data.normal_(std=0.1)
         if "head" in parameter_name and not parameter.any():
