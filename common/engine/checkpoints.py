@@ -31,8 +31,9 @@ class ResumeHandler:
     What is saved: network, optimiser, learning-rate scheduler, state of the trainer (the iteration, and what handlers
     attached before this one name in ``state_dict_user_keys``), best validation metric. No random state is needed: the
     pairs are a function of seed, epoch and index, and the sampler skips what the epoch has seen; the noise of a step is
-    one of seed and iteration (:class:`common.engine.noise.SeededNoise`). It is saved at the end of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what happens at the end of
-    an epoch has happened when it is saved. A run goes on with the settings that it began with
+    one of seed and iteration (:class:`common.engine.noise.SeededNoise`). It is saved at the end of every epoch and,
+    inside long epochs, every ``every_seconds``. Attach it last, so that what happens at the end of an epoch has
+    happened when it is saved. A run goes on with the settings that it began with
     (:func:`common.engine.settings.run_settings` and ``step_settings``). Others, such as the number of epochs, may
     change: that is logged and kept in ``engine.state.changes``, text by the first epoch that is affected.
 
