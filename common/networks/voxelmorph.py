@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VoxelMorph: a U-Net proposes a displacement, or a velocity that is integrated.
+"""VoxelMorph: a U-Net proposes a displacement, or a velocity, or how velocities are distributed.
 
 Papers: G. Balakrishnan et al., "VoxelMorph: a learning framework for deformable medical image registration", IEEE TMI
 38(8), 2019, arXiv 1809.05231; A. Dalca et al., "Unsupervised learning of probabilistic diffeomorphic registration for
@@ -16,7 +16,7 @@ with the published one, and no U-Net with strides.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.convolution import convolve
+from common.blocks.draws import own_random_numbers, standard_deviation
 from common.blocks.voxelmorph import PairUNet
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
@@ -32,6 +33,8 @@ from common.spatial import integrate, resize_image
 VOXELMORPH_1: dict[str, Any] = {"encoder": (8, 32, 32, 32), "decoder": (32, 32, 32, 32, 32, 8, 8)}
 FLOW_DEVIATION = 1e-5
 """Of the fresh weights of the last convolution: a fresh network leaves images where they are."""
+LOG_VARIANCE, LOG_VARIANCE_DEVIATION = -10.0, 1e-10
+"""What a fresh network says of every logarithm of a velocity's variance, and the spread of the weights that say it."""
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "voxelmorph1": VOXELMORPH_1,
     "voxelmorph2": {},
@@ -40,6 +43,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "ixi1": {"backbone": "stride", **VOXELMORPH_1},
     "ixi2": {"backbone": "stride"},
     "lumir": {"backbone": "stride"},
+    "probabilistic": {"int_steps": 7, "padding_mode": "border", "probabilistic": True},
     "synthmorph": {
         "encoder": (256,) * 4,
         "decoder": (256,) * 6,
@@ -69,6 +73,9 @@ class VoxelMorph(nn.Module):
             out. 2 is the published ``unet_half_res``.
         padding_mode: what the velocity is outside of its grid while it is integrated: "zeros" (PyTorch) or "border"
             (TensorFlow, SynthMorph).
+        probabilistic: whether the U-Net proposes a normal distribution of the velocity at each voxel, from which
+            training draws, and whose mean counts otherwise.
+        samples: draws of the velocity that ``deviation`` is found from, 2 or more.
 
     Raises:
         InputError: for another number of dimensions, backbone or padding, lists of channels that do not fit together,
@@ -89,6 +96,8 @@ class VoxelMorph(nn.Module):
         int_downsize: int = 2,
         svf_resolution: int = 1,
         padding_mode: Literal["zeros", "border"] = "zeros",
+        probabilistic: bool = False,
+        samples: int = 20,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
@@ -101,23 +110,28 @@ class VoxelMorph(nn.Module):
             "int_downsize": int_downsize,
             "svf_resolution": svf_resolution,
             "padding_mode": padding_mode,
+            "probabilistic": probabilistic,
+            "samples": samples,
         }
         _check_names(spatial_dims, backbone, padding_mode)
         check_numbers(1, convs_per_level=convs_per_level)
         check_numbers(0, int_steps=int_steps)
+        check_numbers(2, samples=samples)
         _check_channels(encoder, decoder, convs_per_level, backbone)
         halvings = len(encoder) // convs_per_level
         _check_resolutions(2**halvings, int_downsize=int_downsize, svf_resolution=svf_resolution)
         self.spatial_dims, self.unit = spatial_dims, 2**halvings
         self.int_steps, self.int_downsize = int_steps, int_downsize
         self.svf_resolution, self.padding_mode = svf_resolution, padding_mode
+        self.probabilistic, self.samples = probabilistic, samples
         left_out = svf_resolution.bit_length() - 1
         self.unet = PairUNet(spatial_dims, encoder, decoder, convs_per_level, backbone == "stride", left_out)
         kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.flow = kind(self.unet.channels, spatial_dims, 3, padding=1)
-        nn.init.normal_(self.flow.weight, std=FLOW_DEVIATION)
-        assert self.flow.bias is not None
-        nn.init.zeros_(self.flow.bias)
+        _start(self.flow, FLOW_DEVIATION)
+        if probabilistic:
+            self.log_variance = kind(self.unet.channels, spatial_dims, 3, padding=1)
+            _start(self.log_variance, LOG_VARIANCE_DEVIATION, LOG_VARIANCE)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
@@ -139,30 +153,60 @@ class VoxelMorph(nn.Module):
               the working size of the network; the displacement itself where ``int_steps`` is 0;
             - ``inverse_ddf``: the displacement of the opposite velocity, where there is one.
 
+            A probabilistic network draws its velocity in training and takes the mean otherwise. ``velocity`` is the
+            mean in either case, on the grid of the U-Net's result, and there are, too,
+
+            - ``log_sigma``: the logarithm of its standard deviation, of the same shape;
+            - ``deviation``: the standard deviation of the displacement, (B, d, *spatial) in voxels, found from
+              ``samples`` draws, the same each time, and without a gradient.
+
         Raises:
             ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
         """
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
         image = F.pad(image, _padding(size, self.unit))
-        velocity = self._velocity(image)
+        proposed, log_sigma = self._proposed(image)
+        chosen = proposed
+        if log_sigma is not None and self.training:
+            chosen = proposed + log_sigma.exp() * torch.randn_like(proposed)
+        velocity = self._on_its_grid(chosen, image.shape[2:])
         ddf = crop(self._integrated(velocity, image.shape[2:]), size)
         if not details:
             return ddf
         outputs: dict[str, Any] = {"ddf": ddf}
         if wants(details, "velocity"):
-            outputs["velocity"] = velocity
+            outputs["velocity"] = velocity if log_sigma is None else proposed
         if self.int_steps and wants(details, "inverse_ddf"):
             outputs["inverse_ddf"] = crop(self._integrated(-velocity, image.shape[2:]), size)
+        if log_sigma is not None and wants(details, "log_sigma"):
+            outputs["log_sigma"] = log_sigma
+        if log_sigma is not None and wants(details, "deviation"):
+            draws = self._draws(proposed.detach(), log_sigma.detach(), image.shape[2:])
+            outputs["deviation"] = crop(standard_deviation(draws), size)
         return outputs
 
-    def _velocity(self, image: Tensor) -> Tensor:
-        """What is integrated, on the grid that it is integrated on."""
+    def _proposed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the U-Net says: velocity or its mean, and in the second case the logarithm of its standard deviation."""
+        features = self.unet(image)
         assert self.flow.bias is not None
-        field = convolve(self.unet(image), self.flow.weight, self.flow.bias)
+        field = convolve(features, self.flow.weight, self.flow.bias)
         field = field.to(torch.promote_types(field.dtype, torch.float32))
-        coarseness = self.int_downsize if self.int_steps else 1
-        return _resized(field, image.shape[2:], self.svf_resolution, coarseness)
+        # Published weights speak of variances.
+        return field, 0.5 * self.log_variance(features).to(field.dtype) if self.probabilistic else None
+
+    def _on_its_grid(self, field: Tensor, size: Sequence[int]) -> Tensor:
+        """What is integrated, on the grid that it is integrated on."""
+        return _resized(field, size, self.svf_resolution, self.int_downsize if self.int_steps else 1)
+
+    @torch.no_grad()
+    def _draws(self, mean: Tensor, log_sigma: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
+        """Displacements of random velocities, on the grid of the padded image, of all pairs with the same noise."""
+        sigma = log_sigma.exp()
+        with own_random_numbers(mean.device):
+            for _ in range(self.samples):
+                velocity = mean + sigma * torch.randn_like(mean[:1])
+                yield self._integrated(self._on_its_grid(velocity, size), size)
 
     def _integrated(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """The displacement of a velocity, on the grid of the padded image."""
@@ -170,6 +214,13 @@ class VoxelMorph(nn.Module):
             return velocity
         ddf = integrate(velocity, self.int_steps, self.padding_mode)
         return _resized(ddf, size, self.int_downsize, 1)
+
+
+def _start(convolution: nn.Conv2d | nn.Conv3d, deviation: float, value: float = 0.0) -> None:
+    """Fresh weights of a convolution that says much the same of all voxels."""
+    assert convolution.bias is not None
+    nn.init.normal_(convolution.weight, std=deviation)
+    nn.init.constant_(convolution.bias, value)
 
 
 def _resized(field: Tensor, size: Sequence[int], old: int, new: int) -> Tensor:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard deviations of draws against all of them at once, and random numbers that leave no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.blocks.draws import own_random_numbers, standard_deviation
+
+
+@pytest.mark.parametrize("count", [2, 7])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_standard_deviation_is_that_of_all_draws_at_once(count: int, offset: float) -> None:
+    draws = offset + torch.randn(count, 2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    kept = draws.clone()
+    torch.testing.assert_close(standard_deviation(iter(draws)), draws.std(0), rtol=1e-3 if offset else 1e-5, atol=0)
+    assert torch.equal(draws, kept)
+
+
+def test_equal_draws_do_not_scatter_and_one_draw_is_refused() -> None:
+    assert standard_deviation([torch.ones(2, 3)] * 5).abs().max() == 0
+    with pytest.raises(ValueError, match=r"1 draw\(s\)"):
+        standard_deviation([torch.ones(2)])
+
+
+def test_own_random_numbers_are_the_same_each_time_and_change_no_others() -> None:
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    drawn = []
+    for _ in range(2):
+        with own_random_numbers(torch.device("cpu")):
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], expected)
+    assert torch.equal(torch.rand(3), expected)
