@@ -41,6 +41,7 @@ def _key_map(backbone: str, halvings: int) -> KeyMap:
         rf"^unet_model\.{up}\.{level}\.main\.": rf"unet.decoder.{ours}",
         rf"^unet_model\.{last}\.(\d+)\.main\.": rf"unet.decoder.{halvings}.\1.",
         r"^flow\.": "flow.",
+        r"^log_sigma\.": "log_variance.",
     }
 
 
@@ -98,6 +99,7 @@ def _description(state: Mapping[str, Tensor], backbone: str, size: tuple[int, ..
         "decoder": [weight.shape[0] for level in up for weight in level],
         "convs_per_level": len(down[0]),
         "svf_resolution": 2**left_out,
+        "probabilistic": "log_variance.weight" in state,
     }
     return Description(arguments, size)
 
@@ -127,6 +129,8 @@ def _official_names(arguments: Mapping[str, Any]) -> Iterator[str]:
     layers += [f"{last}.{i}" for i in range(len(arguments["decoder"]) - convolutions)]
     yield from (f"unet_model.{layer}.main.{parameter}" for layer in layers for parameter in ("weight", "bias"))
     yield from ("flow.weight", "flow.bias")
+    if arguments["probabilistic"]:
+        yield from ("log_sigma.weight", "log_sigma.bias")
 
 
 def grids(arguments: Mapping[str, Any], size: Sequence[int]) -> dict[str, Tensor]:
@@ -147,6 +151,6 @@ FAMILY = Family(
     entries=official_entries,
     is_constant=lambda name: _GRID.search(name) is not None,
     constants=grids,
-    untold=("int_steps", "int_downsize", "padding_mode"),
+    untold=("int_steps", "int_downsize", "padding_mode", "samples"),
     container="model_state",
 )

@@ -148,6 +148,7 @@ COUNTS = {
     "voxelmorph2": 327_331,
     "cvpr": 276_523,
     "diffeomorphic": 327_331,
+    "probabilistic": 328_630,
     "ixi1": 274_387,
     "ixi2": 301_411,
     "lumir": 301_411,

@@ -12,10 +12,10 @@ import layout
 import numpy as np
 import torch
 import torch.nn.functional as F
+from families import voxelmorph_networks
 from torch import Tensor, nn
 
 from common import losses
-from common.networks import VoxelMorph
 from common.spatial import integrate, warp
 
 Arrays = dict[str, np.ndarray]
@@ -31,19 +31,8 @@ def _official(meta: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _library(meta: dict[str, Any], arrays: Arrays) -> Arrays:
-    given, official = meta["constructor"], _official(meta)
-    encoder, decoder = given["nb_unet_features"]
-    network = VoxelMorph(
-        encoder=encoder,
-        decoder=decoder,
-        int_steps=given["int_steps"],
-        int_downsize=given["int_resolution"],
-        padding_mode="border",
-        probabilistic=True,
-    )
-    names = [name for name, *_ in meta["state_dict"]]
-    places = dict(zip(names, network.state_dict(), strict=True))
-    network.load_state_dict({places[name]: value for name, value in official.items()})
+    given = meta["constructor"]
+    network = voxelmorph_networks.build(meta)
     moving, fixed, noise = (_tensor(arrays, f"in/{name}") for name in ("source", "target", "noise"))
     loss = losses.RegistrationLoss(
         {
@@ -63,13 +52,8 @@ def _library(meta: dict[str, Any], arrays: Arrays) -> Arrays:
         "out/warped": warp(moving, fields["ddf"]).numpy(),
         "loss/recon": np.array(values["recon"] / given["image_sigma"] ** 2),
         "loss/kl": np.array(values["kl"]),
-        "grad/norms": _norms(network, [places[name] for name in names]),
+        "grad/norms": voxelmorph_networks.norms(network, meta),
     }
-
-
-def _norms(network: nn.Module, names: list[str]) -> np.ndarray:
-    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    return np.array([float(gradients[name].norm()) for name in names])  # type: ignore[union-attr]  # all have one
 
 
 class _Convolution(nn.Module):
@@ -149,8 +133,9 @@ def _easyreg(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     }
     torch.stack([*values.values()]).sum().backward()
     results |= {name: value.detach() for name, value in values.items()}
-    names = [name for name, *_ in meta["state_dict"]]
-    return {name: value.numpy() for name, value in results.items()} | {"grad/norms": _norms(network, names)}
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    norms = [float(gradients[name].norm()) for name, *_ in meta["state_dict"]]  # type: ignore[union-attr]  # all have one
+    return {name: value.numpy() for name, value in results.items()} | {"grad/norms": np.array(norms)}
 
 
 CASES: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {"prob_official": _library, "prob_easyreg": _easyreg}
