@@ -28,32 +28,36 @@ class GradientLoss(nn.Module):
     Args:
         penalty: ``"l1"`` or ``"l2"``.
         spacing: voxel size along each axis: the differences are then slopes, of channel c along axis e those of the
-            voxels times ``spacing[c] / spacing[e]``, as in SITReg. None for cubes, whatever their size.
+            voxels times ``spacing[c] / spacing[e]``, as in SITReg. None for cubes, whatever their size. ``"extent"``
+            for voxels of which n fill the same length along each axis: slopes of a field in units of the extent, as in
+            LKU-Net, whose penalty is this one with channel c times (n_c / (n_c - 1))^2.
 
     Raises:
-        InputError: for another penalty, or in :meth:`forward` a field that does not fit the spacing.
+        InputError: for another penalty or word, or in :meth:`forward` a field that does not fit the spacing.
     """
 
-    def __init__(self, penalty: str = "l2", spacing: Sequence[float] | None = None) -> None:
+    def __init__(self, penalty: str = "l2", spacing: Sequence[float] | str | None = None) -> None:
         super().__init__()
         if penalty not in ("l1", "l2"):
             raise InputError(f"GradientLoss got penalty={penalty!r}; choose 'l1' or 'l2'.")
+        if isinstance(spacing, str) and spacing != "extent":
+            raise InputError(f"GradientLoss got spacing={spacing!r}; give a voxel size along each axis, or 'extent'.")
         self.penalty = penalty
-        self.spacing = None if spacing is None else tuple(spacing)
+        self.spacing = spacing if spacing is None or isinstance(spacing, str) else tuple(spacing)
 
     def forward(self, pred: Tensor) -> Tensor:
         """Penalise a field (B, d, *spatial), 2D or 3D, any units (voxels in all bundles); returns a scalar >= 0."""
         dims = _spatial_dims(pred)
-        if self.spacing is not None and not len(self.spacing) == dims == pred.shape[1]:
+        spacing = [1 / n for n in pred.shape[2:]] if isinstance(self.spacing, str) else self.spacing
+        if spacing is not None and not len(spacing) == dims == pred.shape[1]:
             raise InputError(f"GradientLoss got spacing={self.spacing} for a field of shape {tuple(pred.shape)}.")
         stencils: list[tuple[float, Stencil]] = []
         for axis in range(dims):
             stencils.append((1 / dims, {_offset(dims): -1.0, _offset(dims, axis): 1.0}))
         slopes = None
-        if self.spacing is not None:
+        if spacing is not None:
             slopes = [
-                [(along / across) ** (2 if self.penalty == "l2" else 1) for across in self.spacing]
-                for along in self.spacing
+                [(along / across) ** (2 if self.penalty == "l2" else 1) for across in spacing] for along in spacing
             ]
         return _mean_penalty(pred, stencils, self.penalty, slopes)
 

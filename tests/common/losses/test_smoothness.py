@@ -119,3 +119,15 @@ def test_spacing_of_cubes_changes_nothing_and_must_fit() -> None:
     assert GradientLoss(spacing=(2.0, 2.0, 2.0))(field) == GradientLoss()(field)
     with pytest.raises(InputError, match=r"got spacing=\(1.0, 1.0\) for a field of shape"):
         GradientLoss(spacing=(1.0, 1.0))(field)
+
+
+def test_slopes_in_units_of_the_extent_do_not_depend_on_the_voxels() -> None:
+    field = _field(2, 3, 4, 5, 6)
+    loss = GradientLoss("l2", "extent")
+    # Differences of a field in units of the extent, over the size of a voxel in the same units.
+    sizes = torch.tensor([4.0, 5.0, 6.0], dtype=torch.float64).view(1, 3, 1, 1, 1)
+    expected = sum((field / sizes).diff(dim=axis).square().mean() * field.shape[axis] ** 2 for axis in (2, 3, 4)) / 3
+    torch.testing.assert_close(loss(field), torch.as_tensor(expected))
+    assert loss(field[..., :4, :4]) == pytest.approx(GradientLoss("l2")(field[..., :4, :4]).item())
+    with pytest.raises(InputError, match="spacing='voxels'; give a voxel size along each axis, or 'extent'"):
+        GradientLoss("l2", "voxels")
