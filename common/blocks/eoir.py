@@ -21,7 +21,8 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int, kernel_s
     return kind(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
 
-def _parameters(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
+def parameters(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that has one."""
     assert conv.bias is not None
     return conv.weight, conv.bias
 
@@ -42,7 +43,7 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
-        return instance_norm_prelu([convolve(x, *_parameters(self.conv))], self.activation.weight, overwrite=True)
+        return instance_norm_prelu([convolve(x, *parameters(self.conv))], self.activation.weight, overwrite=True)
 
 
 class Encoder(nn.Sequential):
@@ -56,9 +57,9 @@ class Encoder(nn.Sequential):
         """(B, C, *spatial) to (B, C', *spatial)."""
         first, *layers = self
         assert isinstance(first, PlainBlock)
-        x = convolve(image, *_parameters(first.conv))
+        x = convolve(image, *parameters(first.conv))
         slope: Tensor | None = first.activation.weight
-        with convolved_again(x, image, *_parameters(first.conv)):
+        with convolved_again(x, image, *parameters(first.conv)):
             x, slope = self._step(layers[0], x, slope)
         for layer in layers[1:]:
             x, slope = self._step(layer, x, slope)
@@ -68,7 +69,7 @@ class Encoder(nn.Sequential):
         """One more layer; ``slope``, in and out, is that of an activation of ``x`` that is still to be done."""
         if not isinstance(layer, PlainBlock):
             return layer(x if slope is None else instance_norm_prelu([x], slope, overwrite=True)), None
-        weight, bias = _parameters(layer.conv)
+        weight, bias = parameters(layer.conv)
         x = convolve(x, weight, bias) if slope is None else normalise_and_convolve(x, slope, weight, bias)
         return x, layer.activation.weight
 
@@ -95,7 +96,7 @@ class LargeKernelBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
-        branches = [convolve(x, *_parameters(conv)) for conv in (self.regular, self.large, self.point)]
+        branches = [convolve(x, *parameters(conv)) for conv in (self.regular, self.large, self.point)]
         residual = x.to(branches[0].dtype) if self.residual else None
         return instance_norm_prelu(branches, self.activation.weight, residual, overwrite=True)
 
@@ -142,13 +143,13 @@ class FlowEstimator(nn.Module):
     def forward(self, pair: Tensor) -> Tensor:
         """Features (B, 2 N, *spatial), of the fixed image and of the warped moving one, to (B, d, *spatial)."""
         if isinstance(self.mix, (nn.Conv2d, nn.Conv3d)):
-            weight, bias = _parameters(self.mix)
+            weight, bias = parameters(self.mix)
             on_sum, on_difference = weight.chunk(2, dim=1)
             x = convolve(pair, torch.cat([on_sum + on_difference, on_sum - on_difference], dim=1), bias)
-            x = rectify_and_convolve(x, *_parameters(self.reduce))
+            x = rectify_and_convolve(x, *parameters(self.reduce))
         else:
             fixed, moving = pair.chunk(2, dim=1)
             x = self.mix(torch.cat([fixed + moving, fixed - moving], dim=1))
-            x = convolve(x, *_parameters(self.reduce))
-        flow = rectify_and_convolve(x, *_parameters(self.flow))
+            x = convolve(x, *parameters(self.reduce))
+        flow = rectify_and_convolve(x, *parameters(self.flow))
         return flow.float() if flow.dtype.itemsize < 4 else flow

@@ -7,6 +7,7 @@ from common.networks.coarser import seen_with as seen_with
 from common.networks.dual_pyramid import DualPyramid
 from common.networks.eoir import EOIR
 from common.networks.gradicon import GradICON
+from common.networks.lku_net import LKUNet
 from common.networks.nephi import NePhi
 from common.networks.pre_aligned import PreAligned as PreAligned
 from common.networks.sitreg import SITReg
@@ -14,5 +15,5 @@ from common.networks.vfa import VFA
 from common.networks.voxelmorph import VoxelMorph
 from common.networks.zero_field import ZeroField as ZeroField
 
-__all__ = ["EOIR", "VFA", "DualPyramid", "GradICON", "NePhi", "SITReg", "VoxelMorph"]
+__all__ = ["EOIR", "VFA", "DualPyramid", "GradICON", "LKUNet", "NePhi", "SITReg", "VoxelMorph"]
 """Those that stand for a method; of the others one is made of two of them, one stands for none."""
