@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.checks import InputError
 from common.losses.closed_form import computing_dtype, needs_gradient, with_gradient
-from common.losses.label_cells import LabelCells, corner_weights, interpolation_slopes
+from common.losses.label_cells import LabelCells, corner_weights, interpolation_slopes, shares_of_labels
 from common.spatial import warp
 
 # Voxels handled at a time: their coordinates and indices stay in a core's cache; accelerators want few launches.
@@ -78,18 +78,22 @@ class WarpedDiceLoss(nn.Module):
         num_classes: labels are 0 .. num_classes - 1; None for as many as the label maps of each call have.
         include_background: whether label 0 counts as a class.
         eps: added to the denominator.
+        squared: sum squares in the denominator (TransMorph, LKU-Net, mmipt).
 
     Raises:
         InputError: if no class is left.
     """
 
-    def __init__(self, num_classes: int | None, include_background: bool = True, eps: float = 1e-5) -> None:
+    def __init__(
+        self, num_classes: int | None, include_background: bool = True, eps: float = 1e-5, squared: bool = False
+    ) -> None:
         super().__init__()
         if num_classes is not None and num_classes <= (0 if include_background else 1):
             raise InputError(f"WarpedDiceLoss got num_classes={num_classes}, which leaves no class to compare.")
         self.num_classes = num_classes
         self.include_background = include_background
         self.eps = eps
+        self.squared = squared
 
     def forward(self, moving_label: Tensor, fixed_label: Tensor, ddf: Tensor) -> Tensor:
         """Compare ``moving_label`` at ``x + ddf(x)`` with ``fixed_label`` at ``x``.
@@ -120,7 +124,7 @@ class WarpedDiceLoss(nn.Module):
         with torch.no_grad(), torch.autocast(field.device.type, enabled=False):
             for b in range(field.shape[0]):
                 cells = LabelCells(moving[b, 0], num_classes)
-                sums = _class_sums(cells, fixed[b, 0], field[b], with_mixed=gradient is not None)
+                sums = _class_sums(cells, fixed[b, 0], field[b], self.squared, with_mixed=gradient is not None)
                 value += share * self._score(sums, share, None if gradient is None else gradient[b])
         return with_gradient((1 - value).to(field.dtype), [field], [gradient])
 
@@ -135,11 +139,11 @@ class WarpedDiceLoss(nn.Module):
         dice = 2 * sums.overlap / size * counts
         if gradient is not None:
             assert sums.mixed is not None
-            # d loss / d p = dice / size - 2 t / size, times the share.
+            # d loss / d p = dice / size - 2 t / size, times the share; of squares 2 p dice / size.
             per_label = (dice / size * share).to(gradient.dtype)
             per_match = (2 / size * counts * share).to(gradient.dtype)
             for mixed in sums.mixed:
-                gradient.flatten(1).index_copy_(1, mixed.voxels, mixed.slopes(per_label, per_match))
+                gradient.flatten(1).index_copy_(1, mixed.voxels, mixed.slopes(per_label, per_match, self.squared))
         return dice.sum()
 
     def _compare_maps(self, moving: Tensor, fixed: Tensor, ddf: Tensor) -> Tensor:
@@ -148,7 +152,8 @@ class WarpedDiceLoss(nn.Module):
                 f"WarpedDiceLoss with num_classes={self.num_classes} got floating maps of shape {tuple(moving.shape)}; "
                 "pass integer label maps, or one soft map per class."
             )
-        return SoftDiceLoss(self.include_background, self.eps)(warp(moving, ddf, padding_mode="zeros"), fixed)
+        warped = warp(moving, ddf, padding_mode="zeros")
+        return SoftDiceLoss(self.include_background, self.eps, self.squared)(warped, fixed)
 
     def _check_shapes(self, moving: Tensor, fixed: Tensor, ddf: Tensor) -> None:
         dims = ddf.ndim - 2
@@ -197,14 +202,17 @@ class _MixedVoxels:
     corners: Tensor
     fraction: Tensor
 
-    def slopes(self, per_label: Tensor, per_match: Tensor) -> Tensor:
+    def slopes(self, per_label: Tensor, per_match: Tensor, squared: bool) -> Tensor:
         """d loss / d ddf (d, points), from d loss / d weight = per_label[corner] - per_match[fixed] [corner == fixed].
 
         Args:
             per_label: one number per code, of the type of the field.
             per_match: likewise.
+            squared: whether the first part is times 2 p of the corner's label.
         """
         values = per_label.index_select(0, self.corners.flatten().int()).view(self.corners.shape)
+        if squared:
+            values *= 2 * shares_of_labels(self.corners, corner_weights(self.fraction))
         values -= (self.corners == self.fixed) * per_match.index_select(0, self.fixed.int())
         return interpolation_slopes(values, self.fraction)
 
@@ -215,8 +223,8 @@ class _ClassSums:
 
     Args:
         overlap: of p t.
-        warped: of p.
-        fixed: of t.
+        warped: of p, or of p^2.
+        fixed: of t, which is t^2.
         mixed: what the gradient is made of, where it was asked for.
     """
 
@@ -226,13 +234,14 @@ class _ClassSums:
     mixed: tuple[_MixedVoxels, ...] | None
 
 
-def _class_sums(cells: LabelCells, fixed: Tensor, ddf: Tensor, with_mixed: bool) -> _ClassSums:
+def _class_sums(cells: LabelCells, fixed: Tensor, ddf: Tensor, squared: bool, with_mixed: bool) -> _ClassSums:
     """Sums of one pair, slab by slab.
 
     Args:
         cells: of the moving labels.
         fixed: (*spatial), fixed labels.
         ddf: (d, *spatial) in voxels.
+        squared: whether ``warped`` is of squares.
         with_mixed: whether ``mixed`` is kept for a gradient.
     """
     # A last bin takes what is not counted: cells that are mixed, labels that do not match.
@@ -241,7 +250,8 @@ def _class_sums(cells: LabelCells, fixed: Tensor, ddf: Tensor, with_mixed: bool)
     kept = []
     depth = max(1, (_CPU_SLAB if ddf.is_cpu else _ACCELERATOR_SLAB) // math.prod(fixed.shape[1:]))
     for start in range(0, fixed.shape[0], depth):
-        mixed = _add_slab(cells, fixed[start : start + depth], ddf[:, start : start + depth], start, overlap, warped)
+        slab = (fixed[start : start + depth], ddf[:, start : start + depth])
+        mixed = _add_slab(cells, *slab, start, squared, overlap, warped)
         if with_mixed:
             kept.append(mixed)
     total = torch.bincount(fixed.flatten(), minlength=bins).double()
@@ -250,7 +260,7 @@ def _class_sums(cells: LabelCells, fixed: Tensor, ddf: Tensor, with_mixed: bool)
 
 
 def _add_slab(
-    cells: LabelCells, fixed: Tensor, ddf: Tensor, start: int, overlap: Tensor, warped: Tensor
+    cells: LabelCells, fixed: Tensor, ddf: Tensor, start: int, squared: bool, overlap: Tensor, warped: Tensor
 ) -> _MixedVoxels:
     """Add the sums over the planes from ``start`` on to ``overlap`` and ``warped``, and return the mixed voxels."""
     bins, plane = len(warped), math.prod(fixed.shape[1:])
@@ -262,6 +272,7 @@ def _add_slab(
     cell, fixed = cell.index_select(0, chosen), fixed.index_select(0, chosen)
     fraction, corners = points.index_select(1, chosen).frac_(), cells.corners(cell)
     weights = corner_weights(fraction)
-    warped += torch.bincount(corners.flatten(), weights.flatten().double(), bins)
+    sizes = weights * shares_of_labels(corners, weights) if squared else weights
+    warped += torch.bincount(corners.flatten(), sizes.flatten().double(), bins)
     overlap += torch.bincount(fixed, (weights * (corners == fixed)).sum(0).double(), bins)
     return _MixedVoxels(chosen + start * plane, fixed, corners, fraction)

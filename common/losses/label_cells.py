@@ -83,6 +83,11 @@ def corner_weights(fraction: Tensor) -> Tensor:
     return weights
 
 
+def shares_of_labels(corners: Tensor, weights: Tensor) -> Tensor:
+    """What all corners of a cell that have the label of each add up to (2**d, points), from labels and weights."""
+    return torch.stack([(weights * (corners == label)).sum(0) for label in corners])
+
+
 def interpolation_slopes(values: Tensor, fraction: Tensor) -> Tensor:
     """Derivative (d, points), to the position in the cell, of interpolated corner ``values`` (2**d, points)."""
     slopes: list[Tensor] = []

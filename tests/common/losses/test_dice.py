@@ -29,6 +29,7 @@ def _textbook(
     ddf: torch.Tensor,
     include_background: bool = True,
     classes: int = CLASSES,
+    squared: bool = False,
 ) -> torch.Tensor:
     """One-hot, sample with zeros outside, multiply, divide."""
     axes = [torch.arange(n, dtype=ddf.dtype) for n in ddf.shape[2:]]
@@ -38,7 +39,8 @@ def _textbook(
     warped = F.grid_sample(_one_hot(moving, classes), grid, align_corners=True)
     target = _one_hot(fixed, classes)
     dims = tuple(range(2, ddf.ndim))
-    dice = 2 * (warped * target).sum(dims) / (warped.sum(dims) + target.sum(dims) + 1e-5)
+    size = warped.square() if squared else warped
+    dice = 2 * (warped * target).sum(dims) / (size.sum(dims) + target.sum(dims) + 1e-5)
     return 1 - dice[:, 0 if include_background else 1 :].mean()
 
 
@@ -49,16 +51,17 @@ def _fields(*shape: int) -> list[torch.Tensor]:
     return [noise, 10 * noise, 1e6 * noise, 0 * noise + 0.5]
 
 
+@pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("shape", [(7, 9, 6), (11, 8)])
 @pytest.mark.parametrize("which", range(4))
 def test_value_and_gradient_equal_the_one_hot_form(
-    shape: tuple[int, ...], which: int, include_background: bool
+    shape: tuple[int, ...], which: int, include_background: bool, squared: bool
 ) -> None:
     moving, fixed = _labels(*shape), _labels(*shape, seed=1)
     ours, reference = (_fields(*shape)[which].requires_grad_() for _ in range(2))
-    value = WarpedDiceLoss(CLASSES, include_background)(moving, fixed, ours)
-    expected = _textbook(moving, fixed, reference, include_background)
+    value = WarpedDiceLoss(CLASSES, include_background, squared=squared)(moving, fixed, ours)
+    expected = _textbook(moving, fixed, reference, include_background, squared=squared)
     value.backward()
     expected.backward()
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
@@ -119,9 +122,10 @@ def test_identical_labels_overlap_fully_and_absent_classes_cost_their_share() ->
     assert WarpedDiceLoss(CLASSES + 5)(label, label, ddf).item() == pytest.approx(0.5, abs=1e-5)
 
 
-def test_soft_class_maps_are_warped_as_they_are() -> None:
+@pytest.mark.parametrize("squared", [False, True])
+def test_soft_class_maps_are_warped_as_they_are(squared: bool) -> None:
     moving, fixed, ddf = _labels(7, 6), _labels(7, 6, seed=1), _fields(7, 6)[0].float()
-    loss = WarpedDiceLoss(CLASSES)
+    loss = WarpedDiceLoss(CLASSES, squared=squared)
     maps = loss(_one_hot(moving).float(), _one_hot(fixed).float(), ddf)
     torch.testing.assert_close(maps, loss(moving, fixed, ddf))
     with pytest.raises(ValueError, match="num_classes=4 got floating maps"):
