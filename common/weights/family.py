@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ class Family:
         container: entry of an official file that holds the state dict; None where the file is the state dict itself.
         parts: entries of an official file that hold a state dict each, of one part of the network, whose name all names
             begin with here.
+        read: reads a file of a form of its own: its official entries, and arguments that it states beside them. None
+            where files are as ``container`` and ``parts`` say.
+        pack: what an official file of these entries holds, of a network with these arguments for images of a size;
+            None likewise.
     """
 
     network: type[nn.Module]
@@ -67,6 +72,8 @@ class Family:
     variants: tuple[str, ...] = ()
     container: str | None = "model_state_dict"
     parts: tuple[str, ...] = ()
+    read: Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]] | None = None
+    pack: Callable[[dict[str, Tensor], Arguments, Sequence[int]], dict[str, Any]] | None = None
 
     def shapes(self, arguments: Arguments) -> dict[str, tuple[int, ...]]:
         """Our name to shape, in our order."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from common.checks import InputError
 from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 from common.weights.families import family_of
@@ -38,8 +40,9 @@ def import_weights(
     """
     output = _target(output or bundle / "models" / "model.pt", overwrite)
     family, configured = _configured(bundle)
-    state = unpack_state_dict(load_checkpoint(path), str(path), family.container, family.parts)
+    state, stated = _read(family, path)
     weights = family.describe_official(state, variant)
+    weights.arguments.update(stated)
     weights.arguments.update({name: configured[name] for name in family.tied if name not in weights.arguments})
     kinds = [{name: arguments[name] for name in family.kinds} for arguments in (weights.arguments, configured)]
     if kinds[0] != kinds[1]:
@@ -89,7 +92,11 @@ def export_weights(
             "--size 160 224 192."
         )
     official = to_official(family, state, weights.arguments, size)
-    save_atomically(pack_state_dict(official, family.container, family.parts), output)
+    if family.pack is None or size is None:
+        content = pack_state_dict(official, family.container, family.parts)
+    else:
+        content = family.pack(official, {**configured, **weights.arguments}, size)
+    save_atomically(content, output)
     built = f", for {_times(size)} voxels" if size is not None else ""
     return [f"Wrote {output}: {_sentence(family, weights)}{built}."]
 
@@ -99,6 +106,13 @@ def training_size(bundle: Path) -> tuple[int, ...] | None:
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     size = metadata.get("training_spatial_shape")
     return None if size is None else tuple(int(n) for n in size)
+
+
+def _read(family: Family, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Official entries of a file, and arguments that it states beside them."""
+    if family.read is not None:
+        return family.read(path)
+    return unpack_state_dict(load_checkpoint(path), str(path), family.container, family.parts), {}
 
 
 def _target(output: Path, overwrite: bool) -> Path:
@@ -152,7 +166,8 @@ def _advice(family: Family, bundle: Path, weights: Description, configured: dict
             f"WARNING: trained at {_times(weights.size)} voxels, {bundle.name} is for {_times(expected or ())}; "
             "weights fit any size, but were not trained for this one."
         )
-    lines += [f"A checkpoint does not tell {name}: {name} is {configured[name]} here." for name in family.untold]
+    untold = (name for name in family.untold if name not in weights.arguments)
+    lines += [f"A checkpoint does not tell {name}: {name} is {configured[name]} here." for name in untold]
     return lines
 
 

@@ -11,20 +11,73 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.checkpoints import load_checkpoint
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial import identity_grid
 from common.weights.family import Description, Family
-from common.weights.state_dicts import KeyMap, find_place, rename_keys
+from common.weights.keras import is_hdf5
+from common.weights.state_dicts import KeyMap, find_place, rename_keys, unpack_state_dict
+from common.weights.voxelmorph_keras import read_keras
 
 _NAMES = {"pool": ("encoder", "decoder", "remaining"), "stride": ("downarm", "uparm", "extras")}
 """Way down, way up, and what comes after the last enlargement."""
+_CONTAINER = "model_state"
+_STATED = ("int_steps", "int_downsize")
+"""Arguments that files of the library state as ours."""
 # Identity grids of the warps.
 _GRID = re.compile(r"(^|\.)transformer\.grid$")
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Official entries of a file of any of the libraries, and arguments that it states beside them.
+
+    Args:
+        path: checkpoint of PyTorch, or HDF5 file of Keras, whose network integrates with the border continued.
+
+    Raises:
+        InputError: the file is missing, damaged, no such checkpoint, or holds a Keras layer of another shape.
+    """
+    if not is_hdf5(path):
+        content = load_checkpoint(path)
+        state = library_names(unpack_state_dict(content, str(path), _CONTAINER))
+        config = content.get("config")
+        return state, {name: config[name] for name in _STATED if isinstance(config, Mapping) and name in config}
+    state, layer_of = read_keras(path)
+    expected = dict(official_entries(describe_official(state).arguments))
+    for name, shape in expected.items():
+        if name not in state or state[name].shape != shape:
+            found = f"is {tuple(state[name].shape)}, not {shape}" if name in state else "is missing"
+            layer, part = layer_of.get(name, name), name.rpartition(".")[2]
+            raise InputError(
+                f"{path} is of another architecture: {part} of the layer {layer} {found}, as torch counts."
+            )
+    return state, {"padding_mode": "border"}
+
+
+def pack(official: dict[str, Tensor], arguments: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """What a file of the library holds, arguments of its constructor among it, or one of the tables of IXI and LUMIR.
+
+    Args:
+        official: state dict.
+        arguments: of the network.
+        size: of the images.
+    """
+    if arguments["backbone"] == "stride":
+        return {"state_dict": official}
+    config = {
+        "inshape": [*size],
+        "nb_unet_features": [arguments["encoder"], arguments["decoder"]],
+        "nb_unet_conv_per_level": arguments["convs_per_level"],
+        "unet_half_res": arguments["svf_resolution"] == 2,
+        **{name: arguments[name] for name in _STATED},
+    }
+    return {"config": config, _CONTAINER: official}
 
 
 def key_map(arguments: Mapping[str, Any]) -> KeyMap:
@@ -152,5 +205,7 @@ FAMILY = Family(
     is_constant=lambda name: _GRID.search(name) is not None,
     constants=grids,
     untold=("int_steps", "int_downsize", "padding_mode", "samples"),
-    container="model_state",
+    container=_CONTAINER,
+    read=read,
+    pack=pack,
 )
