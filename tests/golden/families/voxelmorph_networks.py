@@ -91,6 +91,9 @@ def _terms(meta: dict[str, Any]) -> dict[str, losses.Term]:
     """Of the loss, by the names of the files."""
     given = meta["constructor"]
     there, back = ["warped", "fixed"], ["warped_back", "moving"]
+    if "reg_field" in given:
+        ncc = losses.Term(losses.LNCCLoss(guard="each", offset=0.0), there)
+        return {"ncc": ncc, "grad": losses.Term(losses.GradientLoss(), ["ddf"], 2.0)}
     if "loss_reg_weight" in given:
         terms = {
             "sim": losses.Term(losses.LNCCLoss(statistics="mean"), there),
