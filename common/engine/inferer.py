@@ -67,8 +67,8 @@ def _way_back(inputs: Tensor, network: Callable[..., Any], asked: Collection[str
 
 
 def _inside_the_slice(outputs: dict[str, Any]) -> dict[str, Any]:
-    """The outputs without displacements along axes of one voxel."""
-    for name in ("ddf", "inverse_ddf"):
+    """The outputs without displacements, and deviations of such, along axes of one voxel."""
+    for name in ("ddf", "inverse_ddf", "deviation"):
         field = outputs.get(name)
         if field is not None and 1 in field.shape[2:]:
             moves = torch.tensor([float(n > 1) for n in field.shape[2:]], device=field.device, dtype=field.dtype)

@@ -45,8 +45,9 @@ from common.spatial.lengths import lengths
 from common.spatial.plane import downwards, in_plane, on_slices
 
 logger = logging.getLogger(__name__)
-_SHOWN = ("ddf", "_map", "_scan", "_scan_label")
+_SHOWN = ("ddf", "_map", "_scan", "_scan_label", "deviation")
 """Ends of the names of what has axes of space."""
+UNCERTAINTY = "uncertainty"
 INVERSE_TOLERANCE = 0.05
 """Voxels; a field whose inverse does not come back this near has folds, and gets no inverse file."""
 
@@ -60,9 +61,10 @@ class RegistrationWriter:
     ``jacobian.nii.gz`` (its determinant); ``panel.png``. Of a network that returns the way back, too,
     ``inverse_ddf.nii.gz`` (the whole of it, in voxels of the fixed grid), and how far it misses to undo the other. What
     the network returns under a name that ends in ``_map`` is written under that name, on the fixed scan's grid, and
-    shown in the panel. ``map.pt`` holds ``map`` and ``inverse_map`` where they are functions that a file can hold
-    (:mod:`common.io.map_files`). All files of two images are of two dimensions; of PNG, ``warped.png`` and
-    ``warped_label.png`` are written, too, their values rounded.
+    shown in the panel; of ``deviation`` that is ``uncertainty.nii.gz``, the root of its mean squared length in
+    millimetres, before the affine alignment. ``map.pt`` holds ``map`` and ``inverse_map`` where they are functions that
+    a file can hold (:mod:`common.io.map_files`). All files of two images are of two dimensions; of PNG, ``warped.png``
+    and ``warped_label.png`` are written, too, their values rounded.
 
     Args:
         folder: where, and whether to overwrite.
@@ -150,6 +152,9 @@ class _Registration:
         if self.back is not None:
             check_network_field(self.back, self.pair["moving_id"], self.pair["fixed_id"])
         maps = {name: value for name, value in self.pair.items() if name.endswith("_map") and isinstance(value, Tensor)}
+        if "deviation" in self.pair:
+            sizes = torch.tensor(working.spacing).view(1, -1, 1, 1, 1)
+            maps[UNCERTAINTY] = lengths(sizes * self.pair["deviation"][None].float())[0]
         self.maps = {name: resample(value[None].float(), working, self.fixed)[0] for name, value in maps.items()}
         for values in self.maps.values():
             check_network_field(values, self.pair["moving_id"], self.pair["fixed_id"])
@@ -205,7 +210,7 @@ class _Registration:
             **{name: in_plane(values, self.dims) for name, values in images.items()},
             title=title,
             spacing=self.fixed.spacing[: self.dims],
-            maps={name: in_plane(values, self.dims) for name, values in self.maps.items()},
+            maps={_titled(name): in_plane(values, self.dims) for name, values in self.maps.items()},
             downwards=self.fixed.flat and downwards(self.fixed.affine),
         )
         return as_png(figure, dpi=110)
@@ -283,6 +288,10 @@ class _Registration:
             for name, ddf in self.stages().items()
         }
         return {"dice": scores, "labels": len(common.intersection(counted))}
+
+
+def _titled(name: str) -> str:
+    return f"{name} (mm)" if name == UNCERTAINTY else name
 
 
 def _number(value: Any) -> Any:

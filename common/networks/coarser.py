@@ -13,7 +13,7 @@ from common.networks.contract import Details
 from common.spatial import resize_ddf, resize_image
 from common.spatial.resize import shrunk_image
 
-_FIELDS = ("ddf", "inverse_ddf")
+_FIELDS = ("ddf", "inverse_ddf", "deviation")
 
 
 class Coarser(nn.Module):
@@ -50,8 +50,8 @@ class Coarser(nn.Module):
 
         Returns:
             The ``ddf`` (B, d, *spatial), voxels of the images; with ``details`` a dict of it and, where asked for and
-            the network has them, ``inverse_ddf`` and images that end in ``_map``. Of other outputs there is no form
-            for another grid.
+            the network has them, ``inverse_ddf``, ``deviation`` and images that end in ``_map``. Of other outputs there
+            is no form for another grid.
 
         Raises:
             InputError: what the network raises.

@@ -20,7 +20,8 @@ from common.spatial import ComposedMap, chain_ddf, chain_map, identity_grid, war
 from common.spatial.maps import PointMap
 
 _INVERSES = ("inverse_ddf", "inverse_map")
-_LEVELS = ("pyramid", "inverse_pyramid")
+_OF_SECOND = ("pyramid", "inverse_pyramid", "deviation")
+"""Of these nothing follows for both networks: the first one's field, which is known as a whole, stretches them."""
 
 
 class PreAligned(nn.Module):
@@ -80,7 +81,7 @@ class PreAligned(nn.Module):
         Returns:
             The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of it and, where asked for and the
             second network has them, ``map``, ``inverse_map`` and ``inverse_ddf`` of both networks together, and what
-            else, but for pyramids, it says of the images that it sees.
+            else, but for pyramids and ``deviation``, it says of the images that it sees.
 
         Raises:
             ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
@@ -94,8 +95,9 @@ class PreAligned(nn.Module):
             ddf: Tensor = self.second(pair)
             return chain_ddf([there, ddf], size)
         found: dict[str, Any] = self.second(pair, details=_of_second(details, both))
-        # Of a level of the second network alone nothing follows for both.
-        outputs = {name: found[name] for name in found if wants(details, name) and name not in (*_INVERSES, *_LEVELS)}
+        outputs = {
+            name: found[name] for name in found if wants(details, name) and name not in (*_INVERSES, *_OF_SECOND)
+        }
         if "ddf" in found:
             outputs["ddf"] = chain_ddf([there, found["ddf"]], size)
         if "map" in outputs:

@@ -52,7 +52,7 @@ def panel(
         title: line above the picture.
         spacing: (d,) size of a voxel along each axis, in any unit; None for cubes.
         maps: title to a further image on the fixed grid, (1, *spatial), or a vector per voxel, (d, *spatial), of which
-            the length is drawn.
+            the length is drawn; the ends of its colours stand beside the title.
         downwards: whether the second axis shown runs down the picture, as the rows of PNG do.
 
     Returns:
@@ -64,7 +64,9 @@ def panel(
     images = [x[0].detach().float().cpu().numpy() for x in (fixed, moving, warped)]
     field = ddf.detach().float().cpu()
     further = {name: _one_channel(values) for name, values in (maps or {}).items()}
-    columns = [*COLUMNS[:-1], *further, COLUMNS[-1]]
+    limits = {name: _range(values) for name, values in further.items()}
+    titles = [f"{name}: {low:.2g} to {high:.2g}" for name, (low, high) in limits.items()]
+    columns = [*COLUMNS[:-1], *titles, COLUMNS[-1]]
     sizes = [1.0] * images[0].ndim if spacing is None else [float(size) for size in spacing]
     planes = _planes(images[0].shape)
     aspects = [sizes[up] / sizes[across] for across, up in map(_shown_axes, planes)]
@@ -80,8 +82,8 @@ def panel(
         slices = [_slice(image, plane) for image in images]
         _draw_images(row, slices, ranges, aspect)
         _draw_grid(row[5], field, plane, aspect)
-        for axis, values in zip(row[6:], further.values(), strict=False):
-            _draw_map(axis, _slice(values, plane), _range(values), aspect)
+        for axis, (name, values) in zip(row[6:], further.items(), strict=False):
+            _draw_map(axis, _slice(values, plane), limits[name], aspect)
         mapped = _draw_determinant(row[-1], field, plane, aspect)
     if downwards:
         for axis in axes.flat:

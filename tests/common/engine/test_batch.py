@@ -115,11 +115,13 @@ def test_a_network_is_called_once_that_has_a_way_back_or_is_not_asked_for_it_by_
 def test_nothing_leaves_a_single_slice() -> None:
     def network(image: Tensor, details: Any = False) -> Any:
         ddf = torch.ones(2, 3, 4, 1, 5)
-        return {"ddf": ddf, "inverse_ddf": 2 * ddf, "weight_map": ddf[:, :1]} if details else ddf
+        also = {"inverse_ddf": 2 * ddf, "weight_map": ddf[:, :1], "deviation": ddf}
+        return {"ddf": ddf, **also} if details else ddf
 
     outputs = RegistrationInferer(details=True)(torch.rand(2, 2, 4, 1, 5), network)
     assert outputs["ddf"][:, 1].eq(0).all() and outputs["ddf"][:, ::2].eq(1).all()
     assert outputs["inverse_ddf"][:, 1].eq(0).all() and outputs["weight_map"].eq(1).all()
+    assert torch.equal(outputs["deviation"], outputs["ddf"])
     assert torch.equal(RegistrationInferer()(torch.rand(2, 2, 4, 1, 5), network)["ddf"], outputs["ddf"])
 
 

@@ -104,7 +104,7 @@ def run(
     if alignment is not None:
         dataset._aligned = lambda *_: (alignment, {"similarity_before": 0.1, "similarity_after": 0.2})
     sampler = PairSampler(dataset, "listed", pairs=folder.remaining(request), drop_last=False)
-    details = ["inverse_ddf", "*_map", "map", "inverse_map"]
+    details = ["inverse_ddf", "*_map", "map", "inverse_map", "deviation"]
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1, sampler=sampler),
@@ -345,6 +345,35 @@ def test_inverse_and_maps_of_the_network_are_written(
     assert np.corrcoef(weight.ravel(), fixed.ravel())[0, 1] > 0.95
     wide, narrow = (Image.open(path).size for path in (prefix + "panel.png", next(result.glob("*panel.png"))))
     assert wide[0] > 1.2 * narrow[0]
+
+
+class Unsure(nn.Module):
+    """Says of each component how far off it may be: the same everywhere but beyond the middle of the first axis."""
+
+    deviation = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1, 1)
+
+    def forward(self, image: Tensor, details: Any = False) -> dict[str, Tensor]:
+        found = self.deviation.expand(1, 3, *image.shape[2:]).clone()
+        found[:, :, image.shape[2] // 2 + 2 :] *= 2
+        return {"ddf": Wave()(image), "deviation": found}
+
+
+def test_uncertainty_is_written_in_millimetres_on_the_fixed_grid(
+    files: dict[str, str], result: Path, tmp_path: Path
+) -> None:
+    spacing = (1.3, 1.1, 1.9)
+    run(registration_request("", **files), RegistrationFolder(tmp_path, {}), tilt(), Unsure(), spacing)
+    prefix = str(tmp_path / "m_image_to_f_image_")
+    pair = json.loads((tmp_path / "provenance.json").read_text())["pairs"]["m_image_to_f_image"]
+    written, fixed = (nibabel.load(path) for path in (prefix + "uncertainty.nii.gz", files["fixed"]))
+    assert written.shape == fixed.shape and f"{Path(prefix).name}uncertainty.nii.gz" in pair["files"]
+    np.testing.assert_allclose(written.affine, fixed.affine, atol=1e-5)
+    sizes = np.array([0.1, 0.2, 0.3]) * pair["working_spacing"]
+    values = array(prefix + "uncertainty.nii.gz")
+    np.testing.assert_allclose(values[:9], np.linalg.norm(sizes), rtol=1e-5)
+    np.testing.assert_allclose(values[-5:], 2 * np.linalg.norm(sizes), rtol=1e-5)
+    wide, narrow = (Image.open(path).size for path in (prefix + "panel.png", next(result.glob("*panel.png"))))
+    assert wide[0] > 1.1 * narrow[0]
 
 
 def test_a_map_that_is_a_function_is_written_and_agrees_with_network_and_field(

@@ -38,7 +38,8 @@ class Wave(nn.Module):
         across, up = (torch.sin(torch.linspace(0, torch.pi, n)) for n in image.shape[2:])
         bump = across[:, None] * up
         ddf = torch.stack([2 * bump, -bump])[None]
-        return {"ddf": ddf, "inverse_ddf": -ddf, "weight_map": ddf[:, :1]} if details else ddf
+        also = {"inverse_ddf": -ddf, "weight_map": ddf[:, :1], "deviation": ddf.abs()}
+        return {"ddf": ddf, **also} if details else ddf
 
 
 def picture(size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +80,7 @@ def run(files: dict[str, str], out: Path, network: nn.Module | None = None, **ar
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1, sampler=sampler),
         network=network or Wave(),
-        inferer=RegistrationInferer(["inverse_ddf", "*_map", "map", "inverse_map"]),
+        inferer=RegistrationInferer(["inverse_ddf", "*_map", "map", "inverse_map", "deviation"]),
         prepare_batch=PrepareRegistrationBatch(),
         val_handlers=[RegistrationWriter(folder)],
     ).run()
@@ -87,7 +88,7 @@ def run(files: dict[str, str], out: Path, network: nn.Module | None = None, **ar
 
 FILES = (
     "ddf.nii.gz", "displacement.nii.gz", "inverse_ddf.nii.gz", "jacobian.nii.gz", "panel.png", "transform.h5",
-    "warped.nii.gz", "warped_label.nii.gz", "weight_map.nii.gz",
+    "uncertainty.nii.gz", "warped.nii.gz", "warped_label.nii.gz", "weight_map.nii.gz",
 )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_all_files_are_of_two_dimensions(result: tuple[Path, dict[str, str]]) ->
     names = {path.name.removeprefix("moving_to_fixed_") for path in out.iterdir()} - {"pairs.csv", "provenance.json"}
     assert names == {*FILES, *(("warped.png", "warped_label.png") if is_png else ())} | (names & {"inverse.h5"})
     grid = itk.imread(files["fixed"])
-    for name in ("warped", "warped_label", "jacobian", "weight_map", "displacement"):
+    for name in ("warped", "warped_label", "jacobian", "weight_map", "uncertainty", "displacement"):
         image = itk.imread(str(out / f"moving_to_fixed_{name}.nii.gz"))
         assert image.GetImageDimension() == 2
         # Spacing, origin and direction come by a NIfTI header of single precision.
@@ -118,6 +119,12 @@ def test_all_files_are_of_two_dimensions(result: tuple[Path, dict[str, str]]) ->
         np.testing.assert_allclose(np.asarray(image.GetDirection()), np.asarray(grid.GetDirection()), atol=1e-6)
     shape = (32, 26) if is_png else (26, 32)
     assert nibabel.load(out / "moving_to_fixed_ddf.nii.gz").shape == (*shape, 2)
+    weight, uncertainty = (
+        np.asarray(nibabel.load(out / f"moving_to_fixed_{name}.nii.gz").dataobj)
+        for name in ("weight_map", "uncertainty")
+    )
+    # Components of which the one is half of the other, in pixels of 1 mm.
+    np.testing.assert_allclose(uncertainty, weight * 1.25**0.5, atol=1e-5)
     entry = json.loads((out / "provenance.json").read_text())["pairs"]["moving_to_fixed"]
     assert len(entry["working_size"]) == len(entry["working_spacing"]) == 2 and entry["labels"] == 1
     if is_png:

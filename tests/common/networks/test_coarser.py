@@ -26,7 +26,14 @@ class Shift(nn.Module):
         """One voxel along each axis; as details a way back and a map of the fixed image, too."""
         self.seen = image
         ddf = torch.ones(len(image), image.ndim - 2, *image.shape[2:])
-        found = {"ddf": ddf, "inverse_ddf": -ddf, "bright_map": image[:, 1:], "map": abs, "velocity": ddf}
+        found = {
+            "ddf": ddf,
+            "inverse_ddf": -ddf,
+            "bright_map": image[:, 1:],
+            "map": abs,
+            "velocity": ddf,
+            "deviation": ddf,
+        }
         return found if details else ddf
 
 
@@ -43,9 +50,10 @@ def test_the_field_is_in_voxels_of_the_images(size: tuple[int, ...], seen: tuple
 def test_what_has_a_form_on_the_grid_of_the_images_comes_with_details() -> None:
     finer: Any = seen_with(Shift(), [2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
     image = torch.ones(1, 2, 9, 9, 7)
-    found = finer(image, details=["inverse_ddf", "*_map"])
-    assert {*found} == {"ddf", "inverse_ddf", "bright_map"}
+    found = finer(image, details=["inverse_ddf", "*_map", "deviation"])
+    assert {*found} == {"ddf", "inverse_ddf", "bright_map", "deviation"}
     torch.testing.assert_close(found["inverse_ddf"], -finer(image))
+    assert torch.equal(found["deviation"], found["ddf"])
     torch.testing.assert_close(found["bright_map"], image[:, 1:])
 
 

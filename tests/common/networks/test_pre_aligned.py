@@ -101,6 +101,19 @@ def test_maps_are_those_of_both_networks_one_after_the_other(spatial: tuple[int,
             torch.testing.assert_close(at_nodes, out[name], atol=1e-4, rtol=0)
 
 
+class Unsure(Identity):
+    """Says how far off it may be."""
+
+    def forward(self, image: Tensor, details: Any = False) -> Any:
+        found = super().forward(image, details)
+        return {**found, "deviation": found["ddf"] + 1, "weight_map": image[:, 1:]} if details else found
+
+
+def test_deviation_of_the_second_network_alone_is_not_taken_for_that_of_both() -> None:
+    found = PreAligned(chain(2), Unsure(2)).eval()(pair(12, 9), details=["deviation", "*_map"])
+    assert {*found} == {"ddf", "weight_map"}
+
+
 def test_far_outside_the_way_goes_on_as_at_the_border() -> None:
     first, image = chain(2).eval(), pair(12, 9, batch=1)
     with torch.no_grad():

@@ -83,6 +83,15 @@ def test_moving_and_warped_image_share_one_grey_scale_in_all_planes() -> None:
     assert all(row[0].get_images()[0].get_clim()[1] <= 1 for row in axes)
 
 
+def test_maps_stand_before_the_last_column_with_the_ends_of_their_colours() -> None:
+    fixed, moving, warped = images((30, 40))
+    values = 0.25 + 0.75 * torch.linspace(0, 1, 1200).view(1, 30, 40)
+    figure = panel(moving, fixed, warped, torch.zeros(2, 30, 40), maps={"mm": values, "way": torch.ones(2, 30, 40)})
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[6:9] == ["mm: 0.25 to 1", "way: 1.4 to 1.4", COLUMNS[-1]]
+    assert figure.axes[6].get_images()[0].get_clim() == pytest.approx((0.25, 1), abs=1e-3)
+
+
 def test_one_bright_voxel_does_not_darken_the_rest() -> None:
     fixed, moving, warped = images((30, 40))
     fixed[0, 3, 4] = 1000
