@@ -18,6 +18,9 @@ from common.data.request import registration_request
 from common.data.scans import ScanPairDataset
 from common.data.splits import load_split, split_names
 from common.data.subjects import read_section, read_subjects
+from common.data.synthesis import PairSynthesis, RandomShapesd, label_map_listing
+from common.data.synthesis_image import ImageRecipe
+from common.data.synthesis_shapes import ShapesRecipe
 from common.data.transforms import CheckSubjectd, LoadSubjectd
 from common.data.working_grid import WorkingGridd
 
@@ -26,6 +29,7 @@ __all__ = [
     "SECTIONS",
     "CheckSubjectd",
     "ClassesOfLabelsd",
+    "ImageRecipe",
     "LabelGroups",
     "ListedSpacingd",
     "LoadLandmarksd",
@@ -33,13 +37,17 @@ __all__ = [
     "MapLabelsd",
     "PairDataset",
     "PairSampler",
+    "PairSynthesis",
     "PrepareAbdomend",
+    "RandomShapesd",
     "ScaleModalityd",
     "ScanPairDataset",
+    "ShapesRecipe",
     "WorkingGridd",
     "draw_pairs",
     "found_labels",
     "guides_of_loss",
+    "label_map_listing",
     "labels_that_count",
     "load_arrays",
     "load_split",

@@ -15,7 +15,7 @@ from common.spatial.gaussian import gaussian_filter
 from common.spatial.integrate import integrate
 from common.spatial.invert import invert
 from common.spatial.jacobian import cell_determinant, determinant, jacobian_determinant
-from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear
+from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear, warp_labels_to_even
 from common.spatial.maps import ComposedMap, field_map
 from common.spatial.points import sample_at
 from common.spatial.resize import resize_ddf, resize_image
@@ -56,6 +56,7 @@ __all__ = [
     "warp",
     "warp_labels",
     "warp_labels_linear",
+    "warp_labels_to_even",
     "warp_within",
     "working_grid",
 ]

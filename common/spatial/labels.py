@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling label maps: the rule of the Learn2Reg challenges, and the linear vote that some papers use instead."""
+"""Sampling label maps: the rule of the Learn2Reg challenges, and two others that some papers use instead."""
 
 from __future__ import annotations
 
@@ -105,6 +105,41 @@ def warp_labels_linear(label: Tensor, ddf: Tensor) -> Tensor:
             score = torch.where(wins, votes, score)
         warped[batch, 0, start:stop] = best
     return warped
+
+
+def warp_labels_to_even(label: Tensor, ddf: Tensor) -> Tensor:
+    """Label of the nearest voxel at ``x + ddf(x)`` as TensorFlow takes it: in float32, halves to the even neighbour.
+
+    The rule that SynthMorph's training images are made by. A point with any coordinate below 0 or above n - 1, however
+    little, gets label 0. Scans and results are warped by :func:`warp_labels`.
+
+    Args:
+        label: (B, 1, *spatial'), integer dtype, background 0.
+        ddf: (B, d, *spatial), float32, in voxels of ``label``.
+
+    Returns:
+        (B, 1, *spatial), dtype of ``label``.
+
+    Raises:
+        InputError: when ``label`` has a floating dtype or is no label map of the same batch.
+        ValueError: when ``ddf`` is no displacement field.
+    """
+    _check_labels(label, ddf)
+    shape = label.shape[2:]
+    index: Tensor | None = None
+    inside: Tensor | None = None
+    for axis, size in enumerate(shape):
+        identity = torch.arange(ddf.shape[2 + axis], device=ddf.device, dtype=ddf.dtype)
+        coordinate = ddf.detach()[:, axis] + identity.view([-1 if k == axis else 1 for k in range(len(shape))])
+        within = (coordinate >= 0).logical_and_(coordinate <= size - 1)
+        nearest = coordinate.round_().int()
+        index = nearest if index is None else index.mul_(size).add_(nearest)
+        inside = within if inside is None else inside.logical_and_(within)
+    assert index is not None and inside is not None
+    index.masked_fill_(inside.logical_not_(), label[0].numel())
+    source = _with_outside(label)
+    warped = [source[b].index_select(0, index[b].flatten()) for b in range(len(label))]
+    return torch.stack(warped).view(label.shape[0], 1, *ddf.shape[2:])
 
 
 def _with_outside(label: Tensor) -> Tensor:

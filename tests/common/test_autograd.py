@@ -218,6 +218,7 @@ WITHOUT_GRADIENT = {
     "sample_labels_at": "of integers",
     "warp_labels": "of integers",
     "warp_labels_linear": "of integers",
+    "warp_labels_to_even": "of integers",
 }
 
 

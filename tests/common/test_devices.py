@@ -137,6 +137,7 @@ def spatial_cases(dims: int) -> dict[str, Case]:
         "warp": lambda: [spatial.warp(x, field, mode) for x in (image, many) for mode in ("bilinear", "nearest")],
         "warp_labels": lambda: spatial.warp_labels(label, field),
         "warp_labels_linear": lambda: spatial.warp_labels_linear(label, field),
+        "warp_labels_to_even": lambda: spatial.warp_labels_to_even(label, field),
         "warp_within": lambda: spatial.warp_within(image, field),
         **(world if dims == 3 else {}),
     }

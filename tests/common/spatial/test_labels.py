@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 import common.spatial.labels as labels_module
 from common.checks import InputError
 from common.spatial import identity_grid, warp
-from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear
+from common.spatial.labels import sample_labels_at, warp_labels, warp_labels_linear, warp_labels_to_even
 
 SHAPES = [(9, 11), (7, 9, 8)]
 
@@ -118,3 +118,11 @@ def test_floating_labels_and_wrong_shapes_are_refused() -> None:
         warp_labels(label[:1], ddf)
     with pytest.raises(ValueError, match="ddf has shape"):
         warp_labels(label, ddf[:, :2])
+
+
+def test_halves_go_to_the_even_neighbour_and_what_is_outside_is_zero() -> None:
+    label = torch.arange(1, 6, dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 1, 3, 5)
+    places = torch.tensor([0.5, 1.5, 2.5, 4.0, 4.00001])
+    ddf = torch.stack([torch.zeros(3, 5), (places - torch.arange(5)).expand(3, 5)])[None]
+    assert warp_labels_to_even(label, ddf)[0, 0].tolist() == [[1, 3, 3, 5, 0]] * 3
+    assert warp_labels_to_even(label, -ddf - 1e-4)[0, 0, :, 0].tolist() == [0] * 3
