@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from families import voxelmorph_networks, voxelmorph_probabilistic
+from families import voxelmorph_losses, voxelmorph_networks, voxelmorph_probabilistic
 
 Arrays = dict[str, np.ndarray]
-CASES = {**voxelmorph_networks.CASES, **voxelmorph_probabilistic.CASES}
+CASES = {**voxelmorph_networks.CASES, **voxelmorph_probabilistic.CASES, **voxelmorph_losses.CASES}
 
 
 def compute(meta: dict[str, Any], arrays: Arrays) -> Arrays:
