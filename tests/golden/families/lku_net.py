@@ -9,6 +9,7 @@ from typing import Any
 import layout
 import numpy as np
 import torch
+from families import lku_net_losses
 from torch import Tensor
 
 from common import losses
@@ -148,4 +149,4 @@ def _block(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"out/y": y.detach().numpy(), "grad/x": x.grad.numpy(), "grad/norms": norms}
 
 
-CASES: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {"lk_block": _block}
+CASES: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {"lk_block": _block, **lku_net_losses.CASES}

@@ -20,17 +20,19 @@ VARIANCE = 1e-5
 """What all forms of NCC add to variances, or give them at least."""
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def tensor(array: np.ndarray) -> Tensor:
+    """An array of a file."""
     return torch.from_numpy(np.array(array))
 
 
-def _with_gradient(loss: Loss, pred: Tensor, *others: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def with_gradient(loss: Loss, pred: Tensor, *others: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Value of a loss, and its gradient to the first of its arguments."""
     pred = pred.detach().requires_grad_()
     value = loss(pred, *others)
     return value.detach().numpy(), torch.autograd.grad(value, pred)[0].numpy()
 
 
-def _named(found: dict[str, tuple[np.ndarray, np.ndarray]], arrays: Arrays) -> Arrays:
+def named(found: dict[str, tuple[np.ndarray, np.ndarray]], arrays: Arrays) -> Arrays:
     """Values and gradients by the names of the files."""
     return {
         f"{kind}/{name}": value
@@ -42,21 +44,21 @@ def _named(found: dict[str, tuple[np.ndarray, np.ndarray]], arrays: Arrays) -> A
 
 def _in_torch(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     """Losses of VoxelMorph's PyTorch form, of mmipt and of TransMorph."""
-    fixed, warped, field = (_tensor(arrays[f"in/{name}"]) for name in ("fixed", "warped", "field"))
+    fixed, warped, field = (tensor(arrays[f"in/{name}"]) for name in ("fixed", "warped", "field"))
     ncc = {"vxm_ncc": losses.LNCCLoss(offset=0.0), "mmipt_ncc": losses.LNCCLoss(statistics="mean")}
-    found = {name: _with_gradient(loss, warped, fixed) for name, loss in ncc.items()}
+    found = {name: with_gradient(loss, warped, fixed) for name, loss in ncc.items()}
     for name, loss in ncc.items():
-        found[f"{name}_low_contrast"] = _with_gradient(_dimmed(loss), warped, fixed)
-    found["vxm_mse"] = _with_gradient(losses.MSELoss(), warped, fixed)
-    found["vxm_grad_l1"] = _with_gradient(losses.GradientLoss("l1"), field)
-    found["vxm_grad_l2_mult2"] = _with_gradient(lambda u: 2 * losses.GradientLoss()(u), field)
-    found["mmipt_grad_l2_normalised"] = _with_gradient(slopes_of_extent, field)
-    maps = [_tensor(arrays[f"in/prob_{name}"]) for name in ("warped", "fixed")]
-    found["vxm_dice"] = _with_gradient(lambda p, t: losses.SoftDiceLoss(eps=0.0)(p, t) - 1, *maps)
-    found["mmipt_dice"] = _with_gradient(losses.SoftDiceLoss(squared=True), *maps)
+        found[f"{name}_low_contrast"] = with_gradient(_dimmed(loss), warped, fixed)
+    found["vxm_mse"] = with_gradient(losses.MSELoss(), warped, fixed)
+    found["vxm_grad_l1"] = with_gradient(losses.GradientLoss("l1"), field)
+    found["vxm_grad_l2_mult2"] = with_gradient(lambda u: 2 * losses.GradientLoss()(u), field)
+    found["mmipt_grad_l2_normalised"] = with_gradient(slopes_of_extent, field)
+    maps = [tensor(arrays[f"in/prob_{name}"]) for name in ("warped", "fixed")]
+    found["vxm_dice"] = with_gradient(lambda p, t: losses.SoftDiceLoss(eps=0.0)(p, t) - 1, *maps)
+    found["mmipt_dice"] = with_gradient(losses.SoftDiceLoss(squared=True), *maps)
     if "loss/bending" in arrays:
-        found["bending"] = _with_gradient(_bending, field)
-    return _named(found, arrays)
+        found["bending"] = with_gradient(_bending, field)
+    return named(found, arrays)
 
 
 def _dimmed(loss: Loss) -> Loss:
@@ -71,7 +73,7 @@ def slopes_of_extent(field: Tensor) -> Tensor:
     """
     size = field.shape[2:]
     voxels = field * torch.tensor(size).view(1, -1, *[1] * len(size)) / 2
-    return losses.GradientLoss("l2", spacing=[1 / n for n in size])(voxels)
+    return losses.GradientLoss("l2", spacing="extent")(voxels)
 
 
 def _bending(field: Tensor) -> Tensor:
@@ -94,18 +96,18 @@ def _bending(field: Tensor) -> Tensor:
 
 def _in_tensorflow(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     """Losses and samplings of VoxelMorph's TensorFlow form."""
-    fixed, warped, velocity = (_tensor(arrays[f"in/{name}"]) for name in ("fixed", "warped", "velocity"))
-    mean, log_variance = _tensor(arrays["in/mean"]), _tensor(arrays["in/log_sigma"])
+    fixed, warped, velocity = (tensor(arrays[f"in/{name}"]) for name in ("fixed", "warped", "velocity"))
+    mean, log_variance = tensor(arrays["in/mean"]), tensor(arrays["in/log_sigma"])
     kl = losses.VelocityKLLoss(10)
     found = {
-        "ncc": _with_gradient(losses.LNCCLoss(guard="each", offset=0.0), warped, fixed),
-        "ncc_signed": _with_gradient(_signed_ncc, warped, fixed),
-        "mse_sigma": _with_gradient(lambda *images: losses.MSELoss()(*images) / 0.1**2, warped, fixed),
-        "grad_l2": _with_gradient(lambda u: 2 * losses.GradientLoss()(u), mean),
-        "kl": _with_gradient(lambda both: kl(both[:, :3], both[:, 3:] / 2), torch.cat([mean, log_variance], dim=1)),
+        "ncc": with_gradient(losses.LNCCLoss(guard="each", offset=0.0), warped, fixed),
+        "ncc_signed": with_gradient(_signed_ncc, warped, fixed),
+        "mse_sigma": with_gradient(lambda *images: losses.MSELoss()(*images) / 0.1**2, warped, fixed),
+        "grad_l2": with_gradient(lambda u: 2 * losses.GradientLoss()(u), mean),
+        "kl": with_gradient(lambda both: kl(both[:, :3], both[:, 3:] / 2), torch.cat([mean, log_variance], dim=1)),
     }
     border = warp(fixed, velocity)
-    return _named(found, arrays) | {
+    return named(found, arrays) | {
         "out/integrated_border": integrate(velocity, 5, "border").numpy(),
         "out/warped_border": border.numpy(),
         "out/warped_fill0": torch.where(_inside(velocity), border, 0).numpy(),
@@ -135,12 +137,12 @@ def _inside(ddf: Tensor) -> Tensor:
 
 
 def _operations(meta: dict[str, Any], arrays: Arrays) -> Arrays:
-    velocity, image, half = (_tensor(arrays[f"in/{name}"]) for name in ("velocity", "image", "half_field"))
+    velocity, image, half = (tensor(arrays[f"in/{name}"]) for name in ("velocity", "image", "half_field"))
     size = velocity.shape[2:]
     return {
         "out/integrated": integrate(velocity, meta["constructor"]["nsteps"]).numpy(),
         "out/warped": warp(image, velocity, padding_mode="zeros").numpy(),
-        "out/warped_seg_nearest": warp(_tensor(arrays["in/seg"]), velocity, "nearest", "zeros").numpy(),
+        "out/warped_seg_nearest": warp(tensor(arrays["in/seg"]), velocity, "nearest", "zeros").numpy(),
         "out/resize_down2": (resize_image(velocity, [n // 2 for n in size]) / 2).numpy(),
         "out/resize_up2": (2 * resize_image(half, size)).numpy(),
     }
@@ -148,8 +150,8 @@ def _operations(meta: dict[str, Any], arrays: Arrays) -> Arrays:
 
 def _measures(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     """Of mmipt: a class that one map lacks has a Dice of 0 and no surface distances."""
-    warped, fixed = (_tensor(arrays[f"in/{name}_seg"]).long()[None, None] for name in ("pred", "target"))
-    field = _tensor(arrays["in/displacement"])[None]
+    warped, fixed = (tensor(arrays[f"in/{name}_seg"]).long()[None, None] for name in ("pred", "target"))
+    field = tensor(arrays["in/displacement"])[None]
     labels = list(range(1, meta["constructor"]["num_classes"]))
     some = metrics.labels_present(warped, labels) | metrics.labels_present(fixed, labels)
     overlap = metrics.dice_per_label(warped, fixed, labels, absent="zero")
