@@ -10,8 +10,7 @@ from typing import Any
 import layout
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import losses
 from common.networks import VoxelMorph
@@ -72,21 +71,6 @@ def outputs_of(network: VoxelMorph, outputs: Mapping[str, Tensor], data: Mapping
     return {name: value.numpy() for name, value in results.items()}
 
 
-class OverlapOfMaps(nn.Module):
-    """Dice of mmipt and DilateMorph: squares in the denominator, the background a class."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes, self.dice = num_classes, losses.SoftDiceLoss(squared=True)
-
-    def forward(self, moving_label: Tensor, fixed_label: Tensor, ddf: Tensor) -> Tensor:
-        moving, fixed = (
-            F.one_hot(label[:, 0], self.num_classes).movedim(-1, 1).float() for label in (moving_label, fixed_label)
-        )
-        loss: Tensor = self.dice(warp(moving, ddf, padding_mode="zeros"), fixed)
-        return loss
-
-
 def _terms(meta: dict[str, Any]) -> dict[str, losses.Term]:
     """Of the loss, by the names of the files."""
     given = meta["constructor"]
@@ -100,7 +84,7 @@ def _terms(meta: dict[str, Any]) -> dict[str, losses.Term]:
             "reg": losses.Term(losses.GradientLoss(), ["ddf"], given["loss_reg_weight"]),
         }
         if given["with_seg"]:
-            overlap = OverlapOfMaps(given["num_classes"])
+            overlap = losses.WarpedDiceLoss(given["num_classes"], squared=True)
             terms["seg"] = losses.Term(overlap, ["moving_label", "fixed_label", "ddf"])
         return terms
     if "image_loss" in given:
