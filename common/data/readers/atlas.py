@@ -20,9 +20,9 @@ def folders(dataset_dir: Path) -> dict[str, Path]:
 
 
 def scan_files(folder: Path) -> list[Path]:
-    """The scans in a folder, in the order of their names; files of label maps are left out."""
+    """The scans in a folder, in the order of their names; label maps and hidden files are left out."""
     files = [path for path in sorted(folder.iterdir()) if path.name.endswith(SCANS)]
-    return [path for path in files if not file_stem(path).endswith(_LABELS)]
+    return [path for path in files if not (path.name.startswith(".") or file_stem(path).endswith(_LABELS))]
 
 
 def scan(image: Path) -> Subject:

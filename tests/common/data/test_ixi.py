@@ -33,6 +33,7 @@ def write(folder: Path, ending: str = ".pkl", folders: tuple[str, ...] = ("Train
         file.touch()
         if ending != ".pkl":
             (folder / f"{name}_seg{ending}").touch()
+    (folder / folders[0] / f"._subject_0{ending}").touch()
 
 
 def pairs(folder: Path, section: str) -> list[tuple[str, str]]:
