@@ -108,9 +108,10 @@ def _published_vfa(size: tuple[int, ...], channels: int = 8) -> Form:
 
 def _our_vfa(channels: int = 8) -> tuple[nn.Module, RegistrationLoss]:
     from common.losses import GradientLoss, LNCCLoss, MaskedLoss, RegistrationLoss, Term
+    from common.losses.lncc import CONVENTIONS
     from common.networks import VFA
 
-    lncc = LNCCLoss(statistics="mean", eps=2.0**-23, guard="max", offset=0.0)
+    lncc = LNCCLoss(**CONVENTIONS["vfa"])
     terms = {"lncc": Term(MaskedLoss(lncc), ["warped", "fixed", "ddf"]), "smooth": Term(GradientLoss(), ["ddf"])}
     network = VFA(start_channels=channels, matching_channels=channels)
     return network, RegistrationLoss(terms, padding_mode="border")
@@ -150,9 +151,10 @@ def _published_dual_pyramid(size: tuple[int, ...], variant: str, **arguments: An
 
 def _our_dual_pyramid(variant: str, **arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
     from common.losses import GradientLoss, LNCCLoss, RegistrationLoss, Term
+    from common.losses.lncc import CONVENTIONS
     from common.networks import DualPyramid
 
-    lncc, terms = LNCCLoss(statistics="mean", eps=2.0**-23, guard="max"), {}
+    lncc, terms = LNCCLoss(**CONVENTIONS["dual_pyramid"]), {}
     sides = [("warped", "fixed", "ddf"), ("warped_back", "moving", "inverse_ddf")][: 1 + (variant == "convic_c")]
     for warped, target, field in sides:
         terms[f"lncc_{warped}"] = Term(lncc, [warped, target], 1 / len(sides))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,16 @@ from common.checks import InputError
 from common.losses.closed_form import computing_dtype, needs_gradient, with_gradient
 from common.losses.lncc_stream import Guard, LNCCStream, WeightedLNCCStream
 from common.losses.weights import check_weight, sample_factors
+
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "eoir": {},
+    "official": {"offset": 0.0},
+    "mmipt": {"statistics": "mean"},
+    "vfa": {"statistics": "mean", "offset": 0.0, "guard": "max", "eps": 2.0**-23},
+    "dual_pyramid": {"statistics": "mean", "guard": "max", "eps": 2.0**-23},
+    "tensorflow": {"offset": 0.0, "guard": "each"},
+}
+"""Arguments of :class:`LNCCLoss` for each of the published conventions."""
 
 
 class LNCCLoss(nn.Module):
@@ -36,15 +48,19 @@ class LNCCLoss(nn.Module):
 
     Published conventions:
 
-    ===============================================  ============  ========  =========  ======
-    form                                             statistics    offset    guard      eps
-    ===============================================  ============  ========  =========  ======
-    EOIR (default): 1 - mean(cc)                     ``"sum"``     1         ``"add"``  1e-5
-    VoxelMorph, TransMorph, LKU-Net, SITReg: -mean   ``"sum"``     0         ``"add"``  1e-5
-    mmipt, DilateMorph: means, not sums, 1 - mean    ``"mean"``    1         ``"add"``  1e-5
-    VFA: -mean; dual pyramids: 1 - mean              ``"mean"``    0; 1      ``"max"``  2**-23
-    VoxelMorph in TensorFlow: -mean(cc)              ``"sum"``     0         ``"each"`` 1e-5
-    ===============================================  ============  ========  =========  ======
+    ==============  =============================================  ============  ======  ==========  ======
+    name            of                                             statistics    offset  guard       eps
+    ==============  =============================================  ============  ======  ==========  ======
+    eoir (default)  EOIR: 1 - mean(cc)                             ``"sum"``     1       ``"add"``   1e-5
+    official        VoxelMorph, TransMorph, LKU-Net, SITReg:       ``"sum"``     0       ``"add"``   1e-5
+                    -mean(cc)
+    mmipt           mmipt, DilateMorph: means, not sums, 1 - mean  ``"mean"``    1       ``"add"``   1e-5
+    vfa             VFA: -mean                                     ``"mean"``    0       ``"max"``   2**-23
+    dual_pyramid    dual pyramids: 1 - mean                        ``"mean"``    1       ``"max"``   2**-23
+    tensorflow      VoxelMorph in TensorFlow: -mean                ``"sum"``     0       ``"each"``  1e-5
+    ==============  =============================================  ============  ======  ==========  ======
+
+    :data:`CONVENTIONS` has the arguments by these names.
 
     ``statistics="mean"`` divides c, a and b by n, which is the same as an epsilon n**2 times as large, and
     ``guard="max"`` divides by :math:`\max(ab, \epsilon)`, whose gradient is 0 where epsilon is larger. ``guard="each"``

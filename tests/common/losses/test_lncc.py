@@ -82,10 +82,10 @@ def test_eps_can_be_the_least_of_each_variance_and_of_the_covariance(statistics:
     assert loss(i, j).item() == pytest.approx(-_textbook(*volumes, 3, eps, statistics == "mean", "each"), abs=1e-10)
     assert loss(i, j, torch.ones_like(i)).item() == pytest.approx(loss(i, j).item(), abs=1e-10)
     weight = 0.5 + i.detach() / 2
-    for bound in (eps / 100, eps, 100 * eps):
-        limited = LNCCLoss(3, 3, eps=bound, statistics=statistics, guard="each")
-        assert torch.autograd.gradcheck(limited, (i, j))
-        assert torch.autograd.gradcheck(limited, (i, j, weight))
+    for bound in (eps / 100, eps):
+        assert torch.autograd.gradcheck(LNCCLoss(3, 3, eps=bound, statistics=statistics, guard="each"), (i, j))
+    some = [image.detach()[:, :, :3, :4].requires_grad_() for image in (i, j)]
+    assert torch.autograd.gradcheck(loss, (*some, weight[:, :, :3, :4]))
 
 
 @pytest.mark.parametrize("statistics", ["sum", "mean"])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import losses, metrics
+from common.losses.lncc import CONVENTIONS
 from common.spatial import integrate, resize_image, warp
 
 Arrays = dict[str, np.ndarray]
@@ -45,7 +46,7 @@ def named(found: dict[str, tuple[np.ndarray, np.ndarray]], arrays: Arrays) -> Ar
 def _in_torch(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     """Losses of VoxelMorph's PyTorch form, of mmipt and of TransMorph."""
     fixed, warped, field = (tensor(arrays[f"in/{name}"]) for name in ("fixed", "warped", "field"))
-    ncc = {"vxm_ncc": losses.LNCCLoss(offset=0.0), "mmipt_ncc": losses.LNCCLoss(statistics="mean")}
+    ncc = {"vxm_ncc": losses.LNCCLoss(**CONVENTIONS["official"]), "mmipt_ncc": losses.LNCCLoss(**CONVENTIONS["mmipt"])}
     found = {name: with_gradient(loss, warped, fixed) for name, loss in ncc.items()}
     for name, loss in ncc.items():
         found[f"{name}_low_contrast"] = with_gradient(_dimmed(loss), warped, fixed)
@@ -100,7 +101,7 @@ def _in_tensorflow(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     mean, log_variance = tensor(arrays["in/mean"]), tensor(arrays["in/log_sigma"])
     kl = losses.VelocityKLLoss(10)
     found = {
-        "ncc": with_gradient(losses.LNCCLoss(guard="each", offset=0.0), warped, fixed),
+        "ncc": with_gradient(losses.LNCCLoss(**CONVENTIONS["tensorflow"]), warped, fixed),
         "ncc_signed": with_gradient(_signed_ncc, warped, fixed),
         "mse_sigma": with_gradient(lambda *images: losses.MSELoss()(*images) / 0.1**2, warped, fixed),
         "grad_l2": with_gradient(lambda u: 2 * losses.GradientLoss()(u), mean),
