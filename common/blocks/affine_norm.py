@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instance normalisation with learned scale and shift, and leaky ReLU, of which only the input is stored."""
+"""Instance normalisation, with learned scale and shift or without, and leaky ReLU; only the input is stored."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.autograd import first_order
-from common.blocks.normalisation import EPS, instance_norm_prelu
-from common.blocks.remade import Remade
+from common.blocks.normalisation import Statistics, instance_norm_prelu, measure
+from common.blocks.pieces import Matrix, in_order
+from common.blocks.remade import Remade, stored
 
 
 class AffineNorm(nn.Module):
@@ -31,70 +31,138 @@ class AffineNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Remade:
         """(B, C, *spatial) to the same, in the type and memory layout of ``x``, which the result holds on to."""
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return _remade(self._traceable(x))
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, self.weight, self.bias))):
-            return _remade(_normalise(x, self.weight, self.bias, self.slope)[0])
-        value, mean, scale = _AffineNorm.apply(x, self.weight, self.bias, self.slope)
-        parameters = self.weight.detach(), self.bias.detach()
-        return Remade(value, functools.partial(_normalise_again, x.detach(), *parameters, mean, scale, self.slope))
-
-    def _traceable(self, x: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        normalised = instance_norm_prelu([x], torch.ones_like(self.weight[:1]))
-        affine = normalised * self.weight.to(x.dtype).view(shape) + self.bias.to(x.dtype).view(shape)
-        return F.leaky_relu(affine, self.slope)
+        return normalise(x, self.slope, self.weight, self.bias)
 
 
-def _remade(value: Tensor) -> Remade:
-    """Where there is no backward pass."""
-    return Remade(value, lambda: value)
+def normalise(x: Tensor, slope: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Remade:
+    """``leaky_relu(weight * instance_norm(x) + bias)``, of which only ``x`` is stored.
+
+    Args:
+        x: (B, C, *spatial).
+        slope: of the activation at negative numbers; 1 is none.
+        weight: (C,), or None for ones.
+        bias: (C,), or None for zeros.
+
+    Returns:
+        The same in the type and memory layout of ``x``, which it holds on to.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return stored(_traceable(x, slope, weight, bias))
+    x = in_order(x)
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
+        return stored(_activate(x, _Line.of(measure([x]), weight, bias), slope))
+    value, *statistics = _AffineNorm.apply(x, weight, bias, slope)
+    line = _Line.of(Statistics(*statistics), *(None if p is None else p.detach() for p in (weight, bias)))
+    return Remade(value, functools.partial(_activate, x.detach(), line, slope))
 
 
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and mean and reciprocal standard deviation (B, C)."""
-    # The batch normalisation of one sample: torch's instance normalisation would leave the channels-last layout.
-    samples = [torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, EPS) for sample in x.split(1)]
-    values, means, scales = zip(*samples, strict=True)
-    return _activate(_together(values), slope), torch.stack(means), torch.stack(scales)
+def _traceable(x: Tensor, slope: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    value, shape = instance_norm_prelu([x], x.new_ones(1)), (1, -1, *[1] * (x.ndim - 2))
+    if weight is not None:
+        value = value * weight.to(x.dtype).view(shape)
+    if bias is not None:
+        value = value + bias.to(x.dtype).view(shape)
+    return F.leaky_relu(value, slope)
 
 
-def _normalise_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, slope: float) -> Tensor:
+class _Line(NamedTuple):
+    """``scale * x + shift``, each (B, 1, C, 1) or (B, 1, 1, C)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, statistics: Statistics, weight: Tensor | None, bias: Tensor | None) -> _Line:
+        """What normalises, then multiplies and shifts."""
+        scale, shift = statistics
+        if weight is not None:
+            factor = weight.to(scale.dtype).view(scale.shape[1:])
+            scale, shift = scale * factor, shift * factor
+        return cls(scale, shift if bias is None else shift + bias.to(shift.dtype).view(shift.shape[1:]))
+
+    def sample(self, b: int) -> _Line:
+        """That of one sample."""
+        return _Line(self.scale[b, 0], self.shift[b, 0])
+
+    def at(self, x: Tensor) -> Tensor:
+        """Its values at those of a piece of a sample."""
+        return torch.addcmul(self.shift, x.to(self.scale.dtype), self.scale)
+
+
+def _activate(x: Tensor, line: _Line, slope: float) -> Tensor:
     with torch.no_grad():
-        variances = scale**-2 - EPS
-        parts = zip(x.split(1), mean, variances, strict=True)
-        samples = [F.batch_norm(sample, m, v, weight, bias, eps=EPS) for sample, m, v in parts]
-        return _activate(_together(samples), slope)
-
-
-def _together(samples: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(samples)) if len(samples) > 1 else samples[0]
-
-
-def _activate(x: Tensor, slope: float) -> Tensor:
-    return x if slope == 1 else F.leaky_relu_(x, slope)
+        out, form = torch.empty_like(x), Matrix.of(x)
+        for b in range(len(x)):
+            of_sample, source, target = line.sample(b), form.sample(b)(x), form.sample(b)(out)
+            for cut in form.pieces(source):
+                values = of_sample.at(cut(source))
+                cut(target).copy_(values if slope == 1 else F.leaky_relu_(values, slope))
+        return out
 
 
 class _AffineNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-        value, mean, scale = _normalise(x, weight, bias, slope)
-        ctx.save_for_backward(x, weight, bias, mean, scale)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        statistics = measure([x])
+        ctx.save_for_backward(x, weight, bias, *statistics)
         ctx.slope = slope
-        ctx.mark_non_differentiable(mean, scale)
-        return value, mean, scale
+        ctx.mark_non_differentiable(*statistics)
+        return _activate(x, _Line.of(statistics, weight, bias), slope), *statistics
 
     @staticmethod
     @first_order("The normalisation of common.blocks", "that of torch.nn")
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, scale = ctx.saved_tensors
-        if ctx.slope != 1:
-            value = _normalise_again(x, weight, bias, mean, scale, ctx.slope)
-            # In the place of the result, whose signs are all that is needed of it.
-            grad = torch.ops.aten.leaky_relu_backward.grad_input(grad, value, ctx.slope, True, grad_input=value)
-        samples = [
-            torch.ops.aten.native_batch_norm_backward(g, sample, weight, None, None, m, s, True, EPS, [True] * 3)
-            for g, sample, m, s in zip(grad.split(1), x.split(1), mean, scale, strict=True)
-        ]
-        on_x, on_weight, on_bias = zip(*samples, strict=True)
-        return _together(on_x), torch.stack(on_weight).sum(0), torch.stack(on_bias).sum(0), None
+        x, weight, bias, scale, shift = ctx.saved_tensors
+        grad = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+        normal, line = _Line(scale, shift), _Line.of(Statistics(scale, shift), weight, bias)
+        on_x, form, sums = torch.empty_like(x), Matrix.of(x), []
+        for b in range(len(x)):
+            view = form.sample(b)
+            sample = _SampleBackward(view(x), view(grad), normal.sample(b), line.sample(b), ctx.slope)
+            sums.append(sample.sums(form))
+            sample.write(sums[-1], form, view(on_x))
+        on_shift, on_scale = (torch.stack(s).sum(0).flatten() for s in zip(*sums, strict=True))
+        parameters = ((weight, on_scale), (bias, on_shift))
+        return on_x, *(None if p is None else total.to(p.dtype) for p, total in parameters), None
+
+
+class _SampleBackward(NamedTuple):
+    r"""Backward pass of one sample, matrices: y normalised, z = weight * y + bias, h the gradient of z.
+
+    .. math:: \partial L / \partial x = w s (h - \mathrm{mean}(h) - y\,\mathrm{mean}(h y))
+    """
+
+    x: Tensor
+    incoming: Tensor
+    normal: _Line
+    line: _Line
+    slope: float
+
+    def _at(self, x: Tensor, incoming: Tensor) -> Tensor:
+        """h of a piece."""
+        incoming = incoming.to(self.line.scale.dtype)
+        if self.slope == 1:
+            return incoming
+        return torch.ops.aten.leaky_relu_backward(incoming, self.line.at(x), self.slope, False)
+
+    def sums(self, form: Matrix) -> tuple[Tensor, Tensor]:
+        """Over the voxels of the sample those of h and of h y, per channel."""
+        h_sum, hy_sum = torch.zeros_like(self.line.scale), torch.zeros_like(self.line.scale)
+        for cut in form.pieces(self.x):
+            x = cut(self.x)
+            h = self._at(x, cut(self.incoming))
+            h_sum += form.sum(h)
+            hy_sum += form.sum(self.normal.at(x).mul_(h))
+        return h_sum, hy_sum
+
+    def write(self, sums: tuple[Tensor, Tensor], form: Matrix, target: Tensor) -> None:
+        """The gradient of x, a linear function of h and x."""
+        mean_h, mean_hy = (s / self.x.shape[form.voxel_axis] for s in sums)
+        p = -self.line.scale * self.normal.scale * mean_hy
+        q = -self.line.scale * (mean_h + self.normal.shift * mean_hy)
+        for cut in form.pieces(self.x):
+            x = cut(self.x)
+            values = torch.addcmul(q, self._at(x, cut(self.incoming)), self.line.scale)
+            cut(target).copy_(values.addcmul_(x.to(values.dtype), p))

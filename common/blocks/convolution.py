@@ -30,21 +30,21 @@ PIECE = 2**13
 _FIRST_ORDER = first_order("A convolution of common.blocks", "that of torch.nn")
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution of stride 1 that keeps the size, zeros outside.
 
     Args:
         x: (B, C, *spatial), two or three spatial axes; their type is that of the computation, but for autocast.
         weight: (C', C, *kernel), odd kernel sizes.
-        bias: (C',).
+        bias: (C',), or None for none.
 
     Returns:
         (B, C', *spatial) of the type of the computation.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if _plain(x, weight, bias):
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if _plain(x, weight, *([] if bias is None else [bias])):
         return convolved(x, weight, bias)
     result: Tensor = _Convolve.apply(x, weight, bias)
     return result
@@ -227,7 +227,7 @@ def _channel_on_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return convolved(x, weight, bias)
 
@@ -235,7 +235,8 @@ class _Convolve(torch.autograd.Function):
     @_FIRST_ORDER
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return convolution_gradients(grad, x, weight, ctx.needs_input_grad[0])
+        on_x, on_weight, on_bias = convolution_gradients(grad, x, weight, ctx.needs_input_grad[0])
+        return on_x, on_weight, on_bias if ctx.needs_input_grad[2] else None
 
 
 class _RectifyAndConvolve(torch.autograd.Function):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -26,6 +27,19 @@ def made_of(function: Callable[..., Tensor], *inputs: Tensor) -> Remade:
     """What a function makes of tensors that are stored anyway."""
     kept = [x.detach() for x in inputs]
     return Remade(function(*inputs), lambda: function(*kept))
+
+
+def stored(value: Tensor) -> Remade:
+    """A tensor that is kept as it is."""
+    kept = value.detach()
+    return Remade(value, lambda: kept)
+
+
+def joined(*parts: Remade) -> Remade:
+    """Channels of all, one after the other."""
+    # What makes a tensor again must not hold on to one that need not be stored.
+    again = [part.again for part in parts]
+    return Remade(torch.cat([part.value for part in parts], 1), lambda: torch.cat([make() for make in again], 1))
 
 
 def not_stored(*tensors: Remade) -> saved_tensors_hooks:

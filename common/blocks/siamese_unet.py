@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve
-from common.blocks.remade import Remade, not_stored
+from common.blocks.remade import Remade, joined, not_stored
 from common.spatial import resize_image
 
 SLOPE = 0.01
@@ -88,7 +87,7 @@ class UNet(nn.Module):
         features = [self.bottom(x)]
         for enlarge, block in zip(reversed(self.enlarge), reversed(self.up), strict=True):
             way = ways.pop()
-            features.insert(0, block(_joined(enlarge(_enlarged(features[0], way.value.shape[2:])), way)))
+            features.insert(0, block(joined(enlarge(_enlarged(features[0], way.value.shape[2:])), way)))
         return features
 
     def _first(self, image: Tensor) -> Remade:
@@ -114,8 +113,3 @@ def _enlarged(x: Remade, size: Sequence[int]) -> Remade:
     # What makes a tensor again must not hold on to one that need not be stored.
     again = x.again
     return Remade(enlarge(x.value), lambda: enlarge(again()))
-
-
-def _joined(*parts: Remade) -> Remade:
-    again = [part.again for part in parts]
-    return Remade(torch.cat([part.value for part in parts], 1), lambda: torch.cat([make() for make in again], 1))

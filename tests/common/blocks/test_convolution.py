@@ -38,6 +38,7 @@ def test_convolve_equals_torch(dims: int, channels: tuple[int, int], monkeypatch
     torch.testing.assert_close(convolve(x, weight, bias), _torch(x, weight, bias))
     with torch.no_grad():
         torch.testing.assert_close(convolve(x, weight, bias), _torch(x, weight, bias))
+    torch.testing.assert_close(convolve(x, weight), _torch(x, weight, torch.zeros_like(bias)))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -47,6 +48,7 @@ def test_gradients_are_exact(dims: int, channels: tuple[int, int], monkeypatch: 
     x, weight, bias = _inputs(dims, channels, (3, 4, 2))
     slope = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(convolve, (x, weight, bias))
+    assert torch.autograd.gradcheck(convolve, (x, weight))
     assert torch.autograd.gradcheck(lambda w, b: convolve(x.detach(), w, b), (weight, bias))
     assert torch.autograd.gradcheck(lambda x, w, b: rectify_and_convolve(x * 1, w, b), (x, weight, bias))
     assert torch.autograd.gradcheck(normalise_and_convolve, (x, slope, weight, bias))
