@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.networks import EOIR, VFA, DualPyramid, GradICON, LKUNet, NePhi, SITReg, VoxelMorph
+from common.networks import EOIR, VFA, DualPyramid, GradICON, LKUNet, NePhi, SITReg, TransMorph, VoxelMorph
 from common.networks.contract import padded
 
 NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -29,6 +29,11 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "voxelmorph": (VoxelMorph, {"int_steps": 7}),
     "lku-net": (LKUNet, {"int_steps": 2}),
     "lku-net of half resolution in two dimensions": (LKUNet, {"spatial_dims": 2, "half_res": True}),
+    "transmorph": (TransMorph, {}),
+    "transmorph of oasis in two dimensions": (
+        TransMorph,
+        {"spatial_dims": 2, "output_resolution": "half", "align_corners": False},
+    ),
 }
 # Long axes, whose working size is a multiple of 16 by itself, and short ones, which need more; a single slice.
 TRACED = ((32, 20, 33), (16, 18, 9))

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder of TransMorph: grids that double, each joined with features of the encoder or of the image.
+
+Source: Chen et al., "TransMorph" (Medical Image Analysis 82, 2022). Only the results of convolutions are stored for the
+backward pass; what is normalised, activated, enlarged or put together of them is made again.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.blocks.affine_norm import normalise
+from common.blocks.convolution import convolve
+from common.blocks.remade import Remade, joined, not_stored
+from common.spatial.resize import LINEAR
+
+SLOPE = 0.01
+
+
+class ConvNorm(nn.Module):
+    """Convolution of three voxels, instance normalisation and leaky ReLU, without any shift or learned scale.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of the input.
+        out_channels: of the output.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.conv = kind(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Remade) -> Remade:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
+        with not_stored(x):
+            result = convolve(x.value, self.conv.weight)
+        return normalise(result, SLOPE)
+
+
+class DecoderBlock(nn.Module):
+    """Twice as many voxels along each axis, joined with a skip connection, and two convolutions.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of the input.
+        skip_channels: of the skip connection; 0 where there is none.
+        out_channels: of the output.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(spatial_dims, in_channels + skip_channels, out_channels)
+        self.second = ConvNorm(spatial_dims, out_channels, out_channels)
+
+    def forward(self, x: Remade, skip: Remade | None = None) -> Remade:
+        """Input (B, in_channels, *spatial) and skip (B, skip_channels, *doubled) to (B, out_channels, *doubled)."""
+        large = _enlarged(x)
+        output: Remade = self.second(self.first(large if skip is None else joined(large, skip)))
+        return output
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Linear interpolation of (B, C, *spatial) between voxels that are halved (``align_corners=False``)."""
+    return F.interpolate(x, scale_factor=2, mode=LINEAR[x.ndim - 2], align_corners=False)
+
+
+def _enlarged(x: Remade) -> Remade:
+    again = x.again
+    return Remade(doubled(x.value), lambda: doubled(again()))
