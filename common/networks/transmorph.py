@@ -19,10 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.blocks.convolution import convolve
-from common.blocks.remade import Remade, not_stored, stored
-from common.blocks.skip_decoder import ConvNorm, DecoderBlock, doubled
-from common.blocks.swin import SwinEncoder
+from common.blocks.skip_decoder import doubled
+from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, padding
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
 from common.spatial.outer_edges import sampled_at_edges
@@ -100,30 +98,22 @@ class TransMorph(nn.Module):
             "conv_skip": conv_skip,
             "trans_skip": trans_skip,
         }
-        _check(**self.arguments)
+        check_encoder(spatial_dims, embed_dim, depths, heads, window, drop_path)
+        check_decoder(output_resolution, head_channels)
         self.spatial_dims, self.align_corners = spatial_dims, align_corners
-        stages = len(depths)
-        outputs = range(stages) if trans_skip else [stages - 1]
-        self.encoder = SwinEncoder(
-            spatial_dims, 2, embed_dim, depths, heads, window[:spatial_dims], qkv_bias, drop_path, outputs
-        )
-        # Of the grids of a quarter and coarser, then of a half and of the images.
-        skips = [embed_dim * 2**i if trans_skip else 0 for i in reversed(range(stages - 1))]
-        outs = [embed_dim * 2**i for i in reversed(range(stages - 1))]
-        images = [embed_dim // 2, head_channels] if output_resolution == "full" else [embed_dim // 2]
-        skips += [n if conv_skip else 0 for n in images]
-        outs += [*images[:-1], head_channels]
-        ins = [embed_dim * 2 ** (stages - 1), *outs]
-        self.up = nn.ModuleList(
-            DecoderBlock(spatial_dims, *channels) for channels in zip(ins[:-1], skips, outs, strict=True)
-        )
-        self.of_images = nn.ModuleList(ConvNorm(spatial_dims, 2, n) for n in (images if conv_skip else []))
         self.halved_output = output_resolution == "half"
-        kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.head = kind(head_channels, spatial_dims, 3, padding=1)
-        nn.init.normal_(self.head.weight, std=1e-5)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        self.unet = SwinUNet(
+            spatial_dims,
+            embed_dim=embed_dim,
+            depths=depths,
+            heads=heads,
+            window=window,
+            fine=fine_blocks(embed_dim, head_channels, output_resolution, conv_skip),
+            qkv_bias=qkv_bias,
+            drop_path=drop_path,
+            trans_skip=trans_skip,
+        )
+        self.head = FieldHead(spatial_dims, head_channels)
         # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
         layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
         # torch documents this form of `to`, its annotations lack it.
@@ -152,7 +142,7 @@ class TransMorph(nn.Module):
         """
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
-        flow = self._flow(F.pad(image, _padding(size, self.encoder.unit)))
+        flow = self._flow(F.pad(image, padding(size, self.unet.unit)))
         ddf = crop(flow if self.align_corners else sampled_at_edges(flow), size)
         if not details:
             return ddf
@@ -160,48 +150,35 @@ class TransMorph(nn.Module):
 
     def _flow(self, image: Tensor) -> Tensor:
         """What the published network returns, float32."""
-        skips = self._skips(image)
-        x = skips.pop(0)
-        assert x is not None
-        for block in self.up:
-            x = block(x, skips.pop(0))
-        # In float32 also under autocast: of a fresh network half precision would leave nothing.
-        with torch.autocast(image.device.type, enabled=False), not_stored(x):
-            dtype = torch.promote_types(x.value.dtype, torch.float32)
-            flow = convolve(x.value.to(dtype), self.head.weight, self.head.bias)
+        flow: Tensor = self.head(self.unet(image))
         return doubled(flow) if self.halved_output else flow
 
-    def _skips(self, image: Tensor) -> list[Remade | None]:
-        """What the blocks of the decoder see, one after the other, after what the first one begins with."""
-        features = self.encoder(image)
-        coarse = [features.get(i) for i in reversed(range(len(self.encoder.stages)))]
-        skips = [None if x is None else stored(x) for x in coarse]
-        pool = F.avg_pool2d if self.spatial_dims == 2 else F.avg_pool3d
-        images = [pool(image, 3, 2, 1), image]
-        skips += [convolution(stored(x)) for convolution, x in zip(self.of_images, images, strict=False)]
-        return skips + [None] * (1 + len(self.up) - len(skips))
+
+def fine_blocks(embed_dim: int, head_channels: int, output_resolution: str, conv_skip: bool = True) -> list[Fine]:
+    """The blocks of the decoder on the grids of a half and, for "full", of the images."""
+    widths = [embed_dim // 2, head_channels]
+    skips = widths if conv_skip else [0, 0]
+    if output_resolution == "half":
+        return [Fine(skips[0], head_channels)]
+    return [Fine(*block) for block in zip(skips, widths, strict=True)]
 
 
-def _padding(size: Sequence[int], unit: int) -> list[int]:
-    """Zeros at the far end of each axis: a multiple of ``unit``."""
-    missing = [(n + unit - 1) // unit * unit - n for n in size]
-    return [amount for n in reversed(missing) for amount in (0, n)]
-
-
-def _check(
+def check_encoder(
     spatial_dims: int,
     embed_dim: int,
     depths: Sequence[int],
     heads: Sequence[int],
     window: Sequence[int],
-    output_resolution: str,
-    head_channels: int,
     drop_path: float,
-    **switches: bool,
 ) -> None:
+    """Refuse arguments of a Swin encoder that are none of their kind or do not fit each other.
+
+    Raises:
+        InputError: naming the argument and its value.
+    """
     if spatial_dims not in (2, 3):
         raise InputError(f"spatial_dims is {spatial_dims!r}; expected 2 or 3.")
-    check_numbers(1, embed_dim=embed_dim, head_channels=head_channels)
+    check_numbers(1, embed_dim=embed_dim)
     for name, numbers in (("depths", depths), ("heads", heads), ("window", window)):
         check_numbers(1, **{f"{name}[{i}]": n for i, n in enumerate(numbers)})
     if not depths or len(depths) != len(heads):
@@ -213,7 +190,16 @@ def _check(
         )
     if len(window) < spatial_dims:
         raise InputError(f"window is {window}; give a number of tokens for each of the {spatial_dims} axes.")
-    if output_resolution not in ("full", "half"):
-        raise InputError(f"output_resolution is {output_resolution!r}; expected 'full' or 'half'.")
     if isinstance(drop_path, bool) or not isinstance(drop_path, (int, float)) or not 0 <= drop_path < 1:
         raise InputError(f"drop_path is {drop_path!r}; give a probability from 0 to below 1.")
+
+
+def check_decoder(output_resolution: str, head_channels: int) -> None:
+    """Refuse arguments of a decoder that are none of their kind.
+
+    Raises:
+        InputError: naming the argument and its value.
+    """
+    check_numbers(1, head_channels=head_channels)
+    if output_resolution not in ("full", "half"):
+        raise InputError(f"output_resolution is {output_resolution!r}; expected 'full' or 'half'.")

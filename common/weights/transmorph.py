@@ -31,17 +31,17 @@ def key_map(arguments: Mapping[str, Any]) -> KeyMap:
     full, conv_skip = arguments["output_resolution"] == "full", arguments["conv_skip"]
     last = len(arguments["depths"]) - 1
     return {
-        r"^transformer\.patch_embed\.": "encoder.patch_embed.",
-        r"^transformer\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc": r"encoder.stages.\1.blocks.\2.mlp.linear",
-        r"^transformer\.layers\.(\d+)\.blocks\.": r"encoder.stages.\1.blocks.",
-        r"^transformer\.layers\.(\d+)\.downsample\.": sorted_parts(r"encoder.merge.\1."),
-        rf"^transformer\.norm({'.*' if arguments['trans_skip'] else last})\.": r"encoder.norms.\1.",
+        r"^transformer\.patch_embed\.": "unet.encoder.patch_embed.",
+        r"^transformer\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc": r"unet.encoder.stages.\1.blocks.\2.mlp.linear",
+        r"^transformer\.layers\.(\d+)\.blocks\.": r"unet.encoder.stages.\1.blocks.",
+        r"^transformer\.layers\.(\d+)\.downsample\.": sorted_parts(r"unet.encoder.merge.\1."),
+        rf"^transformer\.norm({'.*' if arguments['trans_skip'] else last})\.": r"unet.encoder.norms.\1.",
         r"^transformer\.norm\d+\.": None,
-        r"^up(\d+)\.conv1\.0\.": r"up.\1.first.conv.",
-        r"^up(\d+)\.conv2\.0\.": r"up.\1.second.conv.",
-        r"^c1\.0\.": "of_images.0.conv." if conv_skip else None,
-        r"^c2\.0\.": "of_images.1.conv." if conv_skip and full else None,
-        r"^reg_head\.0\.": "head.",
+        r"^up(\d+)\.conv1\.0\.": r"unet.up.\1.first.conv.",
+        r"^up(\d+)\.conv2\.0\.": r"unet.up.\1.second.conv.",
+        r"^c1\.0\.": "unet.of_images.0.conv." if conv_skip else None,
+        r"^c2\.0\.": "unet.of_images.1.conv." if conv_skip and full else None,
+        r"^reg_head\.0\.": "head.conv.",
     }
 
 
@@ -89,10 +89,10 @@ _OFFICIAL = {
     "head": "reg_head.0.weight",
 }
 _OURS = {
-    "patch": "encoder.patch_embed.proj.weight",
-    "block": "encoder.stages.{}.blocks.{}",
-    "up": "up.{}.first.conv.weight",
-    "head": "head.weight",
+    "patch": "unet.encoder.patch_embed.proj.weight",
+    "block": "unet.encoder.stages.{}.blocks.{}",
+    "up": "unet.up.{}.first.conv.weight",
+    "head": "head.conv.weight",
 }
 
 
@@ -198,23 +198,23 @@ def official_entries(arguments: Mapping[str, Any]) -> Iterator[tuple[str, tuple[
     """(official name, shape) of every entry but the constant ones, in the official order."""
     dims, dim = arguments["spatial_dims"], arguments["embed_dim"]
     shapes, last = FAMILY.shapes(arguments), len(arguments["depths"]) - 1
-    yield from _renamed(shapes, "encoder.patch_embed.", "transformer.patch_embed.")
+    yield from _renamed(shapes, "unet.encoder.patch_embed.", "transformer.patch_embed.")
     for i, depth in enumerate(arguments["depths"]):
         for j in range(depth):
-            block, ours = f"transformer.layers.{i}.blocks.{j}.", f"encoder.stages.{i}.blocks.{j}."
+            block, ours = f"transformer.layers.{i}.blocks.{j}.", f"unet.encoder.stages.{i}.blocks.{j}."
             for name, shape in _renamed(shapes, ours, block):
                 yield name.replace("mlp.linear", "mlp.fc"), shape
         if i < last:
-            yield from _renamed(shapes, f"encoder.merge.{i}.", f"transformer.layers.{i}.downsample.")
+            yield from _renamed(shapes, f"unet.encoder.merge.{i}.", f"transformer.layers.{i}.downsample.")
     for i in range(last + 1):
         yield from ((f"transformer.norm{i}.{part}", (dim * 2**i,)) for part in ("weight", "bias"))
     ups = last + (2 if arguments["output_resolution"] == "full" else 1)
     for k in range(ups):
         for n, part in ((1, "first"), (2, "second")):
-            yield f"up{k}.conv{n}.0.weight", shapes[f"up.{k}.{part}.conv.weight"]
+            yield f"up{k}.conv{n}.0.weight", shapes[f"unet.up.{k}.{part}.conv.weight"]
     for n, channels in ((1, dim // 2), (2, arguments["head_channels"])):
         yield f"c{n}.0.weight", (channels, 2, *[3] * dims)
-    yield from _renamed(shapes, "head.", "reg_head.0.")
+    yield from _renamed(shapes, "head.conv.", "reg_head.0.")
 
 
 def _renamed(shapes: Mapping[str, tuple[int, ...]], ours: str, official: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -28,7 +28,7 @@ def network(spatial_dims: int = 3, **arguments: Any) -> TransMorph:
     """A small network whose displacements, unlike those of a fresh one, amount to voxels."""
     torch.manual_seed(0)
     net = TransMorph(spatial_dims, **{**CONFIGURATIONS["tiny"], **arguments})
-    net.head.weight.data.normal_(std=0.3)
+    net.head.conv.weight.data.normal_(std=0.3)
     return net.eval()
 
 

@@ -44,7 +44,7 @@ def _stage(meta: dict[str, Any], arrays: Arrays) -> Arrays:
     arguments = {"spatial_dims": 3, "output_resolution": "full", "conv_skip": True, "depths": [], "trans_skip": True}
     official = {f"transformer.layers.0.{name}": value for name, value in _official(meta).items()}
     ours = rename_keys(official, FAMILY.key_map(arguments))
-    for module, prefix in ((stage, "encoder.stages.0."), (merge, "encoder.merge.0.")):
+    for module, prefix in ((stage, "unet.encoder.stages.0."), (merge, "unet.encoder.merge.0.")):
         entries = {name.removeprefix(prefix): value for name, value in ours.items() if name.startswith(prefix)}
         if entries:
             module.load_state_dict(entries)

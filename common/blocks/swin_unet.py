@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Net of TransMorph and its relatives: a Swin encoder of the pair, and blocks that double its grids.
+
+Source: Chen et al., "TransMorph" (Medical Image Analysis 82, 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.blocks.convolution import convolve
+from common.blocks.remade import Remade, not_stored, stored
+from common.blocks.skip_decoder import ConvNorm, DecoderBlock
+from common.blocks.swin import SwinEncoder
+
+
+class Fine(NamedTuple):
+    """A block of the decoder on a grid finer than that of the tokens.
+
+    Attributes:
+        skip: channels of what it sees of the images; 0 for nothing.
+        out: channels of its result.
+    """
+
+    skip: int
+    out: int
+
+
+class SwinUNet(nn.Module):
+    """A pair (B, 2, *spatial) to features on the grid of a quarter, of a half or of the images.
+
+    Args:
+        spatial_dims: 2 or 3.
+        embed_dim: channels on the grid of a quarter; they double from grid to grid.
+        depths: blocks of each stage of the encoder.
+        heads: of the attention of each stage.
+        window: of the attention, tokens along each axis; in two dimensions the first two count.
+        fine: blocks on the grids of a half and of the images, as many as there are wanted.
+        qkv_bias: whether queries, keys and values of the attention have a bias.
+        drop_path: probability that a sample skips a branch of the encoder's last block in training.
+        trans_skip: whether the decoder sees features of the encoder, beside those of its last stage.
+
+    Attributes:
+        unit: sides of the images have to be multiples of it.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        *,
+        embed_dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: Sequence[int],
+        fine: Sequence[Fine],
+        qkv_bias: bool = False,
+        drop_path: float = 0.0,
+        trans_skip: bool = True,
+    ) -> None:
+        super().__init__()
+        last = len(depths) - 1
+        outputs = range(last + 1) if trans_skip else [last]
+        tokens = window[:spatial_dims]
+        self.encoder = SwinEncoder(spatial_dims, 2, embed_dim, depths, heads, tokens, qkv_bias, drop_path, outputs)
+        self.unit = self.encoder.unit
+        widths = [embed_dim * 2**i for i in reversed(range(last))]
+        blocks = [*(Fine(n if trans_skip else 0, n) for n in widths), *fine]
+        ins = [embed_dim * 2**last, *(block.out for block in blocks)]
+        self.up = nn.ModuleList(
+            DecoderBlock(spatial_dims, n, block.skip, block.out) for n, block in zip(ins, blocks, strict=False)
+        )
+        self.of_images = nn.ModuleList(ConvNorm(spatial_dims, 2, block.skip) for block in fine if block.skip)
+
+    def forward(self, image: Tensor) -> Remade:
+        """(B, 2, *spatial), sides that are multiples of ``unit``, to what the last block returns."""
+        skips = self._skips(image)
+        x = skips.pop(0)
+        assert x is not None
+        for block in self.up:
+            x = block(x, skips.pop(0))
+        return x
+
+    def _skips(self, image: Tensor) -> list[Remade | None]:
+        """What the blocks of the decoder see, one after the other, after what the first one begins with."""
+        features = self.encoder(image)
+        coarse = [features.get(i) for i in reversed(range(len(self.encoder.stages)))]
+        skips = [None if x is None else stored(x) for x in coarse]
+        images = [halved(image), image]
+        skips += [convolution(stored(x)) for convolution, x in zip(self.of_images, images, strict=False)]
+        return skips + [None] * (1 + len(self.up) - len(skips))
+
+
+class FieldHead(nn.Module):
+    """Features (B, in_channels, *spatial) to a field (B, d, *spatial), in float32 whatever autocast says.
+
+    Of a fresh network half precision would leave nothing.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of the features.
+        deviation: of the fresh weights.
+        bias: the fresh one.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, deviation: float = 1e-5, bias: float = 0.0) -> None:
+        super().__init__()
+        kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.conv = kind(in_channels, spatial_dims, 3, padding=1)
+        nn.init.normal_(self.conv.weight, std=deviation)
+        assert self.conv.bias is not None
+        nn.init.constant_(self.conv.bias, bias)
+
+    def forward(self, x: Remade) -> Tensor:
+        """The field."""
+        assert self.conv.bias is not None
+        with torch.autocast(x.value.device.type, enabled=False), not_stored(x):
+            dtype = torch.promote_types(x.value.dtype, torch.float32)
+            return convolve(x.value.to(dtype), self.conv.weight, self.conv.bias)
+
+
+def halved(image: Tensor) -> Tensor:
+    """Means of three voxels along each axis, every second one of them; zeros outside count."""
+    pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
+    return pool(image, 3, 2, 1)
+
+
+def padding(size: Sequence[int], unit: int) -> list[int]:
+    """Zeros at the far end of each axis, up to a multiple of ``unit``, in the order of ``F.pad``."""
+    # Arithmetic alone, see common.networks.contract.padded.
+    missing = [(n + unit - 1) // unit * unit - n for n in size]
+    return [amount for n in reversed(missing) for amount in (0, n)]
