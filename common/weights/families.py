@@ -10,8 +10,7 @@ from common.weights import dual_pyramid, eoir, gradicon, lku_net, nephi, sitreg,
 from common.weights.family import Family
 
 FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY
-    for module in (eoir, vfa, sitreg, dual_pyramid, gradicon, nephi, voxelmorph, lku_net, transmorph)
+    module.FAMILY for module in (eoir, vfa, sitreg, dual_pyramid, gradicon, nephi, voxelmorph, lku_net, transmorph)
 )
 
 
