@@ -39,6 +39,7 @@ _OF_2MM = (
     "--network_def#hidden 64 --network_def#frequencies 64 --loss#terms#ncc#loss#fraction 0.005 "
     "--loss#terms#ncc_back#loss#fraction 0.005 --learning_rate 0.0003"
 )
+_HALF_UNET = "--network_def#encoder [8,16,16,16] --network_def#decoder [16,16,16,16,16,8,8]"
 METHODS: dict[str, tuple[str, str]] = {
     "EOIR": ("eoir_oasis", "--supervised false --network_def#start_channel 8"),
     "VFA": ("vfa_oasis", "--network_def#start_channels 4 --network_def#matching_channels 4"),
@@ -51,6 +52,9 @@ METHODS: dict[str, tuple[str, str]] = {
     "DP-VFA": ("dp_vfa_oasis", _PYRAMID),
     "GradICON": ("gradicon_oasis", _TALL),
     "NePhi": ("nephi_oasis", _OF_2MM),
+    "VoxelMorph": ("voxelmorph_oasis", _HALF_UNET),
+    "VoxelMorph, diffeomorphic": ("voxelmorph_oasis", f"{_HALF_UNET} --network_def#int_steps 7"),
+    "VoxelMorph, with labels": ("voxelmorph_oasis", f"{_HALF_UNET} --supervised true"),
 }
 """Bundle of a method, and options that make its network small enough for a processor."""
 EQUAL = (
