@@ -105,6 +105,7 @@ def phantom_options(bundle: Path, phantoms: Path, kind: str = "train") -> dict[s
 _EIGHT = list(range(1, 9))
 _PHANTOMS: dict[str, dict[str, Any]] = {
     "acdc": {"labels": _EIGHT, "spacing": None, "spatial_size": [32, 32, 32]},
+    "lpba40": {"labels": _EIGHT},
     "lungct": {
         "labels": _EIGHT,
         "spacing": None,
