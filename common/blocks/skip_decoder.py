@@ -7,36 +7,44 @@ backward pass; what is normalised, activated, enlarged or put together of them i
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.affine_norm import normalise
 from common.blocks.convolution import convolve
-from common.blocks.remade import Remade, joined, not_stored
+from common.blocks.remade import Remade, joined, not_stored, stored
 from common.spatial.resize import LINEAR
 
 SLOPE = 0.01
+Norm = Literal["instance", "batch"]
 
 
 class ConvNorm(nn.Module):
-    """Convolution of three voxels, instance normalisation and leaky ReLU, without any shift or learned scale.
+    """Convolution of three voxels, normalisation and leaky ReLU.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: of the input.
         out_channels: of the output.
+        norm: "instance", without any shift or learned scale, or "batch", with running statistics and both.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, norm: Norm = "instance") -> None:
         super().__init__()
         kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.conv = kind(in_channels, out_channels, 3, padding=1, bias=False)
+        batch: type[nn.BatchNorm2d] | type[nn.BatchNorm3d] = nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d
+        self.norm = batch(out_channels) if norm == "batch" else None
 
     def forward(self, x: Remade) -> Remade:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
         with not_stored(x):
             result = convolve(x.value, self.conv.weight)
-        return normalise(result, SLOPE)
+        if self.norm is None:
+            return normalise(result, SLOPE)
+        return stored(F.leaky_relu(self.norm(result), SLOPE))
 
 
 class DecoderBlock(nn.Module):

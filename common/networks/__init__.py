@@ -12,9 +12,21 @@ from common.networks.nephi import NePhi
 from common.networks.pre_aligned import PreAligned as PreAligned
 from common.networks.sitreg import SITReg
 from common.networks.transmorph import TransMorph
+from common.networks.transmorph_tvf import TransMorphTVF
 from common.networks.vfa import VFA
 from common.networks.voxelmorph import VoxelMorph
 from common.networks.zero_field import ZeroField as ZeroField
 
-__all__ = ["EOIR", "VFA", "DualPyramid", "GradICON", "LKUNet", "NePhi", "SITReg", "TransMorph", "VoxelMorph"]
+__all__ = [
+    "EOIR",
+    "VFA",
+    "DualPyramid",
+    "GradICON",
+    "LKUNet",
+    "NePhi",
+    "SITReg",
+    "TransMorph",
+    "TransMorphTVF",
+    "VoxelMorph",
+]
 """Those that stand for a method; of the others one is made of two of them, one stands for none."""

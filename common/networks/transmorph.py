@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, overload
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.skip_decoder import doubled
-from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, padding
+from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, channels_last, padding
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
 from common.spatial.outer_edges import sampled_at_edges
@@ -114,10 +113,7 @@ class TransMorph(nn.Module):
             trans_skip=trans_skip,
         )
         self.head = FieldHead(spatial_dims, head_channels)
-        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        # torch documents this form of `to`, its annotations lack it.
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...

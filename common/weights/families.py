@@ -6,11 +6,23 @@ from __future__ import annotations
 from pydoc import locate
 
 from common.checks import InputError
-from common.weights import dual_pyramid, eoir, gradicon, lku_net, nephi, sitreg, transmorph, vfa, voxelmorph
+from common.weights import (
+    dual_pyramid,
+    eoir,
+    gradicon,
+    lku_net,
+    nephi,
+    sitreg,
+    transmorph,
+    transmorph_tvf,
+    vfa,
+    voxelmorph,
+)
 from common.weights.family import Family
 
 FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY for module in (eoir, vfa, sitreg, dual_pyramid, gradicon, nephi, voxelmorph, lku_net, transmorph)
+    module.FAMILY
+    for module in (eoir, vfa, sitreg, dual_pyramid, gradicon, nephi, voxelmorph, lku_net, transmorph, transmorph_tvf)
 )
 
 

@@ -10,7 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.networks import EOIR, VFA, DualPyramid, GradICON, LKUNet, NePhi, SITReg, TransMorph, VoxelMorph
+from common.networks import (
+    EOIR,
+    VFA,
+    DualPyramid,
+    GradICON,
+    LKUNet,
+    NePhi,
+    SITReg,
+    TransMorph,
+    TransMorphTVF,
+    VoxelMorph,
+)
 from common.networks.contract import padded
 
 NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -30,6 +41,8 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lku-net": (LKUNet, {"int_steps": 2}),
     "lku-net of half resolution in two dimensions": (LKUNet, {"spatial_dims": 2, "half_res": True}),
     "transmorph": (TransMorph, {}),
+    "transmorph in time": (TransMorphTVF, {"int_steps": 1}),
+    "transmorph in time, of lumir, in two dimensions": (TransMorphTVF, {"variant": "lumir", "spatial_dims": 2}),
     "transmorph of oasis in two dimensions": (
         TransMorph,
         {"spatial_dims": 2, "output_resolution": "half", "align_corners": False},
