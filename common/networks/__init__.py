@@ -12,6 +12,8 @@ from common.networks.nephi import NePhi
 from common.networks.pre_aligned import PreAligned as PreAligned
 from common.networks.sitreg import SITReg
 from common.networks.transmorph import TransMorph
+from common.networks.transmorph_bspline import TransMorphBSpline
+from common.networks.transmorph_diff import TransMorphDiff
 from common.networks.transmorph_tvf import TransMorphTVF
 from common.networks.vfa import VFA
 from common.networks.voxelmorph import VoxelMorph
@@ -26,6 +28,8 @@ __all__ = [
     "NePhi",
     "SITReg",
     "TransMorph",
+    "TransMorphBSpline",
+    "TransMorphDiff",
     "TransMorphTVF",
     "VoxelMorph",
 ]

@@ -14,16 +14,29 @@ from common.weights import (
     nephi,
     sitreg,
     transmorph,
+    transmorph_bspline,
+    transmorph_diff,
     transmorph_tvf,
     vfa,
     voxelmorph,
 )
 from common.weights.family import Family
 
-FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY
-    for module in (eoir, vfa, sitreg, dual_pyramid, gradicon, nephi, voxelmorph, lku_net, transmorph, transmorph_tvf)
+MODULES = (
+    eoir,
+    vfa,
+    sitreg,
+    dual_pyramid,
+    gradicon,
+    nephi,
+    voxelmorph,
+    lku_net,
+    transmorph,
+    transmorph_tvf,
+    transmorph_diff,
+    transmorph_bspline,
 )
+FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in MODULES)
 
 
 def family_of(target: str) -> Family:

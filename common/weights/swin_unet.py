@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -90,6 +89,22 @@ def describe_unet(
     }
 
 
+def check_no_variant(title: str, variant: str | None) -> None:
+    """Refuse ``--variant``.
+
+    Raises:
+        InputError: where one is stated.
+    """
+    if variant is not None:
+        raise InputError(f"Which {title} it is, a checkpoint tells itself; leave --variant {variant} out.")
+
+
+def size_of(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Spatial size of the images that an official network was made for, where its coordinates tell."""
+    grid = state.get("spatial_trans.grid")
+    return None if grid is None else tuple(grid.shape[2:])
+
+
 def count(state: Mapping[str, Any], name: Callable[[int], str]) -> int:
     """How many entries there are, numbered from 0 on."""
     number = 0
@@ -148,7 +163,7 @@ def _is_index(name: str) -> bool:
 
 def is_constant(name: str) -> bool:
     """Whether an official entry holds coordinates or indices."""
-    return _is_index(name) or re.fullmatch(r"spatial_trans\w*\.grid", name) is not None
+    return _is_index(name) or name.endswith(".grid")
 
 
 def indices(arguments: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from common.checks import InputError
 from common.networks.transmorph_tvf import TransMorphTVF
 from common.spatial import identity_grid
 from common.weights.family import Description, Family
@@ -17,11 +16,13 @@ from common.weights.swin_unet import (
     OFFICIAL,
     OURS,
     Entries,
+    check_no_variant,
     count,
     describe_unet,
     indices,
     is_constant,
     renamed,
+    size_of,
     unet_entries,
     unet_map,
     window_of,
@@ -56,11 +57,9 @@ def describe_official(state: Mapping[str, Tensor], variant: str | None = None) -
     Raises:
         InputError: not a TransMorphTVF network, a variant, or indices that do not belong to windows.
     """
-    if variant is not None:
-        raise InputError(f"Which TransMorphTVF it is, a checkpoint tells itself; leave --variant {variant} out.")
-    grid = state.get("spatial_trans.grid")
+    check_no_variant("TransMorphTVF", variant)
     described = _description(state, OFFICIAL, _OFFICIAL_STEP, "c1.0.weight")
-    return Description({**described, **window_of(state)}, None if grid is None else tuple(grid.shape[2:]))
+    return Description(described | window_of(state), size_of(state))
 
 
 def describe_ours(state: Mapping[str, Tensor], configured: Mapping[str, Any]) -> Description:

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from common.checks import InputError
 from common.networks import TransMorphTVF
 from common.weights.family import to_official, to_ours
-from common.weights.swin_unet import position_index
 from common.weights.transmorph_tvf import FAMILY
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "transmorph"
+from .conftest import transmorph_entries
+
 SMALL: dict[str, Any] = {"spatial_dims": 3, "embed_dim": 12, "head_channels": 8}
 CASES: dict[str, dict[str, Any]] = {
     "tvf_oasis": {
@@ -41,14 +38,7 @@ SIZE = (32, 64, 96)
 
 
 def official(case: str) -> dict[str, torch.Tensor]:
-    """Entries of the file, and the indices that official files have beside them."""
-    with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
-        entries = json.loads(str(file["meta"]))["state_dict"]
-    generator = torch.Generator().manual_seed(0)
-    state = {name: torch.randn(shape, generator=generator).to(getattr(torch, kind)) for name, shape, kind in entries}
-    index = position_index(CASES[case]["window"])
-    tables = [name for name in state if name.endswith("relative_position_bias_table")]
-    return state | {name.replace("bias_table", "index"): index for name in tables}
+    return transmorph_entries(case, CASES[case]["window"])
 
 
 @pytest.mark.parametrize("case", CASES)

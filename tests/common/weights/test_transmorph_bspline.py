@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of TransMorph-bspl: every entry has one place, and comes back from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from common.checks import InputError
+from common.networks import TransMorphBSpline
+from common.weights.family import to_official, to_ours
+from common.weights.transmorph_bspline import FAMILY
+
+from .conftest import transmorph_entries
+
+ARGUMENTS: dict[str, Any] = {
+    "spatial_dims": 3,
+    "embed_dim": 12,
+    "depths": [2] * 4,
+    "heads": [2, 2, 4, 4],
+    "window": [2, 3, 2],
+    "lattice_channels": [8, 8],
+}
+
+
+def official() -> dict[str, torch.Tensor]:
+    return transmorph_entries("bspl", ARGUMENTS["window"])
+
+
+def test_a_checkpoint_fills_the_network_and_comes_back_as_it_was() -> None:
+    state = official()
+    found = FAMILY.describe_official(state, None)
+    assert found.arguments == ARGUMENTS and found.size is None
+    net = TransMorphBSpline(**found.arguments)
+    net.load_state_dict(to_ours(FAMILY, state, found.arguments))
+    assert FAMILY.describe_ours(net.state_dict(), net.arguments).arguments == net.arguments
+    back = to_official(FAMILY, net.state_dict(), found.arguments, (32, 64, 32))
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    assert set(back) - set(state) == set()
+    names = [name for name in back if not FAMILY.is_constant(name)]
+    assert names == [name for name in state if not FAMILY.is_constant(name)]
+
+
+def test_heads_lie_where_they_should() -> None:
+    state = official()
+    ours = to_ours(FAMILY, state, ARGUMENTS)
+    for name, place in {
+        "resize_conv.1.0.bias": "on_lattice.1.bias",
+        "out_layer.weight": "control.conv.weight",
+        "up3.conv1.0.weight": "unet.up.3.first.conv.weight",
+    }.items():
+        assert torch.equal(ours[place], state[name])
+
+
+def test_what_is_no_checkpoint_of_it_is_refused() -> None:
+    state = official()
+    with pytest.raises(InputError, match="leave --variant ixi out"):
+        FAMILY.describe_official(state, "ixi")
+    del state["resize_conv.0.0.weight"]
+    with pytest.raises(InputError, match=r"no checkpoint of TransMorph-bspl: resize_conv\.0\.0\.weight is missing"):
+        FAMILY.describe_official(state, None)
