@@ -141,7 +141,7 @@ def run_network(arguments: argparse.Namespace) -> None:
                 for name in chosen
             ],
         )
-    reference = f"{compared.seconds} CPU s, {compared.gigabytes} GB"
+    reference = f"{compared.seconds} CPU s" + ("" if compared.gigabytes is None else f", {compared.gigabytes} GB")
     print(f"The published code itself, training step, 64x96x96, on one thread of a Zen 5 machine: {reference}")
 
 

@@ -44,14 +44,14 @@ class Compared:
         published: makes the plain form for a size of the image; further arguments make it smaller than published.
         ours: makes network and loss, with the same further arguments.
         seconds: CPU seconds of one training step of the published code at 64x96x96 on one thread of another machine.
-        gigabytes: its peak memory.
+        gigabytes: its peak memory, None where it is not known.
     """
 
     title: str
     published: Callable[..., Form]
     ours: Callable[..., tuple[nn.Module, RegistrationLoss]]
     seconds: float
-    gigabytes: float
+    gigabytes: float | None = None
 
     def form(self, variant: str, size: Sequence[int], **arguments: Any) -> Form:
         """The form of one of the variants, for images of a size; with ``arguments`` other than of published size."""
@@ -184,6 +184,27 @@ def _voxelmorph(title: str, steps: int, seconds: float) -> Compared:
     return Compared(title, published, ours, seconds, 1.6)
 
 
+def _published_transmorph(size: tuple[int, ...], **arguments: Any) -> Form:
+    from scripts.textbook import DenseLNCC, StoredGridWarp, squared_gradient
+    from scripts.textbook_transmorph import TextbookTransMorph
+
+    network, similarity, sample = TextbookTransMorph(**arguments), DenseLNCC(), StoredGridWarp(size)
+
+    def loss(moving: Tensor, fixed: Tensor) -> Tensor:
+        field = network(moving, fixed)
+        return similarity(sample(moving, field), fixed) + squared_gradient(field)
+
+    return Form(network, network, loss)
+
+
+def _our_transmorph(**arguments: Any) -> tuple[nn.Module, RegistrationLoss]:
+    from common.losses import GradientLoss, LNCCLoss, RegistrationLoss, Term
+    from common.networks import TransMorph
+
+    terms = {"lncc": Term(LNCCLoss(), ["warped", "fixed"]), "smooth": Term(GradientLoss(), ["flow"])}
+    return TransMorph(**arguments), RegistrationLoss(terms, padding_mode="zeros")
+
+
 def _dual_pyramid(title: str, variant: str, seconds: float, gigabytes: float) -> Compared:
     published, ours = partial(_published_dual_pyramid, variant=variant), partial(_our_dual_pyramid, variant)
     return Compared(title, published, ours, seconds, gigabytes)
@@ -195,6 +216,7 @@ COMPARED = {
     "sitreg": Compared("SITReg, size and first loss of LUMIR", _published_sitreg, _our_sitreg, 26.8, 4.1),
     "voxelmorph": _voxelmorph("VoxelMorph-2", 0, 6.8),
     "voxelmorph_diff": _voxelmorph("VoxelMorph-2, diffeomorphic", 7, 8.2),
+    "transmorph": Compared("TransMorph, IXI loss", _published_transmorph, _our_transmorph, 8.1),
     "dp_conv_c": _dual_pyramid("DP-Conv-C", "conv_c", 15.1, 2.4),
     "dp_convic_c": _dual_pyramid("DP-ConvIC-C", "convic_c", 43.0, 5.0),
     "dp_vfa": _dual_pyramid("DP-VFA", "vfa", 14.9, 4.1),

@@ -25,7 +25,7 @@ class Case(NamedTuple):
         arguments: of both forms, small.
         rules: pattern and replacement that make of the name of a parameter of the plain form that of ours.
         size: of the images.
-        larger: how many times larger than fresh the weights of "flow" are, where fresh ones move nothing.
+        larger: how many times larger than fresh the weights of the field are, where fresh ones move nothing.
     """
 
     arguments: dict[str, Any]
@@ -73,10 +73,25 @@ VOXELMORPH: Rules = {
     r"^unet\.up\.(\d)\.0\.": r"unet.decoder.\1.0.",
     r"^unet\.last\.(\d)\.0\.": r"unet.decoder.3.\1.",
 }
+TRANSMORPH: Rules = {
+    r"^patches\.": "unet.encoder.patch_embed.proj.",
+    r"^norm\.": "unet.encoder.patch_embed.norm.",
+    r"^stages\.(\d)\.(\d)\.": r"unet.encoder.stages.\1.blocks.\2.",
+    r"attention\.table": "attn.relative_position_bias_table",
+    r"attention\.": "attn.",
+    r"mlp\.(0|2)\.": lambda found: f"mlp.linear{int(found[1]) // 2 + 1}.",
+    r"^(merging|norms)\.": lambda found: f"unet.encoder.{found[1].replace('merging', 'merge')}.",
+    r"^of_(half|full)\.0\.": lambda found: f"unet.of_images.{['half', 'full'].index(found[1])}.conv.",
+    r"^ups\.(\d)\.(\w+)\.0\.": r"unet.up.\1.\2.conv.",
+    r"^head\.": "head.conv.",
+}
+SWIN = {"embed_dim": 4, "depths": (1, 2), "heads": (1, 2), "window": (2, 3, 2), "drop_path": 0.0}
+FIELDS = ("flow.weight", "head.conv.weight")
 UNET = {"encoder": (4, 6, 8), "decoder": (8, 6, 5, 4, 3)}
 CASES = {
     "voxelmorph": Case(UNET, VOXELMORPH, larger=1e6),
     "voxelmorph_diff": Case(UNET, VOXELMORPH, larger=1e6),
+    "transmorph": Case(SWIN, TRANSMORPH, larger=1e4),
     "vfa": Case({"channels": 4}, VFA, SIZE),
     "sitreg": Case({"channels": (4, 8, 8), "update_channels": (4, 8, 8)}, SITREG),
     "dp_conv_c": Case({"channels": (4, 6, 8), "decoder_channels": (6, 8, 8)}, DUAL_PYRAMID),
@@ -108,7 +123,7 @@ def test_both_forms_have_one_loss_and_one_gradient(method: str, monkeypatch: pyt
     textbook, ours = (COMPARED[method].form(variant, case.size, **case.arguments) for variant in VARIANTS[:2])
     by_name, pairs = dict(ours.network.named_parameters()), []
     if case.larger != 1:
-        by_name["flow.weight"].data *= case.larger
+        next(by_name[name] for name in FIELDS if name in by_name).data *= case.larger
     for name, parameter in textbook.network.named_parameters():
         for pattern, replacement in case.rules.items():
             name = re.sub(pattern, replacement, name)
