@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.blocks.affine_norm import normalise
 from common.blocks.convolution import convolve
-from common.blocks.remade import Remade, joined, not_stored, stored
+from common.blocks.remade import Remade, not_stored, stored
 from common.spatial.resize import LINEAR
 
 SLOPE = 0.01
@@ -26,7 +26,7 @@ class ConvNorm(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: of the input.
+        in_channels: of the input, all parts of it together.
         out_channels: of the output.
         norm: "instance", without any shift or learned scale, or "batch", with running statistics and both.
     """
@@ -38,10 +38,19 @@ class ConvNorm(nn.Module):
         batch: type[nn.BatchNorm2d] | type[nn.BatchNorm3d] = nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d
         self.norm = batch(out_channels) if norm == "batch" else None
 
-    def forward(self, x: Remade) -> Remade:
-        """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""
-        with not_stored(x):
-            result = convolve(x.value, self.conv.weight)
+    def forward(self, *parts: Remade) -> Remade:
+        """Parts (B, channels, *spatial) of the input, one after the other, to (B, out_channels, *spatial).
+
+        Each is convolved by itself, so that they need not be put together, nor their gradients taken apart.
+        """
+        weights = self.conv.weight.split([part.value.shape[1] for part in parts], 1)
+        results = []
+        for part, weight in zip(parts, weights, strict=True):
+            with not_stored(part):
+                results.append(convolve(part.value, weight))
+        result = results.pop(0)
+        for other in results:
+            result = result + other
         if self.norm is None:
             return normalise(result, SLOPE)
         return stored(F.leaky_relu(self.norm(result), SLOPE))
@@ -64,8 +73,8 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Remade, skip: Remade | None = None) -> Remade:
         """Input (B, in_channels, *spatial) and skip (B, skip_channels, *doubled) to (B, out_channels, *doubled)."""
-        large = _enlarged(x)
-        output: Remade = self.second(self.first(large if skip is None else joined(large, skip)))
+        parts = [_enlarged(x), *([] if skip is None else [skip])]
+        output: Remade = self.second(self.first(*parts))
         return output
 
 

@@ -57,6 +57,16 @@ class SwinBlock(SwinTransformerBlock):
         assert isinstance(index, Tensor)
         self.attn.register_buffer("relative_position_index", index, persistent=False)
 
+    def forward(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
+        """(B, *grid, C) to the same, ``mask_matrix`` as in :meth:`forward_part1`.
+
+        In training both branches are computed again in the backward pass: what attention and MLP store would take up
+        more memory than all of the decoder, and they take little of its time.
+        """
+        self.use_checkpoint = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        result: Tensor = super().forward(x, mask_matrix)
+        return result
+
     def forward_part1(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
         """The branch of attention.
 
