@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far draws of a random field scatter."""
+"""How far draws of a random field scatter, also where it is random for what a network drops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SEED = 0
 """Of all draws outside of training: what a network says of a pair is the same each time."""
@@ -53,3 +53,16 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(_SEED)
         yield
+
+
+@contextmanager
+def dropping(network: nn.Module) -> Iterator[None]:
+    """Within it layers of dropout drop, and nothing else is as in training; afterwards all are as they were."""
+    before = {module: module.training for module in network.modules()}
+    try:
+        for module in before:
+            module.training = isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d)
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training

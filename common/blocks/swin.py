@@ -40,16 +40,32 @@ class SwinBlock(SwinTransformerBlock):
         shifted: whether the windows are shifted by half.
         qkv_bias: whether queries, keys and values have a bias.
         drop_path: probability that a sample skips a branch in training.
+        dropout: probability that a value of the MLP or the projection, or a weight of the attention, is dropped.
     """
 
     def __init__(
-        self, dim: int, heads: int, window: Sequence[int], shifted: bool, qkv_bias: bool, drop_path: float
+        self,
+        dim: int,
+        heads: int,
+        window: Sequence[int],
+        shifted: bool,
+        qkv_bias: bool,
+        drop_path: float,
+        dropout: float = 0.0,
     ) -> None:
         halves = tuple(n // 2 for n in window)
         shift = halves if shifted and min(halves) > 0 else tuple(0 for _ in window)
-        # Flash attention counts only where nobody asks for gradients.
         super().__init__(
-            dim, heads, tuple(window), shift, qkv_bias=qkv_bias, drop_path=drop_path, use_flash_attention=True
+            dim,
+            heads,
+            tuple(window),
+            shift,
+            qkv_bias=qkv_bias,
+            drop=dropout,
+            attn_drop=dropout,
+            drop_path=drop_path,
+            # It counts only where nobody asks for gradients, and drops nothing.
+            use_flash_attention=dropout == 0,
         )
         assert isinstance(self.attn, WindowAttention)
         # It follows from the window: no part of the state dict.
@@ -103,15 +119,22 @@ class SwinStage(nn.Module):
         window: tokens along each axis.
         qkv_bias: whether queries, keys and values have a bias.
         drop_paths: of each block the probability that a sample skips a branch in training.
+        dropout: see :class:`SwinBlock`.
     """
 
     def __init__(
-        self, dim: int, heads: int, window: Sequence[int], qkv_bias: bool, drop_paths: Sequence[float]
+        self,
+        dim: int,
+        heads: int,
+        window: Sequence[int],
+        qkv_bias: bool,
+        drop_paths: Sequence[float],
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.window = tuple(window)
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, heads, window, bool(i % 2), qkv_bias, rate) for i, rate in enumerate(drop_paths)
+            SwinBlock(dim, heads, window, bool(i % 2), qkv_bias, rate, dropout) for i, rate in enumerate(drop_paths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,6 +158,7 @@ class SwinEncoder(nn.Module):
         qkv_bias: whether queries, keys and values have a bias.
         drop_path: probability that a sample skips a branch of the last block in training; it grows from 0 evenly.
         outputs: stages whose features are wanted.
+        dropout: see :class:`SwinBlock`.
 
     Attributes:
         unit: sides of the image have to be multiples of it.
@@ -151,6 +175,7 @@ class SwinEncoder(nn.Module):
         qkv_bias: bool,
         drop_path: float,
         outputs: Sequence[int],
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(PATCH, in_channels, embed_dim, nn.LayerNorm, spatial_dims)
@@ -159,7 +184,7 @@ class SwinEncoder(nn.Module):
         self.stages, self.merge = nn.ModuleList(), nn.ModuleList()
         for i, (depth, n) in enumerate(zip(depths, heads, strict=True)):
             before, dim = sum(depths[:i]), embed_dim * 2**i
-            self.stages.append(SwinStage(dim, n, window, qkv_bias, rates[before : before + depth]))
+            self.stages.append(SwinStage(dim, n, window, qkv_bias, rates[before : before + depth], dropout))
             if i < len(depths) - 1:
                 self.merge.append(PatchMergingV2(dim, spatial_dims=spatial_dims))
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(embed_dim * 2**i) for i in outputs})

@@ -45,6 +45,8 @@ class SwinUNet(nn.Module):
         drop_path: probability that a sample skips a branch of the encoder's last block in training.
         trans_skip: whether the decoder sees features of the encoder, beside those of its last stage.
         norm: of the features of the images.
+        dropout: probability that a value of the encoder's MLPs or projections, a weight of its attention or a channel
+            of the features of the images is dropped.
 
     Attributes:
         unit: sides of the images have to be multiples of it.
@@ -63,12 +65,15 @@ class SwinUNet(nn.Module):
         drop_path: float = 0.0,
         trans_skip: bool = True,
         norm: Norm = "instance",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         last = len(depths) - 1
         outputs = range(last + 1) if trans_skip else [last]
         tokens = window[:spatial_dims]
-        self.encoder = SwinEncoder(spatial_dims, 2, embed_dim, depths, heads, tokens, qkv_bias, drop_path, outputs)
+        self.encoder = SwinEncoder(
+            spatial_dims, 2, embed_dim, depths, heads, tokens, qkv_bias, drop_path, outputs, dropout
+        )
         self.unit = self.encoder.unit
         widths = [embed_dim * 2**i for i in reversed(range(last))]
         blocks = [*(Fine(n if trans_skip else 0, n) for n in widths), *fine]
@@ -77,6 +82,7 @@ class SwinUNet(nn.Module):
             DecoderBlock(spatial_dims, n, block.skip, block.out) for n, block in zip(ins, blocks, strict=False)
         )
         self.of_images = nn.ModuleList(ConvNorm(spatial_dims, 2, block.skip, norm) for block in fine if block.skip)
+        self.dropout = (nn.Dropout2d if spatial_dims == 2 else nn.Dropout3d)(dropout) if dropout else None
 
     def forward(self, image: Tensor) -> Remade:
         """(B, 2, *spatial), sides that are multiples of ``unit``, to what the last block returns."""
@@ -93,7 +99,8 @@ class SwinUNet(nn.Module):
         coarse = [features.get(i) for i in reversed(range(len(self.encoder.stages)))]
         skips = [None if x is None else stored(x) for x in coarse]
         images = [halved(image), image]
-        skips += [convolution(stored(x)) for convolution, x in zip(self.of_images, images, strict=False)]
+        seen = [convolution(stored(x)) for convolution, x in zip(self.of_images, images, strict=False)]
+        skips += seen if self.dropout is None else [stored(self.dropout(x.value)) for x in seen]
         return skips + [None] * (1 + len(self.up) - len(skips))
 
 

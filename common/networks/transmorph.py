@@ -8,16 +8,20 @@ Paper: J. Chen et al., "TransMorph: Transformer for unsupervised medical image r
 On purpose different from the published code: one class for the networks of IXI and of OASIS; any image size (padded
 inside); two dimensions; grids and indices are no part of the state dict; activations are made again in the backward
 pass. Where the published warp takes voxel centres for outer edges, the ``ddf`` says where it really samples.
+TransMorph-Bayes, which draws what it drops in evaluation, too, and takes the draw that fits best, is the same network
+with ``dropout``: here the ``ddf`` is that without anything dropped, and draws say how far it scatters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks.draws import dropping, own_random_numbers, standard_deviation
 from common.blocks.skip_decoder import doubled
 from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, channels_last, padding
 from common.checks import InputError
@@ -35,6 +39,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "no_conv_skip": {"conv_skip": False},
     "no_trans_skip": {"trans_skip": False},
     "no_skip": {"conv_skip": False, "trans_skip": False},
+    "bayes": {"dropout": 0.15, "samples": 25},
     "tiny": {"embed_dim": 4, "depths": (1, 2), "heads": (1, 2), "window": (2, 3, 2), "head_channels": 4},
 }
 """Arguments of the published networks, and those that make any of them small enough for tests."""
@@ -59,6 +64,9 @@ class TransMorph(nn.Module):
         drop_path: probability that a sample skips a branch of the encoder's last block in training.
         conv_skip: whether the decoder sees features of the images.
         trans_skip: whether it sees features of the encoder, beside those of its last stage.
+        dropout: probability that a value of the encoder, a weight of its attention or a channel of the features of the
+            images is dropped in training; with it there is a ``deviation``.
+        samples: draws of what is dropped that ``deviation`` is found from, 2 or more.
 
     Raises:
         InputError: for another number of dimensions or an argument that is none of its kind.
@@ -81,6 +89,8 @@ class TransMorph(nn.Module):
         drop_path: float = 0.3,
         conv_skip: bool = True,
         trans_skip: bool = True,
+        dropout: float = 0.0,
+        samples: int = 20,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
@@ -96,9 +106,14 @@ class TransMorph(nn.Module):
             "drop_path": drop_path,
             "conv_skip": conv_skip,
             "trans_skip": trans_skip,
+            "dropout": dropout,
+            "samples": samples,
         }
         check_encoder(spatial_dims, embed_dim, depths, heads, window, drop_path)
         check_decoder(output_resolution, head_channels)
+        check_probability(dropout=dropout)
+        check_numbers(2, samples=samples)
+        self.dropout, self.samples = dropout, samples
         self.spatial_dims, self.align_corners = spatial_dims, align_corners
         self.halved_output = output_resolution == "half"
         self.unet = SwinUNet(
@@ -111,6 +126,7 @@ class TransMorph(nn.Module):
             qkv_bias=qkv_bias,
             drop_path=drop_path,
             trans_skip=trans_skip,
+            dropout=dropout,
         )
         self.head = FieldHead(spatial_dims, head_channels)
         channels_last(self, spatial_dims)
@@ -131,23 +147,42 @@ class TransMorph(nn.Module):
         Returns:
             The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of it and, where asked for, ``flow``:
             the displacement as the published network gives it and its penalty looks at; it differs from ``ddf`` without
-            ``align_corners``.
+            ``align_corners``. With ``dropout`` there is ``deviation``, too: the standard deviation of the displacement,
+            (B, d, *spatial) in voxels, found from ``samples`` draws, the same each time, and without a gradient.
 
         Raises:
             ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
         """
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
-        flow = self._flow(F.pad(image, padding(size, self.unet.unit)))
-        ddf = crop(flow if self.align_corners else sampled_at_edges(flow), size)
+        image = F.pad(image, padding(size, self.unet.unit))
+        flow = self._flow(image)
+        outputs = {"ddf": crop(self._sampled(flow), size)}
         if not details:
-            return ddf
-        return {"ddf": ddf, **({"flow": crop(flow, size)} if wants(details, "flow") else {})}
+            return outputs["ddf"]
+        if wants(details, "flow"):
+            outputs["flow"] = crop(flow, size)
+        if self.dropout and wants(details, "deviation"):
+            # Pair by pair, so that each has the same draws whatever the batch.
+            deviations = [standard_deviation(self._draws(one)) for one in image.split(1)]
+            outputs["deviation"] = crop(torch.cat(deviations), size)
+        return outputs
 
     def _flow(self, image: Tensor) -> Tensor:
         """What the published network returns, float32."""
         flow: Tensor = self.head(self.unet(image))
         return doubled(flow) if self.halved_output else flow
+
+    def _sampled(self, flow: Tensor) -> Tensor:
+        """Where the published warp looks."""
+        return flow if self.align_corners else sampled_at_edges(flow)
+
+    @torch.no_grad()
+    def _draws(self, image: Tensor) -> Iterator[Tensor]:
+        """Displacements of the network without what is dropped, on the grid of the padded images."""
+        with own_random_numbers(image.device), dropping(self):
+            for _ in range(self.samples):
+                yield self._sampled(self._flow(image))
 
 
 def fine_blocks(embed_dim: int, head_channels: int, output_resolution: str, conv_skip: bool = True) -> list[Fine]:
@@ -186,8 +221,18 @@ def check_encoder(
         )
     if len(window) < spatial_dims:
         raise InputError(f"window is {window}; give a number of tokens for each of the {spatial_dims} axes.")
-    if isinstance(drop_path, bool) or not isinstance(drop_path, (int, float)) or not 0 <= drop_path < 1:
-        raise InputError(f"drop_path is {drop_path!r}; give a probability from 0 to below 1.")
+    check_probability(drop_path=drop_path)
+
+
+def check_probability(**arguments: object) -> None:
+    """Refuse arguments of a network that are no probabilities below 1.
+
+    Raises:
+        InputError: naming the argument and its value.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise InputError(f"{name} is {value!r}; give a probability from 0 to below 1.")
 
 
 def check_decoder(output_resolution: str, head_channels: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,16 +29,24 @@ from common.weights.swin_unet import (
     window_of,
 )
 
+# TransMorph-Bayes holds the network as a part, and beside it the head that counts.
+BAYES = "net."
+PUBLISHED_DROPOUT = 0.15
+
 
 def key_map(arguments: Mapping[str, Any]) -> KeyMap:
     """Official name -> ours, of the network with these arguments."""
     full, conv_skip = arguments["output_resolution"] == "full", arguments["conv_skip"]
-    return {
+    unet: KeyMap = {
         **unet_map(arguments),
         r"^c1\.0\.": "unet.of_images.0.conv." if conv_skip else None,
         r"^c2\.0\.": "unet.of_images.1.conv." if conv_skip and full else None,
-        r"^reg_head\.0\.": "head.conv.",
     }
+    head: KeyMap = {r"^reg_head\.0\.": "head.conv."}
+    if not arguments.get("dropout"):
+        return {**unet, **head}
+    part = {pattern.replace("^", rf"^{re.escape(BAYES)}"): place for pattern, place in unet.items()}
+    return {**part, rf"^{re.escape(BAYES)}(reg|sigma)_head\.": None, **head}
 
 
 def describe_official(state: Mapping[str, Tensor], variant: str | None = None) -> Description:
@@ -51,7 +60,10 @@ def describe_official(state: Mapping[str, Tensor], variant: str | None = None) -
         InputError: not a TransMorph network, a variant, or indices that do not belong to windows.
     """
     check_no_variant("TransMorph", variant)
-    return Description(_description(state, OFFICIAL, "reg_head.0.weight") | window_of(state), size_of(state))
+    part = {name.removeprefix(BAYES): value for name, value in state.items() if name.startswith(BAYES)}
+    state = {**part, **state}
+    described = _description(state, OFFICIAL, "reg_head.0.weight") | window_of(state)
+    return Description(described | ({"dropout": PUBLISHED_DROPOUT} if part else {}), size_of(state))
 
 
 def describe_ours(state: Mapping[str, Tensor], configured: Mapping[str, Any]) -> Description:
@@ -85,15 +97,25 @@ def _description(state: Mapping[str, Tensor], names: Mapping[str, str], head: st
 
 def constants(arguments: Mapping[str, Any], size: Sequence[int]) -> dict[str, Tensor]:
     """Coordinates and indices of the official layout, for images of a size."""
-    return {**indices(arguments), "spatial_trans.grid": identity_grid(size)}
+    part = BAYES if arguments.get("dropout") else ""
+    return {
+        **{part + name: index for name, index in indices(arguments).items()},
+        "spatial_trans.grid": identity_grid(size),
+    }
 
 
 def official_entries(arguments: Mapping[str, Any]) -> Entries:
     """(official name, shape) of every entry but the constant ones, in the official order."""
-    shapes = FAMILY.shapes(arguments)
-    yield from unet_entries(shapes, arguments)
-    for n, channels in ((1, arguments["embed_dim"] // 2), (2, arguments["head_channels"])):
-        yield f"c{n}.0.weight", (channels, 2, *[3] * arguments["spatial_dims"])
+    shapes, bayes = FAMILY.shapes(arguments), bool(arguments.get("dropout"))
+    part, dims, channels = BAYES if bayes else "", arguments["spatial_dims"], arguments["head_channels"]
+    for name, shape in unet_entries(shapes, arguments):
+        yield part + name, shape
+    for n, width in ((1, arguments["embed_dim"] // 2), (2, channels)):
+        yield f"{part}c{n}.0.weight", (width, 2, *[3] * dims)
+    unused = (("reg_head", dims), ("sigma_head", 1)) if bayes else ()
+    for head, width in unused:
+        yield f"{part}{head}.0.weight", (width, channels, *[3] * dims)
+        yield f"{part}{head}.0.bias", (width,)
     yield from renamed(shapes, "head.conv.", "reg_head.0.")
 
 
@@ -106,6 +128,6 @@ FAMILY = Family(
     is_constant=is_constant,
     constants=constants,
     kinds=("output_resolution",),
-    untold=("drop_path",),
+    untold=("drop_path", "dropout", "samples"),
     container="state_dict",
 )

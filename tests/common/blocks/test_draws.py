@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from common.blocks.draws import own_random_numbers, standard_deviation
+from common.blocks.draws import dropping, own_random_numbers, standard_deviation
 
 
 @pytest.mark.parametrize("count", [2, 7])
@@ -34,3 +35,13 @@ def test_own_random_numbers_are_the_same_each_time_and_change_no_others() -> Non
             drawn.append(torch.rand(3))
     assert torch.equal(*drawn) and not torch.equal(drawn[0], expected)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_layers_of_dropout_alone_are_as_in_training() -> None:
+    network = nn.Sequential(nn.Dropout3d(0.5), nn.BatchNorm3d(2), nn.Sequential(nn.Dropout(0.5)))
+    network[1].eval()
+    before = [module.training for module in network.modules()]
+    with pytest.raises(KeyError), dropping(network):
+        assert [module.training for module in network.modules()] == [False, True, False, False, True]
+        raise KeyError
+    assert [module.training for module in network.modules()] == before

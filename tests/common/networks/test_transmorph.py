@@ -121,6 +121,41 @@ def test_samples_skip_branches_in_training_alone() -> None:
         assert torch.equal(net(image), fields[0])
 
 
+def test_what_is_dropped_is_drawn_in_training_and_for_the_deviation_alone() -> None:
+    net, image = network(2, dropout=0.3, drop_path=0.0, samples=3), pair(8, 16, batch=2)
+    plain = network(2, drop_path=0.0)
+    plain.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        outputs = net(image, details=True)
+        torch.testing.assert_close(outputs["ddf"], plain(image))
+        net.train()
+        assert not torch.equal(net(image), net(image))
+    assert "deviation" not in plain(image, details=True)
+    assert outputs["deviation"].shape == (2, 2, 8, 16) and outputs["deviation"].amin() > 0
+
+
+def test_deviation_of_a_pair_is_the_same_each_time_in_any_batch_and_any_mode() -> None:
+    net, image = network(2, dropout=0.3, drop_path=0.5, samples=3), pair(8, 16, batch=2)
+    expected = net(image, ["deviation"])["deviation"]
+    torch.manual_seed(3)
+    assert not expected.requires_grad
+    assert torch.equal(net(image[1:], ["deviation"])["deviation"], expected[1:])
+    net.train()
+    assert torch.equal(net(image, ["deviation"])["deviation"], expected)
+    assert all(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("part", ["attn_drop", "proj_drop", "drop1", "dropout"])
+def test_each_kind_of_dropout_makes_the_displacement_scatter(part: str) -> None:
+    net = network(2, dropout=0.3, samples=2)
+    kept = [module for name, module in net.named_modules() if name.endswith(part)]
+    assert kept
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d) and module not in kept:
+            module.p = 0.0
+    assert net(pair(8, 16), ["deviation"])["deviation"].amax() > 1e-3
+
+
 def test_grids_and_indices_are_no_part_of_the_state_dict() -> None:
     assert set(network().state_dict()) == {name for name, _ in network().named_parameters()}
 
@@ -137,6 +172,8 @@ def test_grids_and_indices_are_no_part_of_the_state_dict() -> None:
         ({"window": (5, 6)}, "for each of the 3 axes"),
         ({"output_resolution": "quarter"}, "expected 'full' or 'half'"),
         ({"drop_path": 1.0}, "a probability"),
+        ({"dropout": -0.1}, "a probability"),
+        ({"samples": 1}, "whole number from 2"),
         ({"head_channels": "16"}, "whole number from 1"),
     ],
 )
