@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from common.blocks.convolution import convolve
 from common.blocks.draws import own_random_numbers, standard_deviation
+from common.blocks.edges import edges
 from common.blocks.voxelmorph import PairUNet
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, wants
@@ -35,6 +36,13 @@ FLOW_DEVIATION = 1e-5
 """Of the fresh weights of the last convolution: a fresh network leaves images where they are."""
 LOG_VARIANCE, LOG_VARIANCE_DEVIATION = -10.0, 1e-10
 """What a fresh network says of every logarithm of a velocity's variance, and the spread of the weights that say it."""
+NAMES = {
+    "backbone": ("pool", "stride"),
+    "padding_mode": ("zeros", "border"),
+    "initialisation": ("torch", "he"),
+    "sees": ("intensities", "edges"),
+}
+"""What arguments may be that are no numbers."""
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "voxelmorph1": VOXELMORPH_1,
     "voxelmorph2": {},
@@ -50,6 +58,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "int_steps": 5,
         "svf_resolution": 2,
         "padding_mode": "border",
+        "initialisation": "he",
     },
     "tiny": {"encoder": (2, 4, 4), "decoder": (4, 4, 4, 2)},
 }
@@ -76,10 +85,14 @@ class VoxelMorph(nn.Module):
         probabilistic: whether the U-Net proposes a normal distribution of the velocity at each voxel, from which
             training draws, and whose mean counts otherwise.
         samples: draws of the velocity that ``deviation`` is found from, 2 or more.
+        initialisation: of the U-Net's fresh weights: "torch" (that of its convolutions) or "he" (TensorFlow's library,
+            SynthMorph: He et al., ICCV 2015, biases 0), by which the deep levels have a say from the start.
+        sees: what the U-Net gets: "intensities", as published, or "edges" (:func:`common.blocks.edges.edges`), which a
+            narrow network can compare in images of unlike contrasts without having to find them first.
 
     Raises:
-        InputError: for another number of dimensions, backbone or padding, lists of channels that do not fit together,
-            or a resolution that is no power of two within the depth of the U-Net.
+        InputError: for another number of dimensions, backbone, padding, initialisation or input, lists of channels that
+            do not fit together, or a resolution that is no power of two within the depth of the U-Net.
     """
 
     levels = 1
@@ -98,6 +111,8 @@ class VoxelMorph(nn.Module):
         padding_mode: Literal["zeros", "border"] = "zeros",
         probabilistic: bool = False,
         samples: int = 20,
+        initialisation: Literal["torch", "he"] = "torch",
+        sees: Literal["intensities", "edges"] = "intensities",
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
@@ -112,8 +127,10 @@ class VoxelMorph(nn.Module):
             "padding_mode": padding_mode,
             "probabilistic": probabilistic,
             "samples": samples,
+            "initialisation": initialisation,
+            "sees": sees,
         }
-        _check_names(spatial_dims, backbone, padding_mode)
+        _check_names(spatial_dims, self.arguments)
         check_numbers(1, convs_per_level=convs_per_level)
         check_numbers(0, int_steps=int_steps)
         check_numbers(2, samples=samples)
@@ -124,8 +141,11 @@ class VoxelMorph(nn.Module):
         self.int_steps, self.int_downsize = int_steps, int_downsize
         self.svf_resolution, self.padding_mode = svf_resolution, padding_mode
         self.probabilistic, self.samples = probabilistic, samples
+        self.sees = sees
         left_out = svf_resolution.bit_length() - 1
         self.unet = PairUNet(spatial_dims, encoder, decoder, convs_per_level, backbone == "stride", left_out)
+        if initialisation == "he":
+            _start_as_he(self.unet)
         kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.flow = kind(self.unet.channels, spatial_dims, 3, padding=1)
         _start(self.flow, FLOW_DEVIATION)
@@ -165,7 +185,7 @@ class VoxelMorph(nn.Module):
         """
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
-        image = F.pad(image, _padding(size, self.unit))
+        image = F.pad(edges(image) if self.sees == "edges" else image, _padding(size, self.unit))
         proposed, log_sigma = self._proposed(image)
         chosen = proposed
         if log_sigma is not None and self.training:
@@ -223,6 +243,15 @@ def _start(convolution: nn.Conv2d | nn.Conv3d, deviation: float, value: float = 
     nn.init.constant_(convolution.bias, value)
 
 
+def _start_as_he(unet: nn.Module) -> None:
+    """Fresh weights by which the variance of the features stays what it is from layer to layer."""
+    for parameter in unet.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        else:
+            nn.init.zeros_(parameter)
+
+
 def _resized(field: Tensor, size: Sequence[int], old: int, new: int) -> Tensor:
     """A field in voxels on a grid of another coarseness, corner to corner; its values change as the coarseness does.
 
@@ -237,13 +266,12 @@ def _padding(size: Sequence[int], unit: int) -> list[int]:
     return [amount for n in reversed(missing) for amount in (0, n)]
 
 
-def _check_names(spatial_dims: int, backbone: str, padding_mode: str) -> None:
+def _check_names(spatial_dims: int, arguments: dict[str, Any]) -> None:
     if spatial_dims not in (2, 3):
         raise InputError(f"spatial_dims is {spatial_dims!r}; expected 2 or 3.")
-    if backbone not in ("pool", "stride"):
-        raise InputError(f"backbone is {backbone!r}; expected 'pool' or 'stride'.")
-    if padding_mode not in ("zeros", "border"):
-        raise InputError(f"padding_mode is {padding_mode!r}; expected 'zeros' or 'border'.")
+    for name, known in NAMES.items():
+        if arguments[name] not in known:
+            raise InputError(f"{name} is {arguments[name]!r}; expected {known[0]!r} or {known[1]!r}.")
 
 
 def _check_channels(encoder: Sequence[int], decoder: Sequence[int], convs_per_level: int, backbone: str) -> None:

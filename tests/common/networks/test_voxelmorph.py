@@ -184,3 +184,29 @@ def test_published_networks_have_as_many_parameters(name: str) -> None:
 def test_arguments_that_make_no_network_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         VoxelMorph(**{**SMALL, **arguments})
+
+
+def test_a_network_that_sees_edges_takes_an_inverted_scan_for_the_same() -> None:
+    torch.manual_seed(0)
+    seeing = VoxelMorph(2, **CONFIGURATIONS["tiny"], initialisation="he", sees="edges").eval()
+    torch.nn.init.normal_(seeing.flow.weight)
+    image = torch.rand(1, 2, 24, 17)
+    ddf, other = seeing(image), seeing(torch.cat([1 - image[:, :1], image[:, 1:]], 1))
+    torch.testing.assert_close(other, ddf, rtol=0, atol=1e-2 * float(ddf.abs().max()))
+    plain = VoxelMorph(2, **CONFIGURATIONS["tiny"])
+    plain.load_state_dict(seeing.state_dict())
+    assert (plain(image) - ddf).abs().max() > 0.1 * ddf.abs().max()
+
+
+def test_weights_of_he_keep_the_size_of_features() -> None:
+    torch.manual_seed(0)
+    spreads = {}
+    for name in ("torch", "he"):
+        sizes: dict[str, Any] = {"encoder": (16, 16), "decoder": (16, 16, 16), "initialisation": name}
+        fresh = VoxelMorph(2, **sizes)
+        # Of what depends on the image.
+        with_image, without = (fresh.unet(image) for image in (torch.randn(2, 2, 16, 16), torch.zeros(2, 2, 16, 16)))
+        spreads[name] = float((with_image - without).std())
+    assert spreads["he"] > 5 * spreads["torch"]
+    with pytest.raises(InputError, match="initialisation is 'cold'; expected 'torch' or 'he'"):
+        VoxelMorph(2, **{**sizes, "initialisation": "cold"})
