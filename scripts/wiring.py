@@ -105,6 +105,21 @@ EXCEPTIONS = (
         "the 3384 scans of training are read anew each time, the few of validation stay in memory",
     ),
     *(
+        ("synthmorph_*", "train.json", path, "the images of training are made of label maps, step by step")
+        for path in (
+            *(
+                "num_shapes",
+                "alike_epochs",
+                "shapes",
+                "images",
+                "train::listing",
+                "train::preprocessing",
+                "train::random_shapes",
+            ),
+            *("train::label_maps", "train::trainer::prepare_batch"),
+        )
+    ),
+    *(
         ("*_shapes2d", "metadata.json", f"network_data_format::{path}", "images of two dimensions")
         for path in (
             "inputs::image::spatial_shape",

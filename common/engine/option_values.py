@@ -102,6 +102,11 @@ OPTIONS: dict[str, Check] = {
         lambda value: value is None or _is_whole(value, 1), "the number of pairs, 1 or more, or None for all"
     ),
     "batch_size": Check(lambda value: _is_whole(value, 1), "the number of pairs in a step, 1 or more"),
+    "num_shapes": Check(
+        lambda value: value is None or _is_whole(value, 2),
+        "the number of maps of random shapes, 2 or more, or None for label maps of a data set",
+    ),
+    "alike_epochs": Check(lambda value: _is_whole(value, 0), "the number of epochs, 0 or more"),
     "val_interval": Check(lambda value: _is_whole(value, 1), "the number of epochs between validations, 1 or more"),
     "num_workers": Check(lambda value: _is_whole(value, 0), "the number of processes that read, 0 or more"),
     "io_steps": Check(
@@ -147,7 +152,17 @@ OPTIONS: dict[str, Check] = {
 }
 """By name; an option that no configuration here has is not looked for."""
 # Parts of which a nested option may be wrong, in the order of a workflow; all are made from options alone.
-BUILT = ("preprocessing", "intensity", "network_def", "loss", "optimizer", "lr_scheduler", "metrics")
+BUILT = (
+    "preprocessing",
+    "shapes",
+    "images",
+    "intensity",
+    "network_def",
+    "loss",
+    "optimizer",
+    "lr_scheduler",
+    "metrics",
+)
 
 
 def check_values(parser: ConfigParser, changes: Mapping[str, Any]) -> None:

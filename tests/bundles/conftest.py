@@ -102,6 +102,12 @@ def phantom_options(bundle: Path, phantoms: Path, kind: str = "train") -> dict[s
     return {"dataset_dir": str(phantoms), "reader": "datalist", **own}
 
 
+def few_shapes(bundle: Path) -> dict[str, Any]:
+    """Overrides of a training whose random shapes are made when it begins: two small maps of them."""
+    train = json.loads((bundle / "configs" / "train.json").read_text(encoding="utf-8"))
+    return {"num_shapes": 2, "spatial_size": [16, 16, 16]} if "num_shapes" in train else {}
+
+
 _EIGHT = list(range(1, 9))
 _PHANTOMS: dict[str, dict[str, Any]] = {
     "acdc": {"labels": _EIGHT, "spacing": None, "spatial_size": [32, 32, 32]},

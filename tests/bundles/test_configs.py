@@ -17,7 +17,7 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.engine import save_atomically
 
-from .conftest import BUNDLES, NETWORKS, TRAINED, dimensions, phantom_options, tiny
+from .conftest import BUNDLES, NETWORKS, TRAINED, dimensions, few_shapes, phantom_options, tiny
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 every_trained = pytest.mark.parametrize("bundle", TRAINED, ids=lambda path: path.name)
@@ -70,7 +70,7 @@ def test_all_properties_are_there(bundle: Path, config: str, kind: str, phantoms
     override = {**phantom_options(bundle, phantoms, kind), "output_dir": str(tmp_path), **tiny(bundle)}
     if kind == "train":
         # There are four pairs.
-        override |= {"labels": list(range(1, 9)), "batch_size": 1}
+        override |= {"labels": list(range(1, 9)), "batch_size": 1, **few_shapes(bundle)}
     made = workflow(bundle, config, kind, ckpt_path=str(weights), **override)
     if kind == "infer":
         save_atomically(made.network_def.state_dict(), weights)
@@ -151,6 +151,9 @@ def test_all_workflows_of_a_bundle_mean_the_same_network(bundle: Path) -> None:
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_labels_that_are_named_are_those_of_loss_and_measures(bundle: Path, name: str) -> None:
     config = json.loads((bundle / "configs" / f"{name}.json").read_text())
+    if "num_shapes" in config:
+        # Shapes have numbers of their own.
+        config["num_shapes"] = None
     label = torch.tensor([[[-7, 0, 2], [41, 614454277, 5]]])
 
     def parse(labels: Any) -> tuple[Any, ...]:
@@ -191,6 +194,7 @@ def test_fields_of_other_networks_are_not_mixed(bundle: Path) -> None:
 @every_trained
 def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     options = {**phantom_options(bundle, phantoms), "ckpt_path": str(tmp_path / "model.pt"), **tiny(bundle)}
+    options |= few_shapes(bundle)
     config = json.loads((bundle / "configs" / "train.json").read_text())
     # Where one key chooses, both recipes are looked at.
     choices: list[dict[str, Any]] = (
@@ -203,7 +207,9 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
         # A term of the way back has one of the way there beside it.
         there = {name.removesuffix("_back") for name in loss.terms}
         assert there <= set(loss.terms) and there & {"smoothness", "consistency"}
-        assert ("dice" in there) == expected and len(there - {"prior"}) == 2 + expected
+        # Images that are made have no contrast in common, and no similarity.
+        similarities = 0 if "num_shapes" in config else 1
+        assert ("dice" in there) == expected and len(there - {"prior"}) == 1 + similarities + expected
         # On the final displacement alone, or on every level.
         assert len(loss.level_weights) in (1, made.network_def.levels)
 
@@ -213,7 +219,7 @@ def test_resume_without_a_checkpoint_keeps_the_weights(bundle: Path, phantoms: P
     weights = tmp_path / "model.pt"
     weights.touch()
     options: dict[str, Any] = {**phantom_options(bundle, phantoms), "output_dir": str(tmp_path), **tiny(bundle)}
-    options["labels"] = list(range(1, 9))
+    options |= {"labels": list(range(1, 9)), **few_shapes(bundle)}
     made = workflow(bundle, "train.json", "train", resume=True, ckpt_path=str(weights), **options)
     with pytest.raises(RuntimeError) as error:
         made.parser.get_parsed_content("train::handlers")

@@ -21,7 +21,7 @@ import torch
 from common.data.shapes3d import generate_shapes3d
 from common.spatial import warp_within
 
-from .conftest import ROOT, RUN, TINY, environment, phantom_options, run_workflow, tiny
+from .conftest import ROOT, RUN, TINY, environment, few_shapes, phantom_options, run_workflow, tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -69,7 +69,8 @@ def test_train_evaluate_infer(bundle: Path, phantoms: Path, tmp_path: Path) -> N
     data = phantom_options(bundle, phantoms)
     folders = {name: tmp_path / name for name in ("train", "evaluate", "infer")}
 
-    short = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2, "batch_size": 1}
+    short: dict[str, Any] = {"max_epochs": 1, "val_interval": 1, "pairs_per_epoch": 2, "batch_size": 1}
+    short |= few_shapes(bundle)
     run_workflow(bundle, "train", output_dir=str(folders["train"]), **options, **data, **short)
     check_training(folders["train"], model)
 
