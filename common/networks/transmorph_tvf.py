@@ -2,7 +2,7 @@
 """TransMorphTVF: TransMorph whose field grows in time steps, each of which sees what those before it have left.
 
 Paper: J. Chen, E. Frey, Y. Du, "Unsupervised learning of diffeomorphic image registration via TransMorph", WBIR 2022.
-Repositories: junyuchen245/TransMorph_TVF, JHU-MedImage-Reg/LUMIR_L2R (MIT). Official weights:
+Repositories: junyuchen245/TransMorph_TVF (MIT), JHU-MedImage-Reg/LUMIR_L2R (facts only). Official weights:
 :mod:`common.weights.transmorph_tvf`.
 
 On purpose different from the published code: images of LUMIR's network are halved and their fields doubled inside; any
