@@ -8,7 +8,8 @@ Hoffmann et al., SynthMorph, IEEE TMI 41 (2022) 543-558. A bundle makes its trai
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.data.readers import Listing
 from common.data.subjects import read_section
-from common.data.synthesis_image import ImageRecipe, image_of_labels
+from common.data.synthesis_image import ImageDraws, ImageRecipe, image_of_labels
 from common.data.synthesis_shapes import ShapesRecipe, draw_shapes
 
 _SHAPES, _IMAGES = 0, 1
@@ -45,17 +46,23 @@ def label_map_listing(
             moving and the fixed one of a pair. None for the label maps of a data set, paired as ever.
         dataset_dir: see :func:`common.data.read_section`; with shapes, nothing is read.
         reader: as there.
-        first: as there.
+        first: as there; None for shapes.
 
     Returns:
         Subjects {"id", "label"} without images.
 
     Raises:
-        InputError: fewer than two shapes, subjects without label maps, or as :func:`common.data.read_section`.
+        InputError: fewer than two shapes, or ``first`` of them, subjects without label maps, or as
+            :func:`common.data.read_section`.
     """
     if shapes is not None:
         if shapes < 2:
             raise InputError(f"The number of maps of random shapes is {shapes}; give 2 or more, or None for no shapes.")
+        if first is not None:
+            raise InputError(
+                f"--train_subjects is {first}, but shapes are no subjects; give --num_shapes, or None for it to train "
+                "on label maps of a data set."
+            )
         names = [{"id": f"shapes_{number:04d}", "label": str(number)} for number in range(shapes)]
         return Listing(names, [(number, number) for number in range(shapes)])
     listing = read_section(dataset_dir, reader, "training", first=first)
@@ -98,10 +105,18 @@ class PairSynthesis:
     Args:
         recipe: of the images.
         labels: number of labels, background included.
+        alike_epochs: in how many epochs the contrasts of a pair's two images go from one and the same to independent
+            ones. A narrow network, that is slow to find anything in common in images without it, begins to learn so.
+            With 0, as published, they are independent from the start.
+
+    Raises:
+        InputError: a number of epochs below 0.
     """
 
-    def __init__(self, recipe: ImageRecipe, labels: int) -> None:
-        self.recipe, self.labels = recipe, labels
+    def __init__(self, recipe: ImageRecipe, labels: int, alike_epochs: int = 0) -> None:
+        if alike_epochs < 0:
+            raise InputError(f"alike_epochs is {alike_epochs}; give 0 or more.")
+        self.recipe, self.labels, self.alike_epochs = recipe, labels, alike_epochs
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Make a batch.
@@ -124,7 +139,22 @@ class PairSynthesis:
         label = torch.cat([batch["moving_label"], batch["fixed_label"]])
         draws = batch["draw"].tolist()
         generators = [_generator(label.device, _IMAGES, *map(int, draw), side) for side in (0, 1) for draw in draws]
-        made = image_of_labels(label, self.recipe.draw(generators, label.shape[2:], self.labels), self.recipe.blur_std)
+        drawn = self.recipe.draw(generators, label.shape[2:], self.labels)
+        made = image_of_labels(label, self._alike(drawn, [draw[1] for draw in draws]), self.recipe.blur_std)
         moving, fixed = made.image.split(len(draws))
         moving_label, fixed_label = made.label.split(len(draws))
         return {"moving": moving, "fixed": fixed, "moving_label": moving_label, "fixed_label": fixed_label}
+
+    def _alike(self, drawn: ImageDraws, epochs: Sequence[int]) -> ImageDraws:
+        """The same, but the contrasts of the fixed images, the second half, as far their own as the epoch says."""
+        passed = [max(0, epoch - 1) for epoch in epochs]
+        if min(passed) >= self.alike_epochs:
+            return drawn
+        own = drawn.mean.new_tensor([[min(1.0, epoch / self.alike_epochs)] for epoch in passed])
+        moving, fixed = drawn.mean.chunk(2)
+        noise, other_noise = drawn.deviation.chunk(2)
+        return replace(
+            drawn,
+            mean=torch.cat([moving, torch.lerp(moving, fixed, own)]),
+            deviation=torch.cat([noise, torch.lerp(noise, other_noise, own)]),
+        )
