@@ -118,11 +118,11 @@ OPTIONS: dict[str, Check] = {
         'how many times as large voxels are, level by level, such as "[4, 2, 1]"',
     ),
     **dict.fromkeys(
-        ("label_weight", "landmark_weight", "smoothness"),
+        ("label_weight", "landmark_weight", "smoothness", "prior_lambda"),
         Check(lambda value: _is_number(value) and value >= 0, "a number, 0 or more"),
     ),
     **dict.fromkeys(
-        ("learning_rate", "io_learning_rate"),
+        ("learning_rate", "io_learning_rate", "image_sigma"),
         Check(lambda value: _is_number(value) and value > 0, "a number above 0"),
     ),
     "checkpoint_seconds": Check(lambda value: _is_number(value) and value >= 0, "seconds, 0 or more"),
