@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from common.io.checkpoints import load_checkpoint
 from common.networks.transmorph import TransMorph
 from common.spatial import identity_grid
 from common.weights.family import Description, Family
-from common.weights.state_dicts import KeyMap
+from common.weights.state_dicts import KeyMap, unpack_state_dict
 from common.weights.swin_unet import (
     OFFICIAL,
     OURS,
@@ -29,6 +31,7 @@ from common.weights.swin_unet import (
     window_of,
 )
 
+CONTAINER = "state_dict"
 # TransMorph-Bayes holds the network as a part, and beside it the head that counts.
 BAYES = "net."
 PUBLISHED_DROPOUT = 0.15
@@ -47,6 +50,20 @@ def key_map(arguments: Mapping[str, Any]) -> KeyMap:
         return {**unet, **head}
     part = {pattern.replace("^", rf"^{re.escape(BAYES)}"): place for pattern, place in unet.items()}
     return {**part, rf"^{re.escape(BAYES)}(reg|sigma)_head\.": None, **head}
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Official entries of a file, also of mmipt's and DilateMorph's, where the head is no part of the backbone.
+
+    Args:
+        path: checkpoint.
+
+    Raises:
+        InputError: the file is missing, damaged or holds no state dict.
+    """
+    state = unpack_state_dict(load_checkpoint(path), str(path), CONTAINER)
+    names = {name: re.sub(r"^flow\.conv\.", "reg_head.0.", name.removeprefix("backbone.")) for name in state}
+    return {names[name]: value for name, value in state.items()}, {}
 
 
 def describe_official(state: Mapping[str, Tensor], variant: str | None = None) -> Description:
@@ -76,7 +93,9 @@ def describe_ours(state: Mapping[str, Tensor], configured: Mapping[str, Any]) ->
     Raises:
         InputError: not a TransMorph network.
     """
-    return Description({**configured, **_description(state, OURS, "head.conv.weight")})
+    # Where the warp samples, only the published form of the network tells.
+    told = {"align_corners": configured["align_corners"]} if "align_corners" in configured else {}
+    return Description({**configured, **_description(state, OURS, "head.conv.weight"), **told})
 
 
 def _description(state: Mapping[str, Tensor], names: Mapping[str, str], head: str) -> dict[str, Any]:
@@ -129,5 +148,6 @@ FAMILY = Family(
     constants=constants,
     kinds=("output_resolution",),
     untold=("drop_path", "dropout", "samples"),
-    container="state_dict",
+    container=CONTAINER,
+    read=read,
 )
