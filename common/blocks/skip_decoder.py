@@ -73,7 +73,7 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Remade, skip: Remade | None = None) -> Remade:
         """Input (B, in_channels, *spatial) and skip (B, skip_channels, *doubled) to (B, out_channels, *doubled)."""
-        parts = [_enlarged(x), *([] if skip is None else [skip])]
+        parts = [enlarged(x), *([] if skip is None else [skip])]
         output: Remade = self.second(self.first(*parts))
         return output
 
@@ -83,6 +83,7 @@ def doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode=LINEAR[x.ndim - 2], align_corners=False)
 
 
-def _enlarged(x: Remade) -> Remade:
+def enlarged(x: Remade) -> Remade:
+    """:func:`doubled`, and made again where it is needed for the backward pass."""
     again = x.again
     return Remade(doubled(x.value), lambda: doubled(again()))

@@ -81,6 +81,7 @@ class SwinUNet(nn.Module):
         self.up = nn.ModuleList(
             DecoderBlock(spatial_dims, n, block.skip, block.out) for n, block in zip(ins, blocks, strict=False)
         )
+        self.sees_images = [block.skip > 0 for block in fine]
         self.of_images = nn.ModuleList(ConvNorm(spatial_dims, 2, block.skip, norm) for block in fine if block.skip)
         self.dropout = (nn.Dropout2d if spatial_dims == 2 else nn.Dropout3d)(dropout) if dropout else None
 
@@ -98,10 +99,13 @@ class SwinUNet(nn.Module):
         features = self.encoder(image)
         coarse = [features.get(i) for i in reversed(range(len(self.encoder.stages)))]
         skips = [None if x is None else stored(x) for x in coarse]
-        images = [halved(image), image]
-        seen = [convolution(stored(x)) for convolution, x in zip(self.of_images, images, strict=False)]
-        skips += seen if self.dropout is None else [stored(self.dropout(x.value)) for x in seen]
-        return skips + [None] * (1 + len(self.up) - len(skips))
+        layers = iter(self.of_images)
+        for sees_images, x in zip(self.sees_images, (halved(image), image), strict=False):
+            skips.append(self._dropped(next(layers)(stored(x))) if sees_images else None)
+        return skips
+
+    def _dropped(self, x: Remade) -> Remade:
+        return x if self.dropout is None else stored(self.dropout(x.value))
 
 
 class FieldHead(nn.Module):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from common.blocks.remade import Remade, stored
-from common.blocks.skip_decoder import ConvNorm, DecoderBlock, Norm
+from common.blocks.skip_decoder import ConvNorm, Norm
 from common.blocks.swin_unet import FieldHead
 
 
@@ -24,18 +24,20 @@ class TimeStep(nn.Module):
     def __init__(self, spatial_dims: int, features: int, skip: int, head_channels: int, norm: Norm) -> None:
         super().__init__()
         self.of_images = ConvNorm(spatial_dims, 2, skip, norm)
-        self.up = DecoderBlock(spatial_dims, features, skip, head_channels)
+        self.first = ConvNorm(spatial_dims, features + skip, head_channels)
+        self.second = ConvNorm(spatial_dims, head_channels, head_channels)
         self.head = FieldHead(spatial_dims, head_channels)
 
     def forward(self, features: Remade, pair: Tensor) -> Tensor:
         """Look at the pair.
 
         Args:
-            features: (B, features, *half).
-            pair: (B, 2, *spatial), moving as far as it has been moved and fixed, on twice as many voxels.
+            features: (B, features, *spatial).
+            pair: (B, 2, *spatial), moving as far as it has been moved and fixed.
 
         Returns:
             (B, d, *spatial), float32.
         """
-        velocity: Tensor = self.head(self.up(features, self.of_images(stored(pair))))
+        joined = self.first(features, self.of_images(stored(pair)))
+        velocity: Tensor = self.head(self.second(joined))
         return velocity

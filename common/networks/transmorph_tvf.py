@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.remade import Remade
-from common.blocks.skip_decoder import Norm, doubled
+from common.blocks.skip_decoder import Norm, doubled, enlarged
 from common.blocks.swin_unet import Fine, SwinUNet, channels_last, halved, padding
 from common.blocks.time_step import TimeStep
 from common.checks import InputError
@@ -159,7 +159,9 @@ class TransMorphTVF(nn.Module):
     def _flow(self, image: Tensor) -> Tensor:
         """The field on half the grid of the images, float32, as published."""
         half = self._half(image)
-        flow = self._through_time(self.unet(half if self.halves else image), half)
+        # Enlarged once, for all steps.
+        features = enlarged(self.unet(half if self.halves else image))
+        flow = self._through_time(features, half)
         return integrate_at_edges(flow, self.int_steps).clamp(-_MOST, _MOST) if self.int_steps else flow
 
     def _half(self, image: Tensor) -> Tensor:

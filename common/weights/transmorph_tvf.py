@@ -39,8 +39,8 @@ def key_map(arguments: Mapping[str, Any]) -> KeyMap:
         r"^c1\.1\.": "unet.of_images.0.norm.",
         r"^cs\.(\d+)\.0\.": r"steps.\1.of_images.conv.",
         r"^cs\.(\d+)\.1\.": r"steps.\1.of_images.norm.",
-        r"^up3s\.(\d+)\.conv1\.0\.": r"steps.\1.up.first.conv.",
-        r"^up3s\.(\d+)\.conv2\.0\.": r"steps.\1.up.second.conv.",
+        r"^up3s\.(\d+)\.conv1\.0\.": r"steps.\1.first.conv.",
+        r"^up3s\.(\d+)\.conv2\.0\.": r"steps.\1.second.conv.",
         r"^reg_heads\.(\d+)\.0\.": r"steps.\1.head.conv.",
         # LUMIR's network holds a head that it does not use.
         r"^reg_head\.0\.": None,
@@ -103,8 +103,8 @@ def official_entries(arguments: Mapping[str, Any]) -> Entries:
     for i in steps:
         yield from renamed(shapes, f"steps.{i}.head.conv.", f"reg_heads.{i}.0.")
     for i in steps:
-        yield from renamed(shapes, f"steps.{i}.up.first.conv.", f"up3s.{i}.conv1.0.")
-        yield from renamed(shapes, f"steps.{i}.up.second.conv.", f"up3s.{i}.conv2.0.")
+        yield from renamed(shapes, f"steps.{i}.first.conv.", f"up3s.{i}.conv1.0.")
+        yield from renamed(shapes, f"steps.{i}.second.conv.", f"up3s.{i}.conv2.0.")
     for i in steps:
         yield from renamed(shapes, f"steps.{i}.of_images.conv.", f"cs.{i}.0.")
         yield from renamed(shapes, f"steps.{i}.of_images.norm.", f"cs.{i}.1.")

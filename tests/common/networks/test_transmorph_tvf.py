@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.blocks.remade import stored
+from common.blocks.skip_decoder import doubled
 from common.checks import InputError
 from common.networks import TransMorphTVF, transmorph_tvf
 from common.networks.transmorph_tvf import CONFIGURATIONS
@@ -61,8 +62,8 @@ def seen(net: TransMorphTVF, image: Tensor) -> tuple[Tensor, Tensor]:
     """Features that all steps share, and the pair that they look at."""
     if net.halves:
         half = F.avg_pool3d(image, 2)
-        return net.unet(half).value, half
-    return net.unet(image).value, F.avg_pool3d(image, 3, stride=2, padding=1)
+        return doubled(net.unet(half).value), half
+    return doubled(net.unet(image).value), F.avg_pool3d(image, 3, stride=2, padding=1)
 
 
 @pytest.mark.parametrize("int_steps", [0, 3])

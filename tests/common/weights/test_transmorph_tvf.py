@@ -66,7 +66,7 @@ def test_steps_lie_where_they_should() -> None:
     ours = to_ours(FAMILY, state, CASES["tvf_lumir"])
     for name, place in {
         "cs.2.1.running_var": "steps.2.of_images.norm.running_var",
-        "up3s.1.conv2.0.weight": "steps.1.up.second.conv.weight",
+        "up3s.1.conv2.0.weight": "steps.1.second.conv.weight",
         "reg_heads.0.0.bias": "steps.0.head.conv.bias",
         "c1.1.weight": "unet.of_images.0.norm.weight",
         "up2.conv1.0.weight": "unet.up.2.first.conv.weight",
