@@ -50,7 +50,19 @@ from common.losses import (
     WarpedDiceLoss,
     image_pyramid,
 )
-from common.networks import EOIR, VFA, DualPyramid, GradICON, LKUNet, SITReg, VoxelMorph
+from common.networks import (
+    EOIR,
+    VFA,
+    DualPyramid,
+    GradICON,
+    LKUNet,
+    SITReg,
+    TransMorph,
+    TransMorphBSpline,
+    TransMorphDiff,
+    TransMorphTVF,
+    VoxelMorph,
+)
 from common.networks.sitreg import CONFIGURATIONS
 from common.spatial import (
     ComposedMap,
@@ -110,6 +122,13 @@ NETWORK = EOIR(2, start_channel=2, int_steps=1).double()
 CHAIN = GradICON(2, channels=(3, 4), up_channels=(3, 3), halvings=(1, 0)).double()
 PYRAMIDS = {variant: DualPyramid(2, variant=variant, channels=(2, 3)).double() for variant in ("conv_mf", "convic_c")}
 KERNELS = LKUNet(2, start_channels=2).double()
+SMALL: dict[str, Any] = {"embed_dim": 4, "depths": (1, 1), "heads": (1, 2), "window": (2, 3)}
+WINDOWS = [
+    TransMorph(2, **SMALL, head_channels=2).double(),
+    TransMorphTVF(2, **SMALL, head_channels=2, time_steps=2).double(),
+    TransMorphDiff(2, **SMALL, head_channels=2, int_steps=1).double(),
+    TransMorphBSpline(2, **SMALL, lattice_channels=(2,), int_steps=1).double(),
+]
 UNET = VoxelMorph(2, encoder=(2, 2), decoder=(2, 2, 2), int_steps=1).double()
 ATTENTION = VFA(2, downsamples=1, start_channels=2, matching_channels=2).double()
 
@@ -167,6 +186,7 @@ REFUSED: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "GradICON": (CHAIN, (normal(1, 2, 9, 8),)),
     "VoxelMorph": (UNET, (normal(1, 2, 8, 8),)),
     "LKUNet": (KERNELS, (normal(1, 2, 16, 17),)),
+    **{type(network).__name__: (network, (normal(1, 2, 8, 8),)) for network in WINDOWS},
     "SITReg": (SITREG, (normal(1, 2, 12, 9),)),
     **{f"DualPyramid, {variant}": (network, (normal(1, 2, 8, 8),)) for variant, network in PYRAMIDS.items()},
 }
