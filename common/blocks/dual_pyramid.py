@@ -19,9 +19,9 @@ from common.blocks.convolution import convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.correlation_lines import PaddingMode
 from common.blocks.remade import Remade, made_of, not_stored
+from common.blocks.room import make_room
 from common.blocks.sitreg import computed_again
 from common.blocks.varied_block import VariedBlock
-from common.memory import give_back_freed_memory
 
 SLOPE = 0.2
 """Of the activations at negative numbers."""
@@ -207,19 +207,6 @@ class FlowBlock(nn.Module):
         with not_stored(hidden):
             flow = _convolved(hidden.value, self.flow)
         return flow.float() if flow.dtype.itemsize < 4 else flow
-
-
-def make_room(x: Tensor) -> None:
-    """Let go of the gaps that freed volumes have left, before a training step on the CPU needs the most.
-
-    Coarse volumes leave gaps too small for the finest ones, and so do those of the encoder for the decoder: without
-    this they are up to a third of a training step's memory.
-
-    Args:
-        x: any tensor on the device of the step.
-    """
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        give_back_freed_memory()
 
 
 def features_to_feed(

@@ -44,13 +44,12 @@ class ConvNorm(nn.Module):
         Each is convolved by itself, so that they need not be put together, nor their gradients taken apart.
         """
         weights = self.conv.weight.split([part.value.shape[1] for part in parts], 1)
-        results = []
+        result: Tensor | None = None
         for part, weight in zip(parts, weights, strict=True):
             with not_stored(part):
-                results.append(convolve(part.value, weight))
-        result = results.pop(0)
-        for other in results:
-            result = result + other
+                convolved = convolve(part.value, weight)
+            result = convolved if result is None else result.add_(convolved)
+        assert result is not None
         if self.norm is None:
             return normalise(result, SLOPE)
         return stored(F.leaky_relu(self.norm(result), SLOPE))

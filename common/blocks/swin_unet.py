@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.blocks.convolution import convolve
 from common.blocks.remade import Remade, not_stored, stored
+from common.blocks.room import make_room
 from common.blocks.skip_decoder import ConvNorm, DecoderBlock, Norm
 from common.blocks.swin import SwinEncoder
 
@@ -90,8 +91,11 @@ class SwinUNet(nn.Module):
         skips = self._skips(image)
         x = skips.pop(0)
         assert x is not None
+        # The most is alive in the finest block, on the way there and then on the way back.
+        make_room(x.value)
         for block in self.up:
             x = block(x, skips.pop(0))
+        make_room(x.value)
         return x
 
     def _skips(self, image: Tensor) -> list[Remade | None]:

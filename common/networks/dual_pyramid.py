@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.correlation_lines import PADDING, PaddingMode
-from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed, joined, make_room
+from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed, joined
 from common.blocks.remade import not_stored
+from common.blocks.room import make_room
 from common.blocks.varied_block import OPTIONS
 from common.blocks.vector_field_attention import VectorFieldAttention
 from common.checks import InputError
