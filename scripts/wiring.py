@@ -39,7 +39,7 @@ _SCHEDULE = ("max_epochs", "pairs_per_epoch", "batch_size", "learning_rate", "va
 _SUBJECTS = ("reader", "preprocessing")
 _WINDOW = "window"
 _LABELS = ("label_groups", "grouping", "counted")
-_GRID = ("spacing", "spatial_size", "zoom")
+_GRID = ("spacing", "spatial_size", "zoom", "orientation")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
 _BOTH_WAYS = "train::dataloader::sampler::both_ways"
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
@@ -67,6 +67,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
             *(_WINDOW, f"folder::settings::{_WINDOW}"),
             *("spatial_size", "folder::settings::spatial_size", "dataset::spatial_size", "dataset::masked"),
+            *("orientation", "folder::settings::orientation", "dataset::orientation"),
             *("section", *_WRITER, "infer::phantoms"),
         ),
     },

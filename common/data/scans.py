@@ -18,7 +18,7 @@ from common.data.dataset import PairDataset, plain_tensor
 from common.data.guides import guides_of_pair
 from common.data.readers.listing import LANDMARKS, MASK
 from common.data.scan_pair import align_scans, alone, grids_of, overlap, registered_part, scaled, seen
-from common.data.working_grid import sized_grid
+from common.data.working_grid import sized_grid, turned_grid
 from common.spatial import Grid, resample, working_grid
 from common.spatial.plane import laid, lifted
 
@@ -33,9 +33,10 @@ class ScanPairDataset(PairDataset):
     """Pairs of scans on grids of their own, seen by the network on one working grid.
 
     The working grid covers the foreground of the fixed scan, has the network's voxel size and array axes nearest to
-    RAS+. Both scans are sampled there, the moving one by the header geometry and, if asked, an affine alignment. Images
-    of two dimensions are treated alike, in their plane: they take part as slices (:mod:`common.spatial.plane`), and the
-    network sees them without the third axis, their axes as the fixed image has them.
+    RAS+, or to another ``orientation``. Both scans are sampled there, the moving one by the header geometry and, if
+    asked, an affine alignment. Images of two dimensions are treated alike, in their plane: they take part as slices
+    (:mod:`common.spatial.plane`), and the network sees them without the third axis, their axes as the fixed image has
+    them.
 
     Args:
         data: subjects {"id", "image", "label", "mask" and "landmarks" (these three optional)}.
@@ -48,6 +49,7 @@ class ScanPairDataset(PairDataset):
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
         spatial_size: voxels of the working grid, about the centre of the fixed scan in place of its foreground, for a
             network that is made for images of one size; None for the foreground.
+        orientation: where the axes of arrays went to in training, see :func:`common.data.working_grid.turned_grid`.
         masked: whether the network sees what label maps cover alone, 0 elsewhere, where both scans have one; so does
             the affine alignment.
         cache_rate: see :class:`common.data.PairDataset`.
@@ -72,6 +74,7 @@ class ScanPairDataset(PairDataset):
         affine: bool = False,
         intensity: Callable[[Tensor], Tensor] | None = None,
         spatial_size: Sequence[int] | None = None,
+        orientation: str = "RAS",
         masked: bool = False,
         cache_rate: float = 1.0,
         guides: Sequence[str] = (),
@@ -83,6 +86,7 @@ class ScanPairDataset(PairDataset):
         self.affine = affine
         self.intensity = intensity
         self.spatial_size = spatial_size
+        self.orientation = orientation
         self.masked = masked
         self.guides = tuple(guides)
 
@@ -110,6 +114,7 @@ class ScanPairDataset(PairDataset):
         _check_scale(grids["fixed"], working, paths["fixed"])
         if self.spatial_size is not None:
             working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
+        working = turned_grid(working, self.orientation)
         masks = self._masks(subjects, dims)
         guides = self._masks_of_guides(subjects, dims)
         within = {side: alone(scaled(scans[side], self.intensity), mask) for side, mask in guides.items()}

@@ -15,6 +15,9 @@ from common.checks import InputError
 from common.data.transforms import is_label
 from common.spatial import Grid, resample, working_grid
 
+_LETTERS = ("RL", "AP", "SI")
+"""The ways that an axis can go, by the axes of the world; the first ones are those of working grids."""
+
 
 class WorkingGridd(MapTransform):
     """Resample volumes on a grid of RAS+ axes and of one size about the centre of each.
@@ -78,3 +81,31 @@ def sized_grid(image: Grid, spacing: Sequence[float] | None, size: Sequence[int]
     size = [*size[: image.dims], *whole.shape[image.dims :]]
     start = [(n - wanted) // 2 for n, wanted in zip(whole.shape, size, strict=True)]
     return whole.cropped(start, [first + n for first, n in zip(start, size, strict=True)])
+
+
+def is_orientation(value: object) -> bool:
+    """Whether something names the ways of three axes, one of the world each, such as "RAS" or "LIA"."""
+    return isinstance(value, str) and len(value) == 3 and all(sum(c in pair for c in value) == 1 for pair in _LETTERS)
+
+
+def turned_grid(grid: Grid, orientation: str) -> Grid:
+    """The voxels of a working grid, whose axes are those nearest to RAS+, along axes of another order and direction.
+
+    Args:
+        grid: of :func:`common.spatial.working_grid`; a flat one stays as it is.
+        orientation: where the axes go to, a letter each of R or L, A or P, S or I.
+
+    Raises:
+        InputError: for other letters.
+    """
+    if not is_orientation(orientation):
+        raise InputError(f"orientation is {orientation!r}: give a letter each of R or L, A or P, S or I, such as RAS.")
+    if grid.flat:
+        return grid
+    affine, axes = grid.affine.clone(), [next(i for i in range(3) if way in _LETTERS[i]) for way in orientation]
+    for place, (axis, way) in enumerate(zip(axes, orientation, strict=True)):
+        turned = way != _LETTERS[axis][0]
+        affine[:3, place] = grid.affine[:3, axis] * (-1 if turned else 1)
+        affine[:3, 3] += grid.affine[:3, axis] * (grid.shape[axis] - 1) * turned
+    first, second, third = (grid.shape[axis] for axis in axes)
+    return Grid((first, second, third), affine)

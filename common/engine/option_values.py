@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from common.checks import InputError
 from common.cli import sentence_of
 from common.data.readers import READERS, SECTIONS
+from common.data.working_grid import is_orientation
 from common.engine.option_names import SEPARATORS
 from common.io.challenge_fields import NAMINGS
 from common.io.landmarks import COORDINATES
@@ -140,6 +141,9 @@ OPTIONS: dict[str, Check] = {
         "the lowest and the highest intensity that count, such as [-1000, 0], or None",
     ),
     "spatial_size": _SIZE,
+    "orientation": _or_none(
+        Check(is_orientation, "where the axes go to, a letter each of R or L, A or P, S or I, such as RAS")
+    ),
     "image_shape": _SIZES,
     "labels": _or_none(
         Check(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -8,8 +9,8 @@ from monai.data import MetaTensor
 
 from common.checks import InputError
 from common.data import WorkingGridd
-from common.data.working_grid import sized_grid
-from common.spatial import Grid
+from common.data.working_grid import sized_grid, turned_grid
+from common.spatial import Grid, resample
 
 LAS = torch.tensor([[-2.0, 0, 0, 30], [0, 2, 0, -10], [0, 0, 2, 5], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -60,3 +61,25 @@ def test_flat_images_are_refused() -> None:
 def test_a_size_of_too_few_axes_is_refused() -> None:
     with pytest.raises(InputError, match=r"spatial_size is \[8, 8\], but the scan is 3D: give 3 numbers"):
         sized_grid(Grid((8, 8, 8), torch.eye(4, dtype=torch.float64)), None, (8, 8))
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LIA", "RSA", "PIR"])
+def test_a_turned_grid_has_the_same_voxels_along_other_axes(orientation: str) -> None:
+    affine = torch.tensor([[1.0, 0.1, 0, -9], [-0.1, 2, 0, 5], [0, 0, 3, 7], [0, 0, 0, 1]], dtype=torch.float64)
+    grid = Grid((4, 5, 6), affine)
+    turned = turned_grid(grid, orientation)
+    assert "".join(nibabel.aff2axcodes(turned.affine.numpy())) == orientation
+    values = torch.arange(120.0).view(1, 1, 4, 5, 6)
+    seen = resample(values, grid, turned)
+    own, wanted = nibabel.io_orientation(grid.affine.numpy()), nibabel.orientations.axcodes2ornt(orientation)
+    way = nibabel.orientations.ornt_transform(own, wanted)
+    expected = nibabel.orientations.apply_orientation(values[0, 0].numpy(), way)
+    np.testing.assert_allclose(seen[0, 0].numpy(), expected, atol=1e-3)
+
+
+def test_a_flat_grid_stays_as_it_is_and_other_letters_are_refused() -> None:
+    flat = Grid((4, 5, 1), torch.eye(4, dtype=torch.float64), flat=True)
+    assert turned_grid(flat, "LIA") is flat
+    for wrong in ("RA", "RAX", "RLS", "ras"):
+        with pytest.raises(InputError, match=f"orientation is '{wrong}': give a letter each of R or L"):
+            turned_grid(flat, wrong)
