@@ -40,6 +40,10 @@ _OF_2MM = (
     "--loss#terms#ncc_back#loss#fraction 0.005 --learning_rate 0.0003"
 )
 _HALF_UNET = "--network_def#encoder [8,16,16,16] --network_def#decoder [16,16,16,16,16,8,8]"
+_SMALL_SWIN = (
+    "--supervised false --network_def#embed_dim 48 --network_def#heads [4,4,4,4] --network_def#window [3,4,3] "
+    "--network_def#align_corners true"
+)
 METHODS: dict[str, tuple[str, str]] = {
     "EOIR": ("eoir_oasis", "--supervised false --network_def#start_channel 8"),
     "VFA": ("vfa_oasis", "--network_def#start_channels 4 --network_def#matching_channels 4"),
@@ -55,6 +59,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "VoxelMorph": ("voxelmorph_oasis", _HALF_UNET),
     "VoxelMorph, diffeomorphic": ("voxelmorph_oasis", f"{_HALF_UNET} --network_def#int_steps 7"),
     "VoxelMorph, with labels": ("voxelmorph_oasis", f"{_HALF_UNET} --supervised true"),
+    "TransMorph, small": ("transmorph_oasis", _SMALL_SWIN),
 }
 """Bundle of a method, and options that make its network small enough for a processor."""
 EQUAL = (
