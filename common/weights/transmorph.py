@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from common.checks import InputError
 from common.io.checkpoints import load_checkpoint
 from common.networks.transmorph import TransMorph
 from common.spatial import identity_grid
@@ -74,9 +75,14 @@ def describe_official(state: Mapping[str, Tensor], variant: str | None = None) -
         variant: there is none.
 
     Raises:
-        InputError: not a TransMorph network, a variant, or indices that do not belong to windows.
+        InputError: not a TransMorph network but, for instance, TransMorphTVF; a variant; or indices that do not belong
+            to windows.
     """
     check_no_variant("TransMorph", variant)
+    if "reg_heads.0.0.weight" in state:
+        raise InputError(
+            "This is a checkpoint of TransMorphTVF: it has a head for each step; import it into its bundle."
+        )
     part = {name.removeprefix(BAYES): value for name, value in state.items() if name.startswith(BAYES)}
     state = {**part, **state}
     described = _description(state, OFFICIAL, "reg_head.0.weight") | window_of(state)

@@ -122,6 +122,8 @@ def test_files_of_relatives_have_their_head_beside_the_backbone(tmp_path: Path, 
 def test_what_is_no_checkpoint_of_it_is_refused() -> None:
     with pytest.raises(InputError, match="no checkpoint of TransMorph"):
         FAMILY.describe_official({"encoder.0.weight": torch.zeros(1)}, None)
+    with pytest.raises(InputError, match="of TransMorphTVF: it has a head for each step"):
+        FAMILY.describe_official(transmorph_entries("tvf_lumir", (2, 3, 3)), None)
     state = official("oasis_small")
     del state["up2.conv1.0.weight"]
     with pytest.raises(InputError, match=r"missing up2\.conv1\.0\.weight"):
