@@ -56,6 +56,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "DP-VFA": ("dp_vfa_oasis", _PYRAMID),
     "GradICON": ("gradicon_oasis", _TALL),
     "NePhi": ("nephi_oasis", _OF_2MM),
+    "LKU-Net": ("lkunet_ixi", "--network_def#start_channels 4"),
     "VoxelMorph": ("voxelmorph_oasis", _HALF_UNET),
     "VoxelMorph, diffeomorphic": ("voxelmorph_oasis", f"{_HALF_UNET} --network_def#int_steps 7"),
     "VoxelMorph, with labels": ("voxelmorph_oasis", f"{_HALF_UNET} --supervised true"),
