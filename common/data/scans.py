@@ -18,7 +18,7 @@ from common.data.dataset import PairDataset, plain_tensor
 from common.data.guides import guides_of_pair
 from common.data.readers.listing import LANDMARKS, MASK
 from common.data.scan_pair import align_scans, alone, grids_of, overlap, registered_part, scaled, seen
-from common.data.working_grid import sized_grid, turned_grid
+from common.data.working_grid import along_ras, sized_grid, turned_grid
 from common.spatial import Grid, resample, working_grid
 from common.spatial.plane import laid, lifted
 
@@ -41,9 +41,9 @@ class ScanPairDataset(PairDataset):
     Args:
         data: subjects {"id", "image", "label", "mask" and "landmarks" (these three optional)}.
         transform: loads and checks one subject, see :class:`common.data.PairDataset`.
-        spacing: voxel size in millimetres that the network was trained with, for the axes right, anterior, superior;
-            for images of two dimensions the first two count, and volumes of one slice may have two alone; None takes
-            that of the fixed scan.
+        spacing: voxel size in millimetres that the network was trained with, for the axes right, anterior, superior, or
+            those of ``orientation``; for images of two dimensions the first two count, and volumes of one slice may
+            have two alone; None takes that of the fixed scan.
         affine: whether to align the moving scan affinely before the network sees it.
         intensity: applied to both images on the working grid, (1, *spatial) to the same: what the network was trained
             with. Then they are brought to scale, see :func:`common.data.intensity.fit_intensity`.
@@ -110,10 +110,11 @@ class ScanPairDataset(PairDataset):
         grids = self._grids({side: subject["image"] for side, subject in subjects.items()}, paths)
         dims = grids["fixed"].dims
         scans = {side: lifted(plain_tensor(subject["image"]).float(), dims) for side, subject in subjects.items()}
-        working = working_grid(registered_part(scans["fixed"], grids["fixed"]), self.spacing)
+        spacing, size = (along_ras(values, self.orientation) for values in (self.spacing, self.spatial_size))
+        working = working_grid(registered_part(scans["fixed"], grids["fixed"]), spacing)
         _check_scale(grids["fixed"], working, paths["fixed"])
-        if self.spatial_size is not None:
-            working = sized_grid(grids["fixed"], self.spacing, self.spatial_size)
+        if size is not None:
+            working = sized_grid(grids["fixed"], spacing, [int(n) for n in size])
         working = turned_grid(working, self.orientation)
         masks = self._masks(subjects, dims)
         guides = self._masks_of_guides(subjects, dims)

@@ -109,3 +109,10 @@ def turned_grid(grid: Grid, orientation: str) -> Grid:
         affine[:3, 3] += grid.affine[:3, axis] * (grid.shape[axis] - 1) * turned
     first, second, third = (grid.shape[axis] for axis in axes)
     return Grid((first, second, third), affine)
+
+
+def along_ras(values: Sequence[float] | None, orientation: str) -> Sequence[float] | None:
+    """Numbers along the axes of an orientation in the order right, anterior, superior; other than three stay."""
+    if values is None or len(values) != len(_LETTERS):
+        return values
+    return [next(value for value, way in zip(values, orientation, strict=True) if way in pair) for pair in _LETTERS]

@@ -100,6 +100,17 @@ def test_images_of_two_dimensions_have_masks_and_a_size_of_their_own(tmp_path: P
         np.testing.assert_allclose(item[side][0].numpy(), (image * mask)[2:10, 2:8], rtol=0, atol=1e-6)
 
 
+def test_axes_go_where_the_network_had_them_and_sizes_are_along_these(scans: dict[str, Path]) -> None:
+    grid: dict[str, Any] = {"spacing": (2, 1, 1.5), "spatial_size": (24, 20, 18)}
+    plain = pair(scans, **grid)
+    turned = pair(scans, spacing=(1.5, 2, 1), spatial_size=(18, 24, 20), orientation="ILA")
+    # Superior, right, anterior of the one are inferior, left, anterior of the other.
+    for side in ("moving", "fixed"):
+        expected = plain[side].permute(0, 3, 1, 2).flip(1, 2)
+        torch.testing.assert_close(turned[side], expected, rtol=0, atol=1e-3)
+    assert turned["spacing"].tolist() == [1.5, 2, 1]
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_the_affine_alignment_sees_what_the_network_does_where_both_scans_have_label_maps(
     scans: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both: bool
