@@ -199,12 +199,12 @@ class SwinEncoder(nn.Module):
         Returns:
             Stage to (B, embed_dim * 2 ** stage, *spatial / (4 * 2 ** stage)), channels last in memory.
         """
-        x = self.patch_embed(image).movedim(1, -1)
+        x = self.patch_embed(image).movedim(1, image.ndim - 1)
         features: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):
             x = stage(self.merge[i - 1](x) if i else x)
             if str(i) in self.norms:
-                features[i] = self.norms[str(i)](x).movedim(-1, 1)
+                features[i] = self.norms[str(i)](x).movedim(x.ndim - 1, 1)
         return features
 
 
