@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
         choices=[variant for family in FAMILIES for variant in family.variants],
         help="which network it is, where the checkpoint does not tell",
     )
+    options.add_argument(
+        "--config",
+        metavar="NAME",
+        help="configuration of the bundle that exchanges its network, e.g. diff of TransMorph's",
+    )
     options.add_argument("--export", type=Path, metavar="FILE", help="write the published layout to this file instead")
     options.add_argument(
         "--size",
@@ -62,14 +67,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser()
     arguments = options.parse_args(argv)
     if arguments.export is not None and (arguments.output or arguments.variant):
-        options.error("--output and --variant are for importing; with --export only path, --size and --overwrite count")
+        options.error(
+            "--output and --variant are for importing; with --export only path, --size, --config and --overwrite count"
+        )
     if arguments.export is None and (arguments.path is None or arguments.size):
         options.error("name the published checkpoint to import, or export with --export FILE (--size goes with it)")
     bundle = find_bundle(arguments.bundle)
     if arguments.export is not None:
-        lines = export_weights(bundle, arguments.export, arguments.path, arguments.size, arguments.overwrite)
+        lines = export_weights(
+            bundle, arguments.export, arguments.path, arguments.size, arguments.overwrite, arguments.config
+        )
     else:
-        lines = import_weights(bundle, arguments.path, arguments.output, arguments.variant, arguments.overwrite)
+        lines = import_weights(
+            bundle, arguments.path, arguments.output, arguments.variant, arguments.overwrite, arguments.config
+        )
     print("\n".join(lines))
 
 

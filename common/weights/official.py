@@ -20,7 +20,12 @@ from common.weights.state_dicts import differing_keys, pack_state_dict, unpack_s
 
 
 def import_weights(
-    bundle: Path, path: Path, output: Path | None = None, variant: str | None = None, overwrite: bool = False
+    bundle: Path,
+    path: Path,
+    output: Path | None = None,
+    variant: str | None = None,
+    overwrite: bool = False,
+    config: str | None = None,
 ) -> list[str]:
     """Write an official checkpoint as a bundle's ``models/model.pt``.
 
@@ -30,6 +35,7 @@ def import_weights(
         output: file to write; default: ``models/model.pt`` of the bundle.
         variant: which network of the family it is, where the checkpoint does not tell.
         overwrite: whether ``output`` may exist.
+        config: configuration of the bundle that exchanges the network, such as "diff" of TransMorph's.
 
     Returns:
         Sentences for the user: what was found, what was written, what to add to the commands.
@@ -39,7 +45,7 @@ def import_weights(
             ``output`` exists.
     """
     output = _target(output or bundle / "models" / "model.pt", overwrite)
-    family, configured = _configured(bundle)
+    family, configured = _configured(bundle, config)
     state, stated = _read(family, path)
     weights = family.describe_official(state, variant)
     weights.arguments.update(stated)
@@ -62,7 +68,12 @@ def import_weights(
 
 
 def export_weights(
-    bundle: Path, output: Path, path: Path | None = None, size: Sequence[int] | None = None, overwrite: bool = False
+    bundle: Path,
+    output: Path,
+    path: Path | None = None,
+    size: Sequence[int] | None = None,
+    overwrite: bool = False,
+    config: str | None = None,
 ) -> list[str]:
     """Write a bundle's weights in the official layout: official names and order, constant entries, and the container.
 
@@ -72,6 +83,7 @@ def export_weights(
         path: weights of the bundle; default: its ``models/model.pt``.
         size: spatial size for the constant entries; default: the size that the bundle's metadata state.
         overwrite: whether ``output`` may exist.
+        config: see :func:`import_weights`.
 
     Returns:
         Sentences for the user.
@@ -83,7 +95,7 @@ def export_weights(
     path = path or bundle / "models" / "model.pt"
     state = unpack_state_dict(load_checkpoint(path), str(path), "network")
     check_finite_weights(state, str(path))
-    family, configured = _configured(bundle)
+    family, configured = _configured(bundle, config)
     weights = family.describe_ours(state, configured)
     size = size or training_size(bundle)
     if family.constants is not None and size is None:
@@ -121,12 +133,15 @@ def _target(output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _configured(bundle: Path) -> tuple[Family, dict[str, Any]]:
+def _configured(bundle: Path, config: str | None) -> tuple[Family, dict[str, Any]]:
     """Family of the bundle's network, and its arguments, the defaults of the class included."""
     from monai.bundle import ConfigParser
 
+    files = [bundle / "configs" / f"{name}.json" for name in ("inference", config) if name is not None]
+    if not files[-1].is_file():
+        raise InputError(f"{files[-1]} is missing; --config names a configuration of {bundle.name} without its ending.")
     parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.read_config([str(file) for file in files])
     network = parser.get_parsed_content("network_def", instantiate=False).get_config()
     family = family_of(network["_target_"])
     parameters = inspect.signature(family.network).parameters

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from common.checks import InputError
 from common.networks import TransMorphDiff
 from common.weights.family import to_official, to_ours
+from common.weights.official import export_weights, import_weights
 from common.weights.transmorph_diff import FAMILY
 
 from .conftest import transmorph_entries
@@ -62,3 +65,22 @@ def test_what_is_no_checkpoint_of_it_is_refused() -> None:
     del state["flow_sigma.weight"]
     with pytest.raises(InputError, match=r"no checkpoint of TransMorph-diff: flow_sigma\.weight is missing"):
         FAMILY.describe_official(state, None)
+
+
+def test_a_configuration_of_the_bundle_exchanges_the_network(tmp_path: Path) -> None:
+    configs = tmp_path / "transmorph" / "configs"
+    configs.mkdir(parents=True)
+    for name, target in (("inference", "TransMorph"), ("diff", "TransMorphDiff")):
+        network = {"_target_": f"common.networks.{target}", **ARGUMENTS}
+        (configs / f"{name}.json").write_text(json.dumps({"network_def": network}))
+    (configs / "metadata.json").write_text(json.dumps({"training_spatial_shape": [32, 64, 32]}))
+    bundle, file = configs.parent, tmp_path / "diff.pth.tar"
+    torch.save({"state_dict": official()}, file)
+    with pytest.raises(InputError, match=r"no checkpoint of TransMorph: reg_head\.0\.weight is missing"):
+        import_weights(bundle, file)
+    with pytest.raises(InputError, match=r"dif\.json is missing; --config names a configuration of transmorph"):
+        import_weights(bundle, file, config="dif")
+    assert "full network" in import_weights(bundle, file, config="diff")[0]
+    export_weights(bundle, tmp_path / "back.pth.tar", config="diff")
+    back = torch.load(tmp_path / "back.pth.tar", weights_only=True)["state_dict"]
+    assert all(torch.equal(back[name], value) for name, value in official().items())
