@@ -24,6 +24,7 @@ from common.blocks.affine_norm import AffineNorm
 from common.blocks.convolution import convolve, normalise_and_convolve, rectify_and_convolve
 from common.blocks.correlation import local_correlation, reversed_correlation
 from common.blocks.doubled_convolution import convolve_doubled
+from common.blocks.edges import edges
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
 from common.blocks.normalisation import instance_norm_prelu
 from common.blocks.tall_unet import TallUNet
@@ -230,6 +231,7 @@ def block_cases(dims: int) -> dict[str, Case]:
         ),
         "rectify_and_convolve": lambda: rectify_and_convolve(x * 1, weight, bias),
         "normalise_and_convolve": lambda: normalise_and_convolve(x, slope, weight, bias),
+        "edges": lambda: edges(x),
         "AffineNorm": lambda: AffineNorm(2, 0.2).to(META)(x).value,
         "expected_offset": lambda: expected_offset(x, values(BATCH, 2, *(n + 2 for n in SIZES[dims]))),
         "local_correlation": lambda: local_correlation(x, x * 1, padding_mode="border"),

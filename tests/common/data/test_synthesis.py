@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from common.data import (
     ShapesRecipe,
     label_map_listing,
 )
-from common.data.synthesis_image import image_of_labels
+from common.data.synthesis_image import ImageDraws, image_of_labels
 from common.data.synthesis_noise import along_axis, draw_grids, enlarged
 from common.data.synthesis_shapes import draw_shapes
 from common.engine import PrepareRegistrationBatch
@@ -180,3 +181,16 @@ def test_what_cannot_be_made_is_refused() -> None:
         ImageRecipe(warp_scales=(0,))
     with pytest.raises(InputError, match="warp_std -1"):
         ImageRecipe(warp_std=-1)
+
+
+def test_images_are_made_where_the_label_maps_lie_without_asking_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch has no autocast for this device.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    label = torch.zeros((1, 1, 12, 10, 8), dtype=torch.uint8, device="meta")
+    drawn = ImageRecipe(1.0, (4, 8)).draw([generator()], label.shape[2:], 5)
+    parts: dict[str, Any] = {
+        name: [grid.to("meta") for grid in value] if isinstance(value, list) else value.to("meta")
+        for name, value in vars(drawn).items()
+    }
+    made = image_of_labels(label, ImageDraws(**parts))
+    assert made.image.is_meta and made.image.shape == made.label.shape == label.shape
