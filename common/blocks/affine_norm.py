@@ -84,9 +84,10 @@ class _Line(NamedTuple):
         """That of one sample."""
         return _Line(self.scale[b, 0], self.shift[b, 0])
 
-    def at(self, x: Tensor) -> Tensor:
-        """Its values at those of a piece of a sample."""
-        return torch.addcmul(self.shift, x.to(self.scale.dtype), self.scale)
+    def at(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Its values at those of a piece of a sample, in ``out`` where that is of their type."""
+        out = out if out is not None and out.dtype == self.scale.dtype else None
+        return torch.addcmul(self.shift, x.to(self.scale.dtype), self.scale, out=out)
 
 
 def _activate(x: Tensor, line: _Line, slope: float) -> Tensor:
@@ -95,8 +96,11 @@ def _activate(x: Tensor, line: _Line, slope: float) -> Tensor:
         for b in range(len(x)):
             of_sample, source, target = line.sample(b), form.sample(b)(x), form.sample(b)(out)
             for cut in form.pieces(source):
-                values = of_sample.at(cut(source))
-                cut(target).copy_(values if slope == 1 else F.leaky_relu_(values, slope))
+                values = of_sample.at(cut(source), cut(target))
+                if slope != 1:
+                    F.leaky_relu_(values, slope)
+                if values.dtype != target.dtype:
+                    cut(target).copy_(values)
         return out
 
 
@@ -120,7 +124,9 @@ class _AffineNorm(torch.autograd.Function):
         on_x, form, sums = torch.empty_like(x), Matrix.of(x), []
         for b in range(len(x)):
             view = form.sample(b)
-            sample = _SampleBackward(view(x), view(grad), normal.sample(b), line.sample(b), ctx.slope)
+            y = normal.sample(b)
+            z = y if weight is None and bias is None else line.sample(b)
+            sample = _SampleBackward(view(x), view(grad), y, z, ctx.slope)
             sums.append(sample.sums(form))
             sample.write(sums[-1], form, view(on_x))
         on_shift, on_scale = (torch.stack(s).sum(0).flatten() for s in zip(*sums, strict=True))
@@ -140,21 +146,23 @@ class _SampleBackward(NamedTuple):
     line: _Line
     slope: float
 
-    def _at(self, x: Tensor, incoming: Tensor) -> Tensor:
-        """h of a piece."""
+    def _at(self, x: Tensor, incoming: Tensor, z: Tensor | None = None) -> Tensor:
+        """h of a piece, where z is known already."""
         incoming = incoming.to(self.line.scale.dtype)
         if self.slope == 1:
             return incoming
-        return torch.ops.aten.leaky_relu_backward(incoming, self.line.at(x), self.slope, False)
+        z = self.line.at(x) if z is None else z
+        return torch.ops.aten.leaky_relu_backward(incoming, z, self.slope, False)
 
     def sums(self, form: Matrix) -> tuple[Tensor, Tensor]:
         """Over the voxels of the sample those of h and of h y, per channel."""
         h_sum, hy_sum = torch.zeros_like(self.line.scale), torch.zeros_like(self.line.scale)
         for cut in form.pieces(self.x):
             x = cut(self.x)
-            h = self._at(x, cut(self.incoming))
+            y = self.normal.at(x)
+            h = self._at(x, cut(self.incoming), y if self.line is self.normal else None)
             h_sum += form.sum(h)
-            hy_sum += form.sum(self.normal.at(x).mul_(h))
+            hy_sum += form.sum(y.mul_(h))
         return h_sum, hy_sum
 
     def write(self, sums: tuple[Tensor, Tensor], form: Matrix, target: Tensor) -> None:
@@ -165,4 +173,7 @@ class _SampleBackward(NamedTuple):
         for cut in form.pieces(self.x):
             x = cut(self.x)
             values = torch.addcmul(q, self._at(x, cut(self.incoming)), self.line.scale)
-            cut(target).copy_(values.addcmul_(x.to(values.dtype), p))
+            if values.dtype == target.dtype:
+                torch.addcmul(values, x, p, out=cut(target))
+            else:
+                cut(target).copy_(values.addcmul_(x.to(values.dtype), p))
