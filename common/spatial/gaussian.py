@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.spatial.slabs import slab_ranges
@@ -30,8 +31,9 @@ def gaussian_filter(values: Tensor, sigma: float, axes: Sequence[int] | None = N
     if sigma == 0:
         return values
     taps = _taps(sigma)
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
     for axis in range(2, values.ndim) if axes is None else [2 + axis for axis in axes]:
-        values = _smoothed(values, taps, axis, inside)
+        values = (_traceably_smoothed if traced else _smoothed)(values, taps, axis, inside)
     return values
 
 
@@ -84,6 +86,19 @@ def _taps(sigma: float) -> list[float]:
     window = torch.exp(-0.5 * (places / sigma) ** 2)
     taps: list[float] = (window / window.sum())[reach:].tolist()
     return taps
+
+
+def _traceably_smoothed(values: Tensor, taps: Sequence[float], axis: int, inside: bool) -> Tensor:
+    """:func:`_smoothed` as a convolution: in an exported network, slices would keep the size of the export."""
+    window = torch.tensor([*taps[:0:-1], *taps], dtype=values.dtype, device=values.device)
+    lines = values.movedim(axis, -1)
+
+    def smooth(signal: Tensor) -> Tensor:
+        convolved = F.conv1d(signal.flatten(0, -2)[:, None], window[None, None], padding=len(taps) - 1)
+        return convolved.view_as(signal)
+
+    smoothed = smooth(lines)
+    return (smoothed / smooth(torch.ones_like(lines)) if inside else smoothed).movedim(-1, axis)
 
 
 def _of_what_is_inside(smooth: Tensor, taps: Sequence[float], axis: int) -> Tensor:
