@@ -108,16 +108,9 @@ EXCEPTIONS = (
     *(
         ("synthmorph_*", "train.json", path, "the images of training are made of label maps, step by step")
         for path in (
-            *(
-                "num_shapes",
-                "alike_epochs",
-                "shapes",
-                "images",
-                "train::listing",
-                "train::preprocessing",
-                "train::random_shapes",
-            ),
-            *("train::label_maps", "train::trainer::prepare_batch"),
+            *("num_shapes", "shapes", "images", "train::preprocessing", "train::random_shapes", "train::label_maps"),
+            *(f"train::listing::{name}" for name in ("_target_", "section", "shapes")),
+            "train::trainer::prepare_batch::synthesis",
         )
     ),
     *(

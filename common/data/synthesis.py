@@ -8,8 +8,7 @@ Hoffmann et al., SynthMorph, IEEE TMI 41 (2022) 543-558. A bundle makes its trai
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.data.readers import Listing
 from common.data.subjects import read_section
-from common.data.synthesis_image import ImageDraws, ImageRecipe, image_of_labels
+from common.data.synthesis_image import ImageRecipe, image_of_labels
 from common.data.synthesis_shapes import ShapesRecipe, draw_shapes
 
 _SHAPES, _IMAGES = 0, 1
@@ -105,18 +104,10 @@ class PairSynthesis:
     Args:
         recipe: of the images.
         labels: number of labels, background included.
-        alike_epochs: in how many epochs the contrasts of a pair's two images go from one and the same to independent
-            ones. A narrow network, that is slow to find anything in common in images without it, begins to learn so.
-            With 0, as published, they are independent from the start.
-
-    Raises:
-        InputError: a number of epochs below 0.
     """
 
-    def __init__(self, recipe: ImageRecipe, labels: int, alike_epochs: int = 0) -> None:
-        if alike_epochs < 0:
-            raise InputError(f"alike_epochs is {alike_epochs}; give 0 or more.")
-        self.recipe, self.labels, self.alike_epochs = recipe, labels, alike_epochs
+    def __init__(self, recipe: ImageRecipe, labels: int) -> None:
+        self.recipe, self.labels = recipe, labels
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Make a batch.
@@ -139,22 +130,7 @@ class PairSynthesis:
         label = torch.cat([batch["moving_label"], batch["fixed_label"]])
         draws = batch["draw"].tolist()
         generators = [_generator(label.device, _IMAGES, *map(int, draw), side) for side in (0, 1) for draw in draws]
-        drawn = self.recipe.draw(generators, label.shape[2:], self.labels)
-        made = image_of_labels(label, self._alike(drawn, [draw[1] for draw in draws]), self.recipe.blur_std)
+        made = image_of_labels(label, self.recipe.draw(generators, label.shape[2:], self.labels), self.recipe.blur_std)
         moving, fixed = made.image.split(len(draws))
         moving_label, fixed_label = made.label.split(len(draws))
         return {"moving": moving, "fixed": fixed, "moving_label": moving_label, "fixed_label": fixed_label}
-
-    def _alike(self, drawn: ImageDraws, epochs: Sequence[int]) -> ImageDraws:
-        """The same, but the contrasts of the fixed images, the second half, as far their own as the epoch says."""
-        passed = [max(0, epoch - 1) for epoch in epochs]
-        if min(passed) >= self.alike_epochs:
-            return drawn
-        own = drawn.mean.new_tensor([[min(1.0, epoch / self.alike_epochs)] for epoch in passed])
-        moving, fixed = drawn.mean.chunk(2)
-        noise, other_noise = drawn.deviation.chunk(2)
-        return replace(
-            drawn,
-            mean=torch.cat([moving, torch.lerp(moving, fixed, own)]),
-            deviation=torch.cat([noise, torch.lerp(noise, other_noise, own)]),
-        )

@@ -107,7 +107,6 @@ OPTIONS: dict[str, Check] = {
         lambda value: value is None or _is_whole(value, 2),
         "the number of maps of random shapes, 2 or more, or None for label maps of a data set",
     ),
-    "alike_epochs": Check(lambda value: _is_whole(value, 0), "the number of epochs, 0 or more"),
     "val_interval": Check(lambda value: _is_whole(value, 1), "the number of epochs between validations, 1 or more"),
     "num_workers": Check(lambda value: _is_whole(value, 0), "the number of processes that read, 0 or more"),
     "io_steps": Check(

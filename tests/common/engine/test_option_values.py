@@ -21,7 +21,6 @@ WRONG: dict[str, list[Any]] = {
     "batch_size": [0, -1, 2.0, "2", None, True],
     "pairs_per_epoch": [0, -1, "all", math.inf, False],
     "train_subjects": [1, 0, 2.5, "ten", True],
-    "alike_epochs": [-1, 0.5, "ten", None, True],
     "num_shapes": [1, 0, 2.5, "ten", True],
     "max_cpu_seconds": [0, -1, math.inf, "1 h", True],
     "val_interval": [0, "2", None],
