@@ -6,6 +6,7 @@ Hoffmann et al., SynthMorph, IEEE TMI 41 (2022) 543-558, section III.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from common.data.synthesis_noise import draw_grids, enlarged_sum
 from common.spatial import warp
 
 _MOST_LABELS = 256
+_STEEPNESS = 8.0
+"""Of the height of label 0 over the radius, where shapes lie within a ball: noise has one of about 1."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class ShapesRecipe:
         scales: distances of the noise that the labels compete with: the larger, the larger the shapes.
         warp_scales: distances of the noise that deforms each label's noise.
         warp_std: largest standard deviation of this deformation.
+        within: radius, as a share of half the size along each axis, of the rough ball that the shapes lie within; what
+            is around it has label 0, as scans without a skull have it. None, as published: shapes are everywhere.
 
     Raises:
         InputError: a number out of its range.
@@ -39,6 +44,7 @@ class ShapesRecipe:
     scales: tuple[float, ...] = (32, 64)
     warp_scales: tuple[float, ...] = (16, 32, 64)
     warp_std: float = 16.0
+    within: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -48,6 +54,8 @@ class ShapesRecipe:
             raise InputError(f"The number of labels of shapes is {self.labels}; give 2 to {_MOST_LABELS}.")
         if not self.warp_std >= 0:
             raise InputError(f"The recipe of shapes has warp_std {self.warp_std}; give 0 voxels or more.")
+        if self.within is not None and not self.within > 0:
+            raise InputError(f"The recipe of shapes has within {self.within}; give a radius above 0, or None.")
         check_scales("scales", self.scales)
         check_scales("warp_scales", self.warp_scales)
 
@@ -69,9 +77,17 @@ def draw_shapes(generator: torch.Generator, recipe: ShapesRecipe) -> Tensor:
     largest: Tensor | None = None
     for label in range(recipe.labels):
         noise = enlarged_sum(draw_grids(generator, size, recipe.scales, 1.0, 1), size)
+        if label == 0 and recipe.within is not None:
+            noise += _STEEPNESS * (_radius(size, noise.device) - recipe.within)
         ddf = enlarged_sum(draw_grids(generator, size, recipe.warp_scales, recipe.warp_std, dims), size)
         height = warp(noise, ddf)[0]
         if largest is not None:
             shapes.masked_fill_(height > largest, label)
         largest = height if largest is None else torch.maximum(largest, height)
     return shapes
+
+
+def _radius(size: Sequence[int], device: torch.device) -> Tensor:
+    """(*size), distance from the centre, 1 in the middle of each face."""
+    axes = [torch.linspace(-1, 1, n, device=device).square() for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0).sqrt()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,17 @@ def test_shapes_are_larger_where_their_noise_is_coarser() -> None:
         return float((shapes.diff(dim=0) != 0).float().mean())
 
     assert borders(6.0) > 1.5 * borders(24.0)
+
+
+@pytest.mark.parametrize("size", [(40, 32), (20, 16, 24)])
+def test_shapes_may_lie_within_a_ball(size: tuple[int, ...]) -> None:
+    recipe = ShapesRecipe(size, 8, (4.0, 8.0), (8.0,), 2.0)
+    everywhere, inside = (draw_shapes(generator(), replace(recipe, within=within))[0] for within in (None, 0.5))
+    rim = torch.ones(size, dtype=torch.bool)
+    rim[tuple(slice(2, -2) for _ in size)] = False
+    assert (inside[rim] == 0).float().mean() > 0.95 > 0.5 > (everywhere[rim] == 0).float().mean()
+    centre = tuple(n // 2 for n in size)
+    assert len(inside.unique()) > 4 and inside[centre] == everywhere[centre]
 
 
 def test_label_maps_of_a_data_set_come_without_images(datalist: Path) -> None:
