@@ -62,5 +62,6 @@ def test_the_rate_falls_as_published(dataset: str) -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([round(1e-4 * (1 - epoch / 500) ** 0.9, 8) for epoch in range(3)], abs=1e-12)
+    # The scheduler multiplies the first rate by a factor: a few float64 roundings of 1e-20.
+    assert rates == pytest.approx([round(1e-4 * (1 - epoch / 500) ** 0.9, 8) for epoch in range(3)], abs=1e-18)
     assert optimizer.param_groups[0]["amsgrad"] and optimizer.param_groups[0]["weight_decay"] == 0

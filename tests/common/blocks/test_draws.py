@@ -15,7 +15,8 @@ from common.blocks.draws import dropping, own_random_numbers, standard_deviation
 def test_standard_deviation_is_that_of_all_draws_at_once(count: int, offset: float) -> None:
     draws = offset + torch.randn(count, 2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
     kept = draws.clone()
-    torch.testing.assert_close(standard_deviation(iter(draws)), draws.std(0), rtol=1e-3 if offset else 1e-5, atol=0)
+    # float32: a few roundings of 6e-8. Around 1000 draws are rounded by 3e-5, of 5e-4 where two differ by little.
+    torch.testing.assert_close(standard_deviation(iter(draws)), draws.std(0), rtol=1e-3 if offset else 1e-6, atol=0)
     assert torch.equal(draws, kept)
 
 

@@ -14,8 +14,10 @@ def test_they_are_the_same_of_inverted_and_of_darker_images(size: tuple[int, ...
     image = torch.rand(2, 2, *size, generator=torch.Generator().manual_seed(0))
     found = edges(image)
     assert found.shape == image.shape and 0 <= found.min() and found.max() < 1
-    torch.testing.assert_close(edges(1 - image), found, rtol=0, atol=1e-4)
-    torch.testing.assert_close(edges(0.5 + 0.3 * image), found, rtol=0, atol=1e-2)
+    # float32: 1 - image and its blur are rounded by 6e-8, which is 5e-6 of edges where the image is as flat as here.
+    torch.testing.assert_close(edges(1 - image), found, rtol=0, atol=2e-5)
+    # What counts as faint does not shrink with the contrast: of 0.3 it takes up to 0.0043 off.
+    torch.testing.assert_close(edges(0.5 + 0.3 * image), found, rtol=0, atol=5e-3)
 
 
 def test_a_step_is_found_where_it_is_and_nothing_elsewhere() -> None:

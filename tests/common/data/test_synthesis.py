@@ -71,7 +71,8 @@ def test_a_pair_does_not_depend_on_its_batch() -> None:
     both = SYNTHESIS(batch())
     alone = SYNTHESIS({name: value[1:] for name, value in batch().items()})
     for name, value in alone.items():
-        torch.testing.assert_close(both[name][1:], value, rtol=0, atol=1e-6)
+        # Where convolutions of another batch size sum in another order: a few float32 roundings of numbers up to 1.
+        torch.testing.assert_close(both[name][1:], value, rtol=0, atol=5e-7)
 
 
 def test_both_sides_of_a_pair_are_unlike_and_in_range() -> None:
@@ -96,7 +97,8 @@ def test_an_image_is_what_its_random_numbers_say(size: tuple[int, ...]) -> None:
         return ndimage.map_coordinates(grid, places, order=1)
 
     velocity = np.stack([zoomed(grid, made.velocity.shape[2:]) for grid in draws.velocity[0][0].numpy()])
-    np.testing.assert_allclose(made.velocity[0].numpy(), velocity, atol=1e-5)
+    # float32 against float64: 1e-9 for velocities up to 0.013.
+    np.testing.assert_allclose(made.velocity[0].numpy(), velocity, rtol=0, atol=1e-8)
     identity = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")).astype(np.float32)
     places = identity + made.ddf[0].numpy()
     inside = np.all([(p >= 0) & (p <= n - 1) for p, n in zip(places, size, strict=True)], axis=0)
@@ -110,7 +112,8 @@ def test_an_image_is_what_its_random_numbers_say(size: tuple[int, ...]) -> None:
         image = ndimage.convolve1d(image, window / window.sum(), axis, mode="constant")
     image = np.clip(image * np.exp(zoomed(draws.bias[0][0, 0].numpy(), size)), 0, 255)
     image = (image - image.min()) / np.ptp(image)
-    np.testing.assert_allclose(made.image[0, 0].numpy(), image ** np.exp(float(draws.gamma[0])), atol=1e-5)
+    # float32 against float64: 2e-7 after two or three sums of seven, of intensities up to 1.
+    np.testing.assert_allclose(made.image[0, 0].numpy(), image ** np.exp(float(draws.gamma[0])), rtol=0, atol=1e-6)
 
 
 def test_a_constant_image_is_zero() -> None:

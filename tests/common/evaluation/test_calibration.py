@@ -84,7 +84,8 @@ def test_known_uncertainties_are_recovered(tmp_path: Path) -> None:
     assert all(0.5 < float(row["spearman"]) < 0.95 for row in found.pairs)
     assert len(found.bins) == BINS and sum(int(row["voxels"]) for row in found.bins) == found.pairs[-1]["voxels"]
     for row in found.bins:
-        assert row["error"] == pytest.approx(row["uncertainty"], rel=0.2)
+        # A part has some 500 draws, whose deviation is off by 3 %, of one standard deviation: five of them.
+        assert row["error"] == pytest.approx(row["uncertainty"], rel=0.15)
         assert 0 < float(row["mean_error"]) < float(row["error"])
     spread = [float(row["uncertainty"]) for row in found.bins]
     assert spread == sorted(spread)

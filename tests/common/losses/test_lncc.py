@@ -79,8 +79,9 @@ def test_eps_can_be_the_least_of_each_variance_and_of_the_covariance(statistics:
     eps = 0.06 if statistics == "mean" else 0.06 * 27
     loss = LNCCLoss(3, 3, eps=eps, statistics=statistics, guard="each", offset=0.0)
     volumes = i.detach()[0, 0].numpy(), j.detach()[0, 0].numpy()
-    assert loss(i, j).item() == pytest.approx(-_textbook(*volumes, 3, eps, statistics == "mean", "each"), abs=1e-10)
-    assert loss(i, j, torch.ones_like(i)).item() == pytest.approx(loss(i, j).item(), abs=1e-10)
+    # Both lines: sums over 27 voxels in float64, of values up to 1 from which means are taken off afterwards.
+    assert loss(i, j).item() == pytest.approx(-_textbook(*volumes, 3, eps, statistics == "mean", "each"), abs=1e-13)
+    assert loss(i, j, torch.ones_like(i)).item() == pytest.approx(loss(i, j).item(), abs=1e-13)
     weight = 0.5 + i.detach() / 2
     for bound in (eps / 100, eps):
         assert torch.autograd.gradcheck(LNCCLoss(3, 3, eps=bound, statistics=statistics, guard="each"), (i, j))

@@ -72,9 +72,9 @@ def test_velocities_are_drawn_in_training_alone_and_scatter_as_the_network_says(
         assert ((outputs["deviation"] / sigma - 1).square().mean().sqrt() - 0.035).abs() < 0.01
         net.train()
         draws = torch.cat([net(image) for _ in range(400)])
-        torch.testing.assert_close(
-            draws.mean(0, keepdim=True), outputs["velocity"], rtol=0, atol=0.2 * sigma.max().item()
-        )
+        # Both lines: four standard deviations, which are 1 / 20 of sigma for the mean and 3.5 % for the deviation.
+        mean, most = draws.mean(0, keepdim=True), 0.2 * sigma.max().item()
+        torch.testing.assert_close(mean, outputs["velocity"], rtol=0, atol=most)
         torch.testing.assert_close(draws.std(0, keepdim=True), sigma, rtol=0.15, atol=0)
 
 

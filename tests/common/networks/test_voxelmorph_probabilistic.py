@@ -82,7 +82,8 @@ def test_deviation_of_a_coarser_integration_grows_with_the_spread() -> None:
         net = network(log_sigma=log_sigma).eval()
         net.log_variance.weight.data.zero_()
         found.append(net(image, details=["deviation"])["deviation"].mean())
-    assert found[1] / found[0] == pytest.approx(torch.e, rel=0.02)
+    # All but the integration is linear in the draws, which are the same; larger ones are interpolated further: 0.2 %.
+    assert found[1] / found[0] == pytest.approx(torch.e, rel=5e-3)
 
 
 def test_deviation_neither_uses_up_random_numbers_nor_depends_on_the_other_pairs() -> None:
@@ -115,7 +116,8 @@ def test_gradients_reach_both_heads_through_a_draw() -> None:
                 values.append(value())
             parameter.add_(direction, alpha=1e-6)
             slope = (parameter.grad * direction).sum()
-            torch.testing.assert_close(slope, (values[0] - values[1]) / 2e-6, rtol=1e-4, atol=1e-5, msg=name)
+            # Steps of 1e-6 to both sides: float64 rounding of the sum, 1e-15, is 1e-9 of a slope; 1e-9 is found.
+            torch.testing.assert_close(slope, (values[0] - values[1]) / 2e-6, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_fresh_network_is_sure_that_images_stay_where_they_are() -> None:
