@@ -65,10 +65,12 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         METHOD: (*_NETWORK, *OPTIMISED, *(f"folder::settings::{name}" for name in (*_LOOP, *_GUIDED))),
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
-            *(_WINDOW, f"folder::settings::{_WINDOW}"),
-            *("spatial_size", "folder::settings::spatial_size", "dataset::spatial_size", "dataset::masked"),
-            *("orientation", "folder::settings::orientation", "dataset::orientation"),
-            *("section", *_WRITER, "infer::phantoms"),
+            *(_WINDOW, f"folder::settings::{_WINDOW}", "section", *_WRITER, "infer::phantoms", "dataset::masked"),
+            *(
+                f"{at}{name}"
+                for name in ("spatial_size", "orientation")
+                for at in ("", "folder::settings::", "dataset::")
+            ),
         ),
     },
     "submission.json": {
