@@ -66,11 +66,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         DATA: (
             *(*_SUBJECTS, "label_groups", "label_numbering", "grouping", "spacing", "intensity"),
             *(_WINDOW, f"folder::settings::{_WINDOW}", "section", *_WRITER, "infer::phantoms", "dataset::masked"),
-            *(
-                f"{at}{name}"
-                for name in ("spatial_size", "orientation")
-                for at in ("", "folder::settings::", "dataset::")
-            ),
+            *(at + name for name in ("spatial_size", "orientation") for at in ("", "folder::settings::", "dataset::")),
         ),
     },
     "submission.json": {
