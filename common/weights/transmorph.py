@@ -154,6 +154,7 @@ FAMILY = Family(
     constants=constants,
     kinds=("output_resolution",),
     untold=("drop_path", "dropout", "samples"),
+    tied=("window",),
     container=CONTAINER,
     read=read,
 )

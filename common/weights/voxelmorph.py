@@ -30,6 +30,8 @@ _NAMES = {"pool": ("encoder", "decoder", "remaining"), "stride": ("downarm", "up
 _CONTAINER = "model_state"
 _STATED = ("int_steps", "int_downsize")
 """Arguments that files of the library state as ours."""
+_PUBLISHED: dict[str, Any] = {"sees": "intensities"}
+"""Arguments that all published networks have, though no file states them."""
 # Identity grids of the warps.
 _GRID = re.compile(r"(^|\.)transformer\.grid$")
 
@@ -47,7 +49,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = load_checkpoint(path)
         state = library_names(unpack_state_dict(content, str(path), _CONTAINER))
         config = content.get("config")
-        return state, {name: config[name] for name in _STATED if isinstance(config, Mapping) and name in config}
+        stated = {name: config[name] for name in _STATED if isinstance(config, Mapping) and name in config}
+        return state, _PUBLISHED | stated
     state, layer_of = read_keras(path)
     expected = dict(official_entries(describe_official(state).arguments))
     for name, shape in expected.items():
@@ -57,7 +60,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise InputError(
                 f"{path} is of another architecture: {part} of the layer {layer} {found}, as torch counts."
             )
-    return state, {"padding_mode": "border"}
+    return state, _PUBLISHED | {"padding_mode": "border"}
 
 
 def pack(official: dict[str, Tensor], arguments: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
@@ -67,7 +70,15 @@ def pack(official: dict[str, Tensor], arguments: Mapping[str, Any], size: Sequen
         official: state dict.
         arguments: of the network.
         size: of the images.
+
+    Raises:
+        InputError: the network sees something else than the published ones, for which these weights mean nothing.
     """
+    if arguments["sees"] != _PUBLISHED["sees"]:
+        raise InputError(
+            f"The network sees {arguments['sees']}, published ones see intensities: there is no published layout for "
+            "its weights."
+        )
     if arguments["backbone"] == "stride":
         return {"state_dict": official}
     config = {

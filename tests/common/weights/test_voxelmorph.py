@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "synthmorph/net_3d": {**POOL, "encoder": [8] * 4, "decoder": [8] * 6, "svf_resolution": 2},
 }
 SIZE = (16, 32, 48)
+PUBLISHED = {"sees": "intensities"}
 
 
 def official(case: str) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def test_layers_lie_where_they_should() -> None:
 def test_the_library_says_how_it_integrates(tmp_path: Path) -> None:
     state, config = official("voxelmorph/pool_vm2_dense"), {"inshape": [16, 32, 16], "int_steps": 5, "int_downsize": 1}
     found, stated = read(saved(tmp_path / "0100.pt", {"config": config, "model_state": state}))
-    assert stated == {"int_steps": 5, "int_downsize": 1} and list(found) == list(state)
+    assert stated == {"int_steps": 5, "int_downsize": 1, **PUBLISHED} and list(found) == list(state)
 
 
 def test_checkpoints_of_the_tables_hold_grids_that_tell_the_size(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_checkpoints_of_the_tables_hold_grids_that_tell_the_size(tmp_path: Path)
     content = {"epoch": 500, "state_dict": state, "best_dsc": 0.73, "optimizer": {"state": {}, "param_groups": []}}
     found, stated = read(saved(tmp_path / "dsc0.730.pth.tar", content))
     description = FAMILY.describe_official(found, None)
-    assert stated == {} and description.size == SIZE
+    assert stated == PUBLISHED and description.size == SIZE
     ours = to_ours(FAMILY, found, description.arguments)
     assert set(ours) == set(VoxelMorph(**description.arguments).state_dict())
     back = to_official(FAMILY, ours, description.arguments, SIZE)
@@ -137,7 +138,7 @@ def test_registration_networks_of_dilatemorph_have_the_names_of_the_library(tmp_
 def test_files_of_keras_are_the_same_network_wherever_its_layers_lie(tmp_path: Path, case: str, group: str) -> None:
     state = official(case)
     found, stated = read(keras(tmp_path / "vxm.h5", state, group, "synth" if group else "vxm_dense"))
-    assert stated == {"padding_mode": "border"}
+    assert stated == {"padding_mode": "border", **PUBLISHED}
     assert list(found) == list(state) and all(torch.equal(found[name], value) for name, value in state.items())
 
 
@@ -242,6 +243,15 @@ def test_files_of_keras_ask_for_the_border_that_they_were_trained_with(tmp_path:
     path = keras(tmp_path / "vxm.h5", official("synthmorph/net_3d"))
     line = next(line for line in import_weights(made(tmp_path / "bundle"), path) if "configured otherwise" in line)
     assert "--network_def#padding_mode border" in line and "--network_def#svf_resolution 2" in line
+
+
+def test_published_weights_are_for_intensities_and_those_for_edges_are_not_published(tmp_path: Path) -> None:
+    bundle, state = made(tmp_path / "bundle", sees="edges"), official("voxelmorph/pool_vm2_dense")
+    sentences = import_weights(bundle, saved(tmp_path / "vxm.pt", {"model_state": state}))
+    assert any("add --network_def#sees intensities to every command" in line for line in sentences)
+    with pytest.raises(InputError, match="The network sees edges, published ones see intensities"):
+        export_weights(bundle, tmp_path / "back.pt")
+    assert not (tmp_path / "back.pt").exists()
 
 
 def test_what_is_no_checkpoint_or_of_another_network_is_refused(tmp_path: Path) -> None:
