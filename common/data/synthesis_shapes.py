@@ -50,8 +50,8 @@ class ShapesRecipe:
         """Check the numbers."""
         if len(self.size) not in (2, 3) or min(self.size) < 2:
             raise InputError(f"The size of shapes is {list(self.size)}; give two or three numbers of 2 voxels or more.")
-        if not 2 <= self.labels <= _MOST_LABELS:
-            raise InputError(f"The number of labels of shapes is {self.labels}; give 2 to {_MOST_LABELS}.")
+        if not isinstance(self.labels, int) or not 2 <= self.labels <= _MOST_LABELS:
+            raise InputError(f"The number of labels of shapes is {self.labels!r}; give 2 to {_MOST_LABELS}.")
         if not self.warp_std >= 0:
             raise InputError(f"The recipe of shapes has warp_std {self.warp_std}; give 0 voxels or more.")
         if self.within is not None and not self.within > 0:

@@ -173,6 +173,8 @@ def test_what_cannot_be_made_is_refused() -> None:
         SYNTHESIS({})
     with pytest.raises(InputError, match="labels of shapes is 1"):
         ShapesRecipe((8, 8), 1)
+    with pytest.raises(InputError, match=r"labels of shapes is 2\.5"):
+        ShapesRecipe((8, 8), 2.5)  # type: ignore[arg-type]  # as JSON may have it
     with pytest.raises(InputError, match="size of shapes"):
         ShapesRecipe((8,))
     with pytest.raises(InputError, match="warp_scales is"):
