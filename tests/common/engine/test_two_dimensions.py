@@ -123,7 +123,7 @@ def test_all_files_are_of_two_dimensions(result: tuple[Path, dict[str, str]]) ->
         np.asarray(nibabel.load(out / f"moving_to_fixed_{name}.nii.gz").dataobj)
         for name in ("weight_map", "uncertainty")
     )
-    # Components of which the one is half of the other, in pixels of 1 mm; float32 and its interpolation: 1e-5.
+    # Components of which the one is half of the other, in pixels of 1 mm; both files are float32.
     np.testing.assert_allclose(uncertainty, weight * 1.25**0.5, atol=1e-5)
     entry = json.loads((out / "provenance.json").read_text())["pairs"]["moving_to_fixed"]
     assert len(entry["working_size"]) == len(entry["working_spacing"]) == 2 and entry["labels"] == 1
