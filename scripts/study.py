@@ -136,7 +136,7 @@ def equal_trainings(given: argparse.Namespace) -> list[Training]:
     equal = [*EQUAL, "--max_cpu_seconds", f"{given.cpu_seconds:g}", "--learning_rate", f"{given.learning_rate:g}"]
     shared = [*data_options(given), *equal, "--device", "cpu"]
     return [
-        Training(name, bundle_folder(bundle), [*shared, *own.split()])
+        Training(name, bundle_folder(bundle), [*shared, *own.split()], ["--section", "validation"])
         for name, (bundle, own) in METHODS.items()
         if name in given.methods
     ]

@@ -33,11 +33,13 @@ class Training(NamedTuple):
         bundle: folder of the bundle.
         options: words of the command line behind ``train``, such as ``("--learning_rate", "0.001")``; those that name
             something in ``evaluate.json``, too, also go to the evaluation.
+        evaluation: words for the evaluation alone.
     """
 
     name: str
     bundle: Path
     options: Sequence[str]
+    evaluation: Sequence[str] = ()
 
 
 def train_and_evaluate(
@@ -96,7 +98,7 @@ def evaluate_command(training: Training, place: Path) -> list[str]:
     pairs = zip(training.options[::2], training.options[1::2], strict=True)
     kept = [word for pair in pairs if re.split("#|::", pair[0].removeprefix("--"))[0] in known for word in pair]
     own = ["--output_dir", str(place / "evaluate"), "--ckpt_path", str(place / "model.pt")]
-    own += ["--history", str(place / "train" / "history.csv"), "--overwrite", "true"]
+    own += ["--history", str(place / "train" / "history.csv"), "--overwrite", "true", *training.evaluation]
     files = [str(config), str(place / "evaluate.json")]
     return _bundle_command(training.bundle, "evaluate", files, own, training._replace(options=kept))
 

@@ -44,6 +44,7 @@ def test_every_method_gets_the_same_time_pairs_and_rate(
         assert value(training, "--train#dataloader#sampler#strategy") == "random_partner"
         assert variables["OMP_NUM_THREADS"] == "1" and len(training.options) % 2 == 0
         assert training.bundle.name == study.METHODS[training.name][0]
+        assert training.evaluation == ["--section", "validation"]
     rows = read_csv(tmp_path / "out" / "methods.csv")
     assert [row["name"] for row in rows] == list(study.METHODS) and "| before registration |" in capsys.readouterr().out
 

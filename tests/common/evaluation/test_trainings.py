@@ -45,10 +45,11 @@ def test_a_bundle_is_trained_and_evaluated_once(tmp_path: Path, monkeypatch: pyt
 def test_an_evaluation_gets_the_options_that_it_knows(tmp_path: Path) -> None:
     options = ["--reader", "datalist", "--network_def#start_channel", "2", "--network_def::int_steps", "3"]
     options += ["--learning_rate", "0.1", "--train#dataloader#sampler#strategy", "all", "--seed", "1"]
-    training = Training("a", BUNDLE, options)
+    training = Training("a", BUNDLE, options, ["--section", "test"])
     train, evaluate = train_command(training, tmp_path), evaluate_command(training, tmp_path)
     assert [word for word in options if word in train] == options
     assert [word for word in options if word in evaluate] == options[:6]
+    assert "--section" not in train and evaluate[evaluate.index("--section") + 1] == "test"
     assert evaluate[evaluate.index("--ckpt_path") + 1] == train[train.index("--ckpt_path") + 1]
 
 
