@@ -42,7 +42,7 @@ _OF_2MM = (
 _HALF_UNET = "--network_def#encoder [8,16,16,16] --network_def#decoder [16,16,16,16,16,8,8]"
 _SMALL_SWIN = (
     "--supervised false --network_def#embed_dim 48 --network_def#heads [4,4,4,4] --network_def#window [3,4,3] "
-    "--network_def#align_corners true"
+    "--network_def#align_corners True"
 )
 METHODS: dict[str, tuple[str, str]] = {
     "EOIR": ("eoir_oasis", "--supervised false --network_def#start_channel 8"),
