@@ -206,13 +206,15 @@ def _taps(volume: Tensor, kernel: Sequence[int]) -> Iterator[tuple[int, int, Ten
 
 
 def _convolve_channel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    out = x.new_empty((x.shape[0], *x.shape[2:], weight.shape[0]))
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    # No view of another tensor, so that what follows may overwrite it.
+    out = torch.empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype, memory_format=layout)
     matrix = weight.reshape(weight.shape[0], -1).T
-    for volume, result in zip(x, out, strict=True):
+    for volume, result in zip(x, out.movedim(1, -1), strict=True):
         rows = result.flatten(0, -2)
         for start, stop, taps in _taps(volume[0], weight.shape[2:]):
             torch.addmm(bias, taps.T, matrix, out=rows[start:stop])
-    return out.movedim(-1, 1)
+    return out
 
 
 def _channel_on_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
