@@ -154,10 +154,3 @@ def halved(image: Tensor) -> Tensor:
     """Means of three voxels along each axis, every second one of them; zeros outside count."""
     pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
     return pool(image, 3, 2, 1)
-
-
-def padding(size: Sequence[int], unit: int) -> list[int]:
-    """Zeros at the far end of each axis, up to a multiple of ``unit``, in the order of ``F.pad``."""
-    # Arithmetic alone, see common.networks.contract.padded.
-    missing = [(n + unit - 1) // unit * unit - n for n in size]
-    return [amount for n in reversed(missing) for amount in (0, n)]

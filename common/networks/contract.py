@@ -96,3 +96,12 @@ def padded(n: int, unit: int) -> int:
     """
     units = (n + unit - 1) // unit
     return (units + 1 // units) * unit
+
+
+def padding(size: Sequence[int], unit: int) -> list[int]:
+    """Zeros at the far end of each axis, up to a multiple of ``unit``, in the order of ``F.pad``.
+
+    Arithmetic alone, see :func:`padded`.
+    """
+    missing = [(n + unit - 1) // unit * unit - n for n in size]
+    return [amount for n in reversed(missing) for amount in (0, n)]

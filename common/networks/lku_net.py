@@ -11,7 +11,7 @@ in two dimensions integration samples corner to corner, as in three (published: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, Literal, overload
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from common.blocks.lku_net import ActivatedConvolution, FoldedKernelBlock, WayUp
 from common.checks import InputError
-from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.spatial import integrate
 from common.spatial.resize import LINEAR, voxel_ratios
 
@@ -29,6 +29,8 @@ WIDTHS = (1, 2, 4, 8, 8)
 """Channels of the levels of the way down, finest first, in units of the start channels."""
 WAYS_UP = ((2, 1, 2, 2), (2, 2, 4, 2), (4, 4, 4, 2), (8, 8, 8, 4))
 """What comes up to each level, what lies beside it, and both convolutions, finest first, in the same units."""
+UNIT = 2 ** (len(WIDTHS) - 1)
+"""Sides of what the U-Net sees are multiples of it."""
 KERNEL_SIZES = {2: 7, 3: 5}
 """The published large kernels, by number of axes."""
 
@@ -131,7 +133,7 @@ class LKUNet(nn.Module):
         """
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
-        velocity = self._velocity(F.pad(image, _padding(size)))
+        velocity = self._velocity(F.pad(image, padding(size, UNIT)))
         ddf = crop(self._integrated(velocity), size)
         if not details:
             return ddf
@@ -163,10 +165,3 @@ class LKUNet(nn.Module):
 
     def _integrated(self, velocity: Tensor) -> Tensor:
         return integrate(velocity, self.int_steps, padding_mode="border")
-
-
-def _padding(size: Sequence[int]) -> list[int]:
-    """Zeros at the far end of each axis, up to a multiple of 16; arithmetic alone, for an exported network."""
-    unit = 2 ** (len(WIDTHS) - 1)
-    missing = [(n + unit - 1) // unit * unit - n for n in size]
-    return [amount for n in reversed(missing) for amount in (0, n)]

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.remade import stored
-from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, channels_last, padding
+from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, channels_last
 from common.checks import InputError
-from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.networks.transmorph import check_encoder
 from common.spatial.free_form import free_form_field, lattice_size
 from common.spatial.outer_edges import integrate_at_edges, sampled_at_edges

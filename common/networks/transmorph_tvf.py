@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from common.blocks.remade import Remade
 from common.blocks.skip_decoder import Norm, doubled, enlarged
-from common.blocks.swin_unet import Fine, SwinUNet, channels_last, halved, padding
+from common.blocks.swin_unet import Fine, SwinUNet, channels_last, halved
 from common.blocks.time_step import TimeStep
 from common.checks import InputError
-from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.networks.transmorph import check_encoder
 from common.spatial import warp
 from common.spatial.outer_edges import integrate_at_edges, sampled_at_edges

@@ -28,7 +28,7 @@ from common.blocks.draws import own_random_numbers, standard_deviation
 from common.blocks.edges import edges
 from common.blocks.voxelmorph import PairUNet
 from common.checks import InputError
-from common.networks.contract import Details, check_numbers, check_pair, crop, wants
+from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.spatial import integrate, resize_image
 
 VOXELMORPH_1: dict[str, Any] = {"encoder": (8, 32, 32, 32), "decoder": (32, 32, 32, 32, 32, 8, 8)}
@@ -185,7 +185,7 @@ class VoxelMorph(nn.Module):
         """
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
-        image = F.pad(edges(image) if self.sees == "edges" else image, _padding(size, self.unit))
+        image = F.pad(edges(image) if self.sees == "edges" else image, padding(size, self.unit))
         proposed, log_sigma = self._proposed(image)
         chosen = proposed
         if log_sigma is not None and self.training:
@@ -258,12 +258,6 @@ def _resized(field: Tensor, size: Sequence[int], old: int, new: int) -> Tensor:
     The voxels of such grids differ by a little less, (n - 1) / (n / 2 - 1) instead of 2: it is the published rule.
     """
     return field if old == new else resize_image(field, [n // new for n in size]) * (old / new)
-
-
-def _padding(size: Sequence[int], unit: int) -> list[int]:
-    """Zeros at the far end of each axis, up to a multiple of ``unit``; arithmetic alone, see `contract.padded`."""
-    missing = [(n + unit - 1) // unit * unit - n for n in size]
-    return [amount for n in reversed(missing) for amount in (0, n)]
 
 
 def _check_names(spatial_dims: int, arguments: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from common.blocks.remade import stored
-from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, halved, padding
+from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, halved
 
 SMALL: dict[str, Any] = {"embed_dim": 4, "depths": (1, 2), "heads": (1, 2), "window": (2, 3, 2)}
 
@@ -43,11 +43,6 @@ def test_halved_images_are_means_of_three_among_zeros() -> None:
     padded = F.pad(image, (1, 1, 1, 1))
     expected = torch.stack([padded[:, :, i : i + 3, j : j + 3].mean((2, 3)) for i in (0, 2) for j in (0, 2, 4)], dim=-1)
     torch.testing.assert_close(halved(image), expected.view(1, 2, 2, 3))
-
-
-@pytest.mark.parametrize(("size", "expected"), [((8, 16), [0, 0, 0, 0]), ((9, 1), [0, 7, 0, 7])])
-def test_sizes_are_filled_up_to_a_multiple(size: tuple[int, ...], expected: list[int]) -> None:
-    assert padding(size, 8) == expected
 
 
 def test_a_head_computes_in_float32_and_starts_as_it_is_told() -> None:

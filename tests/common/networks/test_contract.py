@@ -14,7 +14,7 @@ from torch import nn
 
 from common import networks
 from common.checks import InputError
-from common.networks.contract import check_pair, names_field, wants
+from common.networks.contract import check_pair, names_field, padding, wants
 
 CONVENTIONS = Path(__file__).parents[3] / "docs" / "conventions.md"
 CLASSES = [getattr(networks, name) for name in networks.__all__]
@@ -97,3 +97,8 @@ def test_images_of_another_number_of_axes_are_told_what_to_set(size: tuple[int, 
         check_pair(torch.zeros(1, 2, *size), 5 - dims)
     with pytest.raises(InputError, match="or save these slices with two axes"):
         check_pair(torch.zeros(1, 2, 6, 7, 1), 2)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((8, 16), [0, 0, 0, 0]), ((9, 1), [0, 7, 0, 7])])
+def test_sizes_are_filled_up_to_a_multiple(size: tuple[int, ...], expected: list[int]) -> None:
+    assert padding(size, 8) == expected
