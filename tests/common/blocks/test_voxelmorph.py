@@ -109,11 +109,10 @@ def test_what_comes_from_below_is_repeated_and_comes_first(dims: int) -> None:
     kind = nn.Conv2d if dims == 2 else nn.Conv3d
     below, way = torch.rand(1, 2, *[2] * dims), torch.rand(1, 1, *[4] * dims)
     first, last = kind(3, 1, 3, padding=1), kind(1, 1, 3, padding=1)
-    centre = (slice(None), slice(None), *[1] * dims)
     for convolution, values in ((first, [1.0, 0, 0]), (last, [-1.0])):
         for parameter in convolution.parameters():
             nn.init.zeros_(parameter)
-        convolution.weight.data[centre] = torch.tensor([values])
+        convolution.weight.data.flatten(2)[..., 3**dims // 2] = torch.tensor([values])
     enlarged = below[:, :1]
     for axis in range(2, 2 + dims):
         enlarged = enlarged.repeat_interleave(2, axis)
