@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What similarities make of pairs whose contrasts differ: the moving scan's intensities pass through a curve.
 
-Example: ``python scripts/contrast.py --dataset_dir BRAINS --label_groups label_groups.json --output contrast.csv``.
+Example: ``python scripts/contrast.py --dataset_dir BRAINS --label_groups label_groups.json --output contrast.csv``;
+with ``--bundle synthmorph_shapes3d`` what its network makes of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from common.threads import share_cores
 share_cores()
 
 import torch
+from monai.bundle import ConfigParser
+from monai.transforms import ScaleIntensity
 from torch import Tensor
 
 from common.cli import run_tool
@@ -52,19 +55,48 @@ def through(curve: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return torch.where(image > 0, curve((image / brightest).clamp(max=1)), 0)
 
 
-def measure(moving: dict[str, Any], fixed: dict[str, Any], similarity: str, labels: Sequence[int]) -> dict[str, Any]:
+def trained(bundle: str, ckpt_path: str | None = None) -> tuple[Any, torch.nn.Module]:
+    """Inferer and network of a bundle, which sees each image from its smallest to its largest value as 0 to 1.
+
+    Args:
+        bundle: its name.
+        ckpt_path: weights; None for those in the bundle's folder.
+    """
+    folder = ROOT / "bundles" / bundle
+    parser = ConfigParser()
+    parser.read_config(str(folder / "configs" / "inference.json"))
+    parser["bundle_root"], parser["device"] = str(folder), torch.device("cpu")
+    if ckpt_path is not None:
+        parser["ckpt_path"] = ckpt_path
+
+    @torch.no_grad()
+    def register(pair: Tensor, network: torch.nn.Module) -> dict[str, Tensor]:
+        scaled = [torch.as_tensor(ScaleIntensity(channel_wise=True)(images)) for images in pair]
+        return {"ddf": network(torch.stack(scaled))}
+
+    return register, parser.get_parsed_content("network").eval()
+
+
+def measure(
+    moving: dict[str, Any],
+    fixed: dict[str, Any],
+    similarity: str,
+    labels: Sequence[int],
+    registration: tuple[Any, torch.nn.Module] | None = None,
+) -> dict[str, Any]:
     """Register a pair once for each curve.
 
     Args:
         moving: "id", "image" and "label" (1, *spatial), background 0.
         fixed: as the moving.
-        similarity: name of what is compared.
+        similarity: name of what is compared, or of the bundle.
         labels: structures that count.
+        registration: inferer and network; None for the optimiser of the bundle instance_any.
 
     Returns:
         Ids, similarity, and for each curve its Dice and CPU seconds.
     """
-    inferer, network = optimiser(similarity)
+    inferer, network = registration or optimiser(similarity)
     row: dict[str, Any] = {"moving_id": moving["id"], "fixed_id": fixed["id"], "similarity": similarity}
     for name, curve in CURVES.items():
         image = torch.cat([through(curve, moving["image"].as_tensor()), fixed["image"].as_tensor()])[None]
@@ -94,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
         "through a tent, by several similarities."
     )
     options.add_argument("--similarities", nargs="+", default=["lncc", "mi", "mind"], choices=tuple(SIMILARITIES))
+    options.add_argument("--bundle", help="name of a bundle whose network registers instead")
+    options.add_argument("--ckpt_path", help="its weights (default: those in its folder)")
     return options
 
 
@@ -101,10 +135,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = parser().parse_args(argv)
     groups = read_label_groups(given.label_groups)
+    network = trained(given.bundle, given.ckpt_path) if given.bundle else None
     rows = []
-    for similarity in given.similarities:
+    for similarity in [given.bundle] if given.bundle else given.similarities:
         for moving, fixed in chosen_pairs(given, groups):
-            rows.append(measure(moving, fixed, similarity, groups.evaluated or []))
+            rows.append(measure(moving, fixed, similarity, groups.evaluated or [], network))
             write_csv(given.output, rows)
     print(summary(rows))
 

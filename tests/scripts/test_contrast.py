@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,11 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from common.networks import VoxelMorph
 from scripts import contrast
+
+CONFIG = contrast.ROOT / "bundles" / "synthmorph_shapes3d" / "configs" / "inference.json"
+SYNTHMORPH = {k: v for k, v in json.loads(CONFIG.read_text(encoding="utf-8"))["network_def"].items() if k[0] != "_"}
 
 
 def test_background_stays_and_curves_stay_between_0_and_1() -> None:
@@ -48,3 +54,18 @@ def test_settings_are_those_of_the_bundle() -> None:
     inferer, network = contrast.optimiser("mse")
     assert inferer.steps == [50] and type(network).__name__ == "ZeroField"
     assert "MSELoss" in repr(inferer.loss) and "LNCCLoss" not in repr(inferer.loss)
+
+
+def test_the_network_of_a_bundle_registers_images_from_0_to_1(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = VoxelMorph(**SYNTHMORPH).eval()
+    torch.nn.init.normal_(network.flow.weight, std=0.1)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    inferer, loaded = contrast.trained("synthmorph_shapes3d", str(tmp_path / "model.pt"))
+    pair = torch.rand(1, 2, 16, 16, 16)
+    pair[..., 0, 0, 0], pair[..., 1, 1, 1] = 0, 1
+    with torch.no_grad():
+        expected = network(pair)
+    assert expected.abs().max() > 0.1
+    # One more scaling of intensities in float32.
+    torch.testing.assert_close(inferer(3 + 7 * pair, loaded)["ddf"], expected, rtol=0, atol=1e-3)
