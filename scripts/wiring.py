@@ -41,7 +41,6 @@ _WINDOW = "window"
 _LABELS = ("label_groups", "grouping", "counted")
 _GRID = ("spacing", "spatial_size", "zoom", "orientation")
 _SAMPLER = ("train::dataloader::sampler::strategy", "train::dataloader::sampler::flip_axes")
-_BOTH_WAYS = "train::dataloader::sampler::both_ways"
 _WRITER = ("handlers::RegistrationWriter::labels", "handlers::RegistrationWriter::lookup")
 _LOOP = ("io_steps", "io_learning_rate", "levels", "similarity", "smoothness", "symmetric")
 _GUIDED = ("label_weight", "landmark_weight")
@@ -50,7 +49,7 @@ OPTIMISED = ("loss", *_LOOP, *_GUIDED, "inferer::unknown")
 _INPUT = "network_data_format::inputs::image"
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "train.json": {
-        METHOD: (*_NETWORK, *_SCHEDULE, _BOTH_WAYS, "num_classes", "loss", "optimizer"),
+        METHOD: (*_NETWORK, *_SCHEDULE, "train::dataloader::sampler::both_ways", "num_classes", "loss", "optimizer"),
         DATA: (
             *(*_SUBJECTS, *_LABELS, "classes", *_GRID, *_SAMPLER, "num_workers", "cache_rate", "train::phantoms"),
             "validate::preprocessing",
