@@ -55,5 +55,5 @@ def test_a_head_computes_in_float32_and_starts_as_it_is_told() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = head(stored(x))
     assert found.dtype == torch.float32
-    # float32: a few roundings of 1e-7 of values near -2; bfloat16 would be off by 1e-5 and more.
-    torch.testing.assert_close(found, F.conv3d(x, head.conv.weight, head.conv.bias, padding=1), rtol=0, atol=1e-6)
+    # float32: a few dozen roundings of 1e-7 of values near -2, 3e-6 with AVX2; bfloat16 would be off by 4e-5.
+    torch.testing.assert_close(found, F.conv3d(x, head.conv.weight, head.conv.bias, padding=1), rtol=0, atol=5e-6)
