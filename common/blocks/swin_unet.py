@@ -17,7 +17,6 @@ from common.blocks.convolution import convolve
 from common.blocks.remade import Remade, not_stored, stored
 from common.blocks.room import make_room
 from common.blocks.skip_decoder import ConvNorm, DecoderBlock, Norm
-from common.blocks.swin import SwinEncoder
 
 
 class Fine(NamedTuple):
@@ -72,6 +71,9 @@ class SwinUNet(nn.Module):
         last = len(depths) - 1
         outputs = range(last + 1) if trans_skip else [last]
         tokens = window[:spatial_dims]
+        # MONAI's networks take two seconds and 0.2 GB to import, which no other network needs.
+        from common.blocks.swin import SwinEncoder
+
         self.encoder = SwinEncoder(
             spatial_dims, 2, embed_dim, depths, heads, tokens, qkv_bias, drop_path, outputs, dropout
         )
