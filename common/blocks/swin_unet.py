@@ -142,16 +142,6 @@ class FieldHead(nn.Module):
             return convolve(x.value.to(dtype), self.conv.weight, self.conv.bias)
 
 
-def channels_last(network: nn.Module, spatial_dims: int) -> None:
-    """Lay the weights of a network so that its convolutions run faster; the state dict does not see it.
-
-    Those of this size take up to half as long.
-    """
-    layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-    # torch documents this form of `to`, its annotations lack it.
-    network.to(memory_format=layout)  # type: ignore[call-overload]
-
-
 def halved(image: Tensor) -> Tensor:
     """Means of three voxels along each axis, every second one of them; zeros outside count."""
     pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d

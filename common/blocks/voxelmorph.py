@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.convolution import convolve
 from common.blocks.doubled_convolution import convolve_doubled
+from common.blocks.memory_format import channels_last
 
 IMAGES = 2
 """Channels of the input."""
@@ -75,10 +75,7 @@ class PairUNet(nn.Module):
         self.decoder = nn.ModuleList(
             level([before + way, *channels]) for before, way, channels in zip(below, beside, up, strict=True)
         )
-        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        # torch documents this form of `to`, its annotations lack it.
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     def forward(self, pair: Tensor) -> Tensor:
         """Look at a pair.

@@ -16,12 +16,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.correlation_lines import PADDING, PaddingMode
 from common.blocks.dual_pyramid import EXCHANGED, Encoder, FlowBlock, features_to_feed, joined
+from common.blocks.memory_format import channels_last
 from common.blocks.remade import not_stored
 from common.blocks.room import make_room
 from common.blocks.varied_block import OPTIONS
@@ -138,10 +138,7 @@ class DualPyramid(nn.Module):
             for features, hidden in zip(channels, decoder_channels or hidden_channels(variant, channels), strict=True)
         )
         self.bounds = [MULTIPLIER * bspline_bound((2**level,) * spatial_dims) for level in range(self.levels)]
-        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        # torch documents this form of `to`, its annotations lack it.
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.eoir import Encoder, FlowEstimator, PlainBlock, block
+from common.blocks.memory_format import channels_last
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, padded, wants
 from common.spatial import compose, integrate, resize_image, warp
@@ -99,10 +100,7 @@ class EOIR(nn.Module):
         self.estimators = nn.ModuleList(
             FlowEstimator(spatial_dims, n, search_radius, large) for _ in range(self.levels)
         )
-        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        # torch documents this form of `to`, its annotations lack it.
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...

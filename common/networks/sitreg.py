@@ -19,6 +19,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from common.blocks.memory_format import channels_last
 from common.blocks.sitreg import AffineExtraction, FeatureExtractor, UpdateExtraction
 from common.checks import InputError
 from common.networks.contract import Details, check_pair, wants
@@ -143,10 +144,7 @@ class SITReg(nn.Module):
         if affine_size is not None:
             voxels = math.prod(math.ceil(n / 2 ** (len(channels) - 1)) for n in affine_size)
             self.affine = AffineExtraction(spatial_dims, channels[-1] * voxels, affine_hidden_layers)
-        # Convolutions of this size run faster with channels last; the state dict does not see it.
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        # torch documents this form of `to`, its annotations lack it.
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.draws import dropping, own_random_numbers, standard_deviation
+from common.blocks.memory_format import channels_last
 from common.blocks.skip_decoder import doubled
-from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, channels_last
+from common.blocks.swin_unet import FieldHead, Fine, SwinUNet
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.spatial.outer_edges import sampled_at_edges

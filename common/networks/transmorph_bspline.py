@@ -19,8 +19,9 @@ from typing import Any, Literal, overload
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks.memory_format import channels_last
 from common.blocks.remade import stored
-from common.blocks.swin_unet import FieldHead, Fine, SwinUNet, channels_last
+from common.blocks.swin_unet import FieldHead, Fine, SwinUNet
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.networks.transmorph import check_encoder

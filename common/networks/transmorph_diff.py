@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.blocks.draws import own_random_numbers, standard_deviation
+from common.blocks.memory_format import channels_last
 from common.blocks.skip_decoder import doubled
-from common.blocks.swin_unet import FieldHead, SwinUNet, channels_last
+from common.blocks.swin_unet import FieldHead, SwinUNet
 from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
 from common.networks.transmorph import Resolution, check_decoder, check_encoder, fine_blocks
 from common.spatial import integrate

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks.memory_format import channels_last
 from common.blocks.remade import Remade
 from common.blocks.skip_decoder import Norm, doubled, enlarged
-from common.blocks.swin_unet import Fine, SwinUNet, channels_last, halved
+from common.blocks.swin_unet import Fine, SwinUNet, halved
 from common.blocks.time_step import TimeStep
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks.memory_format import channels_last
 from common.blocks.remade import Remade, not_stored
 from common.blocks.siamese_unet import UNet
 from common.blocks.vector_field_attention import VectorFieldAttention
@@ -91,10 +92,7 @@ class VFA(nn.Module):
             VectorFieldAttention(spatial_dims, features, min(max_channels, matching_channels * 2**level))
             for level, features in enumerate(self.encoder.channels)
         )
-        # Convolutions of this size run up to twice as fast with channels last; the state dict does not see it.
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        # torch documents this form of `to`, its annotations lack it.
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
