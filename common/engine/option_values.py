@@ -18,6 +18,7 @@ from common.cli import sentence_of
 from common.data.readers import READERS, SECTIONS
 from common.data.working_grid import is_orientation
 from common.engine.option_names import SEPARATORS
+from common.engine.registration_files import ALL, OUTPUTS, are_outputs
 from common.io.challenge_fields import NAMINGS
 from common.io.landmarks import COORDINATES
 from common.losses.similarity import SIMILARITIES
@@ -85,6 +86,7 @@ OPTIONS: dict[str, Check] = {
     **PATHS,
     **dict.fromkeys(("supervised", "resume", "overwrite", "amp", "affine", "distributed", "symmetric"), _SWITCH),
     "reader": _one_of(READERS),
+    "outputs": Check(are_outputs, f"{ALL}, or some of {', '.join(OUTPUTS)}, joined by commas"),
     "section": _or_none(_one_of(SECTIONS)),
     "hd95": _or_none(_one_of(HD95_UNITS)),
     "label_numbering": _one_of(("ids", "original")),

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.checks import InputError
 from common.data.request import Request, pair_name
+from common.engine.registration_files import ALL, FIELDS, chosen_outputs
 from common.io.run_record import RunRecord
 from common.io.tables import write_csv
 
@@ -22,21 +23,31 @@ PAIRS = "pairs.csv"
 class RegistrationFolder:
     """The output folder of an inference: what is finished there, and with which settings.
 
-    ``provenance.json`` lists the finished pairs, ``pairs.csv`` their fields for ``scripts/evaluate.py``. A run that was
-    interrupted goes on with the others; a run with other settings or other scans of the same names is refused.
+    ``provenance.json`` lists the finished pairs, ``pairs.csv`` their fields, where there are any, for
+    ``scripts/evaluate.py``. A run that was interrupted goes on with the others; a run with other settings or other
+    scans of the same names is refused.
 
     Args:
         output_dir: the folder.
         settings: what the result depends on, JSON-ready; paths of files are replaced by their SHA-256.
         overwrite: whether finished pairs are made anew.
+        outputs: what is written of each pair, see :func:`common.engine.registration_files.chosen_outputs`.
 
     Raises:
-        InputError: on :meth:`remaining`, when two pairs have one name, or everything is finished or was made with other
-            settings.
+        InputError: for an output that there is not; on :meth:`remaining`, when two pairs have one name, or everything
+            is finished or was made with other settings.
     """
 
-    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        outputs: str | Sequence[str] = ALL,
+    ) -> None:
         self.output_dir = Path(output_dir)
+        self.outputs = chosen_outputs(outputs)
+        settings = {**settings, "outputs": [*self.outputs]}
         self._record = RunRecord(self.output_dir / LEDGER, self.output_dir, "registrations", settings)
         self.overwrite = overwrite
         self.pairs: dict[str, dict[str, Any]] = {}
@@ -82,18 +93,20 @@ class RegistrationFolder:
         self._write()
 
     def _write(self) -> None:
-        fields = [
-            {
-                "moving": entry["moving_id"],
-                "fixed": entry["fixed_id"],
-                "field": f"{name}_ddf.nii.gz",
-                **({"inverse": f"{name}_inverse_ddf.nii.gz"} if "inverse_consistency" in entry else {}),
-                "seconds": entry["network_seconds"],
-            }
-            for name, entry in self.pairs.items()
-        ]
-        write_csv(self.output_dir / PAIRS, fields)
+        field = next((ending for name, ending in FIELDS.items() if name in self.outputs), None)
+        if field is not None:
+            write_csv(self.output_dir / PAIRS, [self._row(name, entry, field) for name, entry in self.pairs.items()])
         self._record.write(pairs=self.pairs)
+
+    def _row(self, name: str, entry: Mapping[str, Any], field: str) -> dict[str, Any]:
+        back = f"{name}_inverse_ddf.nii.gz"
+        return {
+            "moving": entry["moving_id"],
+            "fixed": entry["fixed_id"],
+            "field": f"{name}_{field}",
+            **({"inverse": back} if back in entry["files"] else {}),
+            "seconds": entry["network_seconds"],
+        }
 
     def _check_unrecorded(self, name: str) -> None:
         if self.overwrite or self._record.path.is_file():
