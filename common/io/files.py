@@ -46,7 +46,7 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
         raise InputError(f"Cannot write {path}: {reason}.") from error
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all.
 
     Raises:

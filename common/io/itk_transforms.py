@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transform files of ITK: affine, displacement field and their compositions.
+"""Transform files of ITK are read: affine, displacement field and their compositions; :mod:`common.io.itk_hdf5` writes.
 
 ITK's world is LPS, that of NIfTI and of this project RAS; both are millimetres. A transform of two dimensions is one of
 slices here (:mod:`common.spatial.plane`). ITK is imported when it is needed.
@@ -7,7 +7,6 @@ slices here (:mod:`common.spatial.plane`). ITK is imported when it is needed.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,18 @@ import numpy as np
 import torch
 
 from common.checks import InputError
-from common.io.field_checks import check_to_write
-from common.io.files import first_line, replacing
+from common.io.files import first_line
+from common.io.itk_hdf5 import FLIP, itk_place
 from common.io.nifti import check_is_file
 from common.spatial.finite import all_finite
-from common.spatial.plane import laid_field, lifted_field
+from common.spatial.plane import lifted_field
 from common.spatial.rounding import turned_vectors
-from common.spatial.transform import Affine, Field, Function, Transform
+from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
 
 ITK_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 """Images of ITK, of which displacement fields are read."""
-_FLIP = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
-"""RAS to LPS and back."""
 
 
 def read_itk(path: str | Path, reference: Grid | None = None) -> Transform:
@@ -99,50 +96,6 @@ def read_itk_field(path: str | Path) -> Field:
     return field
 
 
-def write_transform(path: str | Path, transform: Transform) -> None:
-    """Write a transform as ITK's composition in HDF5, which ITK, SimpleITK, ANTs and 3D Slicer read.
-
-    That of images of two dimensions is one of two dimensions in the file, too. Single precision, compressed; written
-    under a temporary name and moved.
-
-    Args:
-        path: ends in .h5.
-        transform: fixed world to moving world.
-
-    Raises:
-        InputError: when the name ends otherwise, the transform has functions, which ITK does not know, values are not
-            finite or the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix != ".h5":
-        raise InputError(f"{path}: transforms are written as .h5.")
-    stages = [stage for stage in transform.stages if not isinstance(stage, Function)]
-    if len(stages) < len(transform.stages):
-        raise InputError(f"{path}: ITK has no functions; sample the transform on a grid first.")
-    import itk
-
-    for stage in stages:
-        check_to_write(path, stage.matrix if isinstance(stage, Affine) else stage.ddf)
-    dims = 2 if transform.flat else 3
-    composition = itk.CompositeTransform[itk.F, dims].New()
-    for stage in reversed(stages or [Affine(torch.eye(4))]):
-        composition.AddTransform(_itk_affine(stage, dims) if isinstance(stage, Affine) else _itk_field(stage))
-    writer = itk.TransformFileWriterTemplate[itk.F].New(Input=composition)
-    writer.SetUseCompression(True)
-    try:
-        with replacing(path, ".h5") as temporary:
-            writer.SetFileName(str(temporary))
-            writer.Update()
-    except RuntimeError as error:
-        raise InputError(f"Cannot write {path}: {_write_failure(error, path.parent)}.") from error
-
-
-def _write_failure(error: RuntimeError, folder: Path) -> str:
-    """ITK does not pass on why a write failed: a disk without space says it itself."""
-    status = os.statvfs(folder)
-    return "the disk is full" if status.f_bavail * status.f_frsize < (1 << 20) else _reason(error)
-
-
 def _reason(error: Exception) -> str:
     """The sentence in ITK's message, behind the place in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -191,7 +144,7 @@ def _affine(part: Any) -> Affine:
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:dims, 3] = moved[0]
     matrix[:dims, :dims] = (moved[1:] - moved[0]).T
-    return Affine(_FLIP @ matrix @ _FLIP)
+    return Affine(FLIP @ matrix @ FLIP)
 
 
 def _field(image: Any, path: Path) -> Field:
@@ -205,7 +158,7 @@ def _field(image: Any, path: Path) -> Field:
     vectors = torch.from_numpy(np.array(itk.array_view_from_image(image), dtype=np.float32))
     shape = tuple(reversed(vectors.shape[:-1]))
     try:
-        grid = Grid.of(shape, _FLIP @ affine)
+        grid = Grid.of(shape, FLIP @ affine)
     except InputError as error:
         raise InputError(f"{path} holds a field whose directions cannot be inverted.") from error
     columns = vectors.movedim(-1, 0).permute(0, *range(dims, 0, -1)).flatten(1)
@@ -220,13 +173,13 @@ def _sampled(part: Any, reference: Grid, path: Path) -> Field:
     dims = part.GetInputSpaceDimension()
     if dims != reference.dims:
         raise InputError(f"{path} holds a transform in {dims}D, but the fixed image is {reference.dims}D.")
-    origin, spacing, direction = _itk_place(reference)
+    origin, spacing, direction = itk_place(reference)
     image = itk.Image[itk.Vector[itk.F, dims], dims]
     sampler = itk.TransformToDisplacementFieldFilter[image, itk.D].New(Transform=part)
     sampler.SetSize(list(reference.shape[:dims]))
     sampler.SetOutputOrigin(origin)
     sampler.SetOutputSpacing(spacing)
-    sampler.SetOutputDirection(direction)
+    sampler.SetOutputDirection(itk.matrix_from_array(direction.numpy()))
     sampler.Update()
     return _field(sampler.GetOutput(), path)
 
@@ -237,41 +190,3 @@ def _check_finite(stage: Affine | Field, path: Path) -> None:
         raise InputError(f"{path} holds values that are NaN or infinite: the method that wrote it has failed.")
     if isinstance(stage, Affine) and float(torch.linalg.svdvals(values[:3, :3]).min()) < 1e-6:
         raise InputError(f"{path} holds an affine map that cannot be inverted.")
-
-
-def _itk_affine(stage: Affine, dims: int) -> Any:
-    import itk
-
-    matrix = (_FLIP @ stage.matrix @ _FLIP).numpy()
-    affine = itk.AffineTransform[itk.F, dims].New()
-    affine.SetMatrix(itk.matrix_from_array(matrix[:dims, :dims].astype(np.float32)))
-    affine.SetTranslation(matrix[:dims, 3].tolist())
-    return affine
-
-
-def _itk_field(stage: Field) -> Any:
-    import itk
-
-    dims = stage.grid.dims
-    linear = (_FLIP @ stage.grid.affine)[:dims, :dims].float()
-    stored = torch.einsum("rc,c...->...r", linear, laid_field(stage.ddf, dims)[0].cpu().float())
-    # Under the same name: what was in another order is gone before ITK makes its copy.
-    stored = stored.permute(*range(dims - 1, -1, -1), dims).contiguous()
-    image = itk.image_from_array(stored.numpy(), ttype=itk.Image[itk.Vector[itk.F, dims], dims])
-    origin, spacing, direction = _itk_place(stage.grid)
-    image.SetOrigin(origin)
-    image.SetSpacing(spacing)
-    image.SetDirection(direction)
-    field = itk.DisplacementFieldTransform[itk.F, dims].New()
-    field.SetDisplacementField(image)
-    return field
-
-
-def _itk_place(grid: Grid) -> tuple[list[float], list[float], Any]:
-    """Origin, spacing and directions of a grid as ITK has them."""
-    import itk
-
-    lps = _FLIP @ grid.affine
-    spacing = lps[:3, :3].norm(dim=0)
-    direction = (lps[:3, :3] / spacing)[: grid.dims, : grid.dims]
-    return lps[: grid.dims, 3].tolist(), spacing[: grid.dims].tolist(), itk.matrix_from_array(direction.numpy())

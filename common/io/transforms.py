@@ -13,7 +13,7 @@ from common.io.field_checks import channel_axis, check_dims, check_displacements
 from common.io.field_places import is_made_up, say_place
 from common.io.fields import CONVENTIONS, read_field, says_voxels, write_displacement
 from common.io.formats.reader import ARRAYS, read_world
-from common.io.itk_transforms import write_transform
+from common.io.itk_hdf5 import write_transform
 from common.io.nifti import open_field, read_grid, spatial_grid, voxels_of
 from common.spatial.transform import Affine, Field, Transform
 from common.spatial.world import Grid
