@@ -53,7 +53,7 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "DP-Conv-C": ("dp_conv_c_oasis", _PYRAMID),
     "DP-ConvIC-C": ("dp_convic_c_oasis", _PYRAMID),
-    "DP-VFA": ("dp_vfa_oasis", _PYRAMID),
+    "DP-VFA": ("dpvfa_oasis", _PYRAMID),
     "GradICON": ("gradicon_oasis", _TALL),
     "NePhi": ("nephi_oasis", _OF_2MM),
     "LKU-Net": ("lkunet_ixi", "--network_def#start_channels 4"),

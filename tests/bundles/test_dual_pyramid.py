@@ -21,7 +21,7 @@ from common.engine.command_line import read_command_line
 
 from .conftest import BUNDLES, run_workflow, tiny
 
-DUAL_PYRAMIDS = [bundle for bundle in BUNDLES if bundle.name.startswith("dp_")]
+DUAL_PYRAMIDS = [bundle for bundle in BUNDLES if bundle.name.startswith(("dp_", "dpvfa_"))]
 CT = next(bundle for bundle in BUNDLES if bundle.name == "dp_conv_c_lumir")
 
 
@@ -32,7 +32,7 @@ def config(bundle: Path, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("bundle", DUAL_PYRAMIDS, ids=lambda path: path.name)
 def test_recipe_is_the_published_one(bundle: Path) -> None:
-    train, variant = config(bundle, "train"), bundle.name.split("_", 1)[1].rpartition("_")[0]
+    train, variant = config(bundle, "train"), bundle.name.rpartition("_")[0].removeprefix("dp").removeprefix("_")
     assert train["network_def"]["variant"] == variant
     symmetric = variant.startswith("convic")
     sampler, terms = train["train"]["dataloader"]["sampler"], train["loss"]["terms"]
