@@ -30,6 +30,7 @@ from common.cli import run_tool
 from common.data import READERS
 from scripts import wiring
 from scripts.json_style import style
+from scripts.package import check_name
 
 PLAIN = "eoir_shapes3d"
 """Its data are plain NIfTI files with a list: how a data set without a bundle starts."""
@@ -49,7 +50,7 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
         The folder.
 
     Raises:
-        InputError: the bundle exists, a name is no name, or the method is unknown.
+        InputError: the bundle exists, a name is no name or has "_v" in it, or the method is unknown.
     """
     for name, pattern in ((method, r"[a-z][a-z0-9]*(_[a-z0-9]+)*"), (dataset, r"[a-z][a-z0-9]*")):
         if not re.fullmatch(pattern, name):
@@ -58,6 +59,7 @@ def make_bundle(root: Path, method: str, dataset: str) -> Path:
                 "underscores between them."
             )
     target = root / "bundles" / f"{method}_{dataset}"
+    check_name(target.name)
     if target.exists():
         raise InputError(f"{target} exists; remove it first, or change it by hand and with scripts/wiring.py.")
     of_method, of_data = _source(root, method=method), _source(root, dataset=dataset)

@@ -29,7 +29,7 @@ BUNDLES = ROOT / "bundles"
 NEEDED = ("LICENSE", "configs/metadata.json", "common/__init__.py")
 # What runs leave behind in the bundle's folder; common/data is another matter.
 LEFT_OUT = {"outputs", "eval", "data"}
-WEIGHTS = (".pt", ".ts")
+WEIGHTS = (".pt", ".ts", ".pt2")
 EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 
@@ -45,6 +45,19 @@ def find_bundle(name: str) -> Path:
     return BUNDLES / name
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that MONAI's lists of bundles would cut.
+
+    Raises:
+        InputError: it has "_v" in it, where ``get_all_bundles_list`` takes the version to begin.
+    """
+    if "_v" in name:
+        raise InputError(
+            f"{name} cannot be the name of a bundle, as MONAI reads what follows _v as the version: take a name without "
+            "it, dpvfa_oasis for dp_vfa_oasis."
+        )
+
+
 def check_bundle(bundle: Path) -> tuple[str, str]:
     """Refuse a bundle that could not run on its own.
 
@@ -52,8 +65,10 @@ def check_bundle(bundle: Path) -> tuple[str, str]:
         Its version, and that of ``common``.
 
     Raises:
-        InputError: when a file is missing, or the metadata were written for another version of ``common``.
+        InputError: when a file is missing, the metadata were written for another version of ``common``, or the name
+            is none.
     """
+    check_name(bundle.name)
     for name in NEEDED:
         if not (bundle / name).is_file():
             raise InputError(f"{bundle / name} is missing: a bundle needs {', '.join(NEEDED)}.")

@@ -158,6 +158,7 @@ def test_folder_is_whole_and_says_what_is_left(repository: Path, capsys: pytest.
         ("eoir", "two_words", "'two_words' is no name"),
         ("eoir_", "oasis", "'eoir_' is no name"),
         ("_eoir", "oasis", "'_eoir' is no name"),
+        ("eoir", "visceral", "eoir_visceral cannot be the name of a bundle, as MONAI reads what follows _v as the"),
     ],
 )
 def test_impossible_requests_are_refused(repository: Path, method: str, dataset: str, message: str) -> None:
