@@ -157,6 +157,7 @@ def _start_data(mine: dict[str, Any], file: str, reader: str) -> None:
     if file == "metadata.json":
         mine |= {
             "data_source": f"{TODO}: where the data come from",
+            "data_license": f"{TODO}: terms of the data; what they leave for weights",
             "intended_use": "Research only; not for clinical use",
         }
         mine["network_data_format"]["inputs"]["image"]["modality"] = f"{TODO}: MR or CT"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a bundle into one zip that runs without this repository.
+"""Pack a bundle into one zip that runs without this repository, or all of them into a zoo.
 
 Example: ``python scripts/package.py eoir_shapes3d`` writes ``dist/eoir_shapes3d_v0.2.0.zip``. The same files give the
 same zip, byte for byte. Inside, ``common`` has a name of its own, see :mod:`scripts.rename_common`.
+``python scripts/package.py --all --index URL`` writes every bundle's zip, the index that MONAI reads, and a page.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.checks import InputError
 from common.cli import add_switch
+from common.io.archives import sha1
 from common.io.files import write_bytes
+from common.report import bundle_list
+from scripts import zoo_index
 from scripts.rename_common import PREFIX, rename_common
 
 BUNDLES = ROOT / "bundles"
@@ -33,13 +39,18 @@ WEIGHTS = (".pt", ".ts", ".pt2")
 EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 
+def bundle_names() -> list[str]:
+    """Names of all bundles."""
+    return sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+
+
 def find_bundle(name: str) -> Path:
     """Folder of a bundle.
 
     Raises:
         InputError: when there is none of that name, with those that exist.
     """
-    existing = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+    existing = bundle_names()
     if name not in existing:
         raise InputError(f"There is no bundle {name!r}; these exist: {', '.join(existing)}.")
     return BUNDLES / name
@@ -53,8 +64,8 @@ def check_name(name: str) -> None:
     """
     if "_v" in name:
         raise InputError(
-            f"{name} cannot be the name of a bundle, as MONAI reads what follows _v as the version: take a name without "
-            "it, dpvfa_oasis for dp_vfa_oasis."
+            f"{name} cannot be the name of a bundle, as MONAI reads what follows _v as the version: take a name "
+            "without it, dpvfa_oasis for dp_vfa_oasis."
         )
 
 
@@ -109,30 +120,59 @@ def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: b
     """Write ``<name>_v<version>.zip`` with the one top folder ``<name>``.
 
     Returns:
-        The zip.
+        The zip. One that is there with the same content stays as it is.
 
     Raises:
-        InputError: when the bundle is not complete, its weights are damaged or not finite, or the zip exists and
-            ``overwrite`` is not set.
+        InputError: when the bundle is not complete, its weights are damaged or not finite, or the zip exists with
+            another content and ``overwrite`` is not set.
     """
     version, common_version = check_bundle(bundle)
     target = output_dir / f"{bundle.name}_v{version}.zip"
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists: raise the version in metadata.json, or replace it with --overwrite true.")
     found = list(bundle_files(bundle, with_weights))
     for path in (path for _, path in found if path.suffix == ".pt"):
         _check_weights(path)
     files = [(name, path.read_bytes()) for name, path in found]
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    # Not compressed: what deflate makes depends on the library and its version.
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
         for name, data in rename_common(files, common_version):
             entry = zipfile.ZipInfo(f"{bundle.name}/{name}", EARLIEST)
-            entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, data)
-    write_bytes(target, content.getvalue())
+    if not target.exists() or (overwrite and target.read_bytes() != content.getvalue()):
+        write_bytes(target, content.getvalue())
+    elif target.read_bytes() != content.getvalue():
+        raise InputError(
+            f"{target} exists with another content: raise the version in metadata.json, or replace it with "
+            "--overwrite true."
+        )
     return target
+
+
+def pack_all(output_dir: Path, url: str, with_weights: bool = True, overwrite: bool = False) -> list[Path]:
+    """Write the zips of all bundles, the index, and the page ``index.html`` with the same as a table, ``bundles.md``.
+
+    Args:
+        output_dir: folder of the zoo; entries of earlier versions stay in its index.
+        url: address below which the zips will lie.
+
+    Returns:
+        The zips.
+
+    Raises:
+        InputError: when a bundle is not complete, before anything is written; or as :func:`pack`.
+    """
+    bundles = [BUNDLES / name for name in bundle_names()]
+    for bundle in bundles:
+        check_bundle(bundle)
+    archives = [pack(bundle, output_dir, with_weights, overwrite) for bundle in tqdm(bundles, "Bundles", disable=None)]
+    new = {path.stem: {"checksum": sha1(path), "source": f"{url.rstrip('/')}/{path.name}"} for path in archives}
+    zoo_index.write(output_dir, zoo_index.extend(output_dir, new, overwrite))
+    rows = [bundle_list.row(path, new[path.stem]["source"], new[path.stem]["checksum"]) for path in archives]
+    write_bytes(output_dir / "index.html", bundle_list.page(rows))
+    write_bytes(output_dir / "bundles.md", bundle_list.markdown(rows).encode())
+    return archives
 
 
 def _check_weights(path: Path) -> None:
@@ -147,34 +187,49 @@ def _check_weights(path: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Options of this script."""
     options = argparse.ArgumentParser(
-        description="Pack a bundle, with the whole of common, into <name>_v<version>.zip.",
+        description="Pack a bundle, with the whole of common, into <name>_v<version>.zip; or all of them into a zoo.",
         epilog="Example: python scripts/package.py eoir_shapes3d --output_dir dist",
     )
-    options.add_argument("bundle", help="name of a folder in bundles, e.g. eoir_shapes3d")
+    options.add_argument("bundle", nargs="?", help="name of a folder in bundles, e.g. eoir_shapes3d")
+    add_switch(options, "all", "pack every bundle, with models/model_info.json and index.html; wants --index")
+    options.add_argument("--index", metavar="URL", help="address below which the zips of --all will lie")
     options.add_argument("--output_dir", type=Path, default=Path("dist"), help="default: %(default)s")
-    add_switch(options, "without_weights", "leave models/*.pt out")
-    add_switch(options, "overwrite", "replace a zip that exists")
+    add_switch(options, "without_weights", "leave models/*.pt, *.ts and *.pt2 out")
+    add_switch(options, "overwrite", "replace a zip that exists with another content")
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parser().parse_args(argv)
+    options = parser()
+    arguments = options.parse_args(argv)
+    if arguments.all == bool(arguments.bundle) or arguments.all != bool(arguments.index):
+        options.error("give the name of one bundle, or --all true with --index URL")
+    how = (not arguments.without_weights, arguments.overwrite)
     try:
-        bundle = find_bundle(arguments.bundle)
-        target = pack(bundle, arguments.output_dir, not arguments.without_weights, arguments.overwrite)
+        if arguments.all:
+            archives = pack_all(arguments.output_dir, arguments.index, *how)
+        else:
+            archives = [pack(find_bundle(arguments.bundle), arguments.output_dir, *how)]
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
-    with zipfile.ZipFile(target) as archive:
+    for path in archives:
+        print(_described(path))
+    if arguments.all:
+        print(f"{arguments.output_dir / zoo_index.PLACE}, {arguments.output_dir / 'index.html'}")
+    return 0
+
+
+def _described(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     weights = [name.rpartition("/")[2] for name in names if name.endswith(WEIGHTS)]
     (package,) = {name.split("/")[1] for name in names if name.split("/")[1].startswith(PREFIX)}
-    print(
-        f"{target}: {len(names)} files, {target.stat().st_size / 1e6:.1f} MB, "
+    return (
+        f"{path}: {len(names)} files, {path.stat().st_size / 1e6:.1f} MB, "
         f"{'weights ' + ', '.join(weights) if weights else 'no weights'}; common is {package} inside."
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import PurePosixPath
 
@@ -42,14 +43,20 @@ def rename_common(files: Sequence[File], version: str) -> Iterator[File]:
     """
     package = [(path, content) for path, content in files if path.parts[0] == OLD]
     name = unique_name(package, version)
-    parts = {PurePosixPath(path.parts[1]).stem for path, _ in package} - {"__init__"}
+    parts = frozenset(PurePosixPath(path.parts[1]).stem for path, _ in package) - {"__init__"}
     for path, content in files:
         inside = path.parts[0] == OLD
         if inside and path.suffix == ".py":
-            content = rename_in_python(content.decode(), name, parts).encode()
+            content = _renamed(content, name, parts)
         elif not inside and path.suffix in TEXTS:
             content = rename_in_text(content.decode(), name, parts).encode()
         yield PurePosixPath(name, *path.parts[1:]) if inside else path, content
+
+
+@cache
+def _renamed(module: bytes, name: str, parts: frozenset[str]) -> bytes:
+    """A module is renamed once for all bundles that are packed together."""
+    return rename_in_python(module.decode(), name, parts).encode()
 
 
 def unique_name(package: Iterable[File], version: str) -> str:

@@ -76,6 +76,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "metadata.json": {
         DATA: (
             "data_source",
+            "data_license",
             "intended_use",
             "training_spatial_shape",
             f"{_INPUT}::modality",

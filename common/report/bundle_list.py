@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles of a zoo as a page (HTML) and as a table for a release page (Markdown), read from their zips."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zipfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.report.charts import number
+from common.report.page import cell, document, scrolled
+
+PICTURE = "docs/preview.png"
+"""Two images and what the bundle makes of them; a bundle may lack it."""
+WEIGHTS = ("models/model.pt", "models/model.ts", "models/model.pt2")
+TITLE = "Registration bundles"
+NOTES = (
+    "Code: Apache-2.0. What a licence says of data counts for weights that were trained on them; each zip has the "
+    "whole text in docs/data_license.txt. Dice: mean overlap of labels before and after registration, measured by this "
+    "project as the line below it says, with networks that are not part of the zips unless the size says so; figures "
+    "of different lines are not to be compared. Published: what the authors, or others where it says so, report for "
+    "the whole recipe on their own pairs."
+)
+COMMANDS = """python -m monai.bundle download NAME --url URL --bundle_dir .
+cd NAME
+python -m monai.bundle run infer --config_file configs/inference.json --affine true \\
+    --moving MOVING.nii.gz --fixed FIXED.nii.gz --output_dir out"""
+
+
+class Row(NamedTuple):
+    """A bundle as its zip has it; ``size`` in bytes, ``weights`` by file name, ``picture`` as PNG."""
+
+    name: str
+    url: str
+    checksum: str
+    size: int
+    metadata: dict[str, Any]
+    weights: list[str]
+    picture: bytes | None
+
+
+def row(archive: Path, url: str, checksum: str) -> Row:
+    """Read what is shown of a bundle.
+
+    Args:
+        archive: ``<name>_v<version>.zip`` of ``scripts/package.py``.
+        url: where it will lie.
+        checksum: its SHA-1.
+    """
+    name = archive.name.partition("_v")[0]
+    with zipfile.ZipFile(archive) as content:
+        files = {path.removeprefix(f"{name}/") for path in content.namelist()}
+        metadata = json.loads(content.read(f"{name}/configs/metadata.json"))
+        picture = content.read(f"{name}/{PICTURE}") if PICTURE in files else None
+    weights = [path.rpartition("/")[2] for path in WEIGHTS if path in files]
+    return Row(name, url, checksum, archive.stat().st_size, metadata, weights, picture)
+
+
+def page(rows: Sequence[Row]) -> bytes:
+    """The page that lists the bundles; it needs nothing else, pictures are in it."""
+    with_weights = sum(bool(entry.weights) for entry in rows)
+    summary = (
+        f"{len(rows)} bundles for MONAI, {with_weights or 'none'} with weights. A click marks a command as a whole."
+    )
+    header = (
+        f'<header><h1>{TITLE}</h1><p class="note">{summary}</p>'
+        f"<pre>{escape(COMMANDS)}</pre>"
+        '<p class="note">Bundles without weights are trained first, by the commands of their docs/README.md; '
+        "instance_any needs none.</p></header>"
+    )
+    head = "".join(
+        cell("th", text, kind=kind)
+        for text, kind in (
+            ("Bundle", ""), ("Data", ""), ("Dice", "dice"), ("Zip", "number"), ("Licence of data", ""),
+        )
+    )  # fmt: skip
+    body = "\n".join(map(_rows, rows))
+    table = scrolled(f'<table class="zoo"><thead><tr>{head}</tr></thead>{body}</table>', "Table of bundles")
+    notes = f'<footer><p class="note">{escape(NOTES)}</p></footer>'
+    return document(TITLE, [header, table, notes], "bundle_list.css")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same as one table, for the text of a release."""
+    lines = ["| bundle | method on data | Dice | weights | zip, MB | licence of data | SHA-1 |"]
+    lines.append("| --- | --- | --- | --- | ---: | --- | --- |")
+    for entry in rows:
+        said = entry.metadata
+        dice = "; ".join(filter(None, (_measured(said), _protocol(said)))) or "–"
+        cells = (
+            f"[{entry.name} {said.get('version', '')}]({entry.url})",
+            said.get("name", ""),
+            dice,
+            ", ".join(entry.weights) or "none",
+            f"{entry.size / 1e6:.1f}",
+            said.get("data_license", "–"),
+            f"`{entry.checksum}`",
+        )
+        lines.append("| " + " | ".join(str(text).replace("|", "\\|") for text in cells) + " |")
+    return "\n".join(lines) + f"\n\n{NOTES}\n"
+
+
+def _rows(entry: Row) -> str:
+    """A group of two rows: what the bundle is, and the command that fetches it."""
+    said = {key: str(value) for key, value in entry.metadata.items()}
+    papers = "".join(f"<li>{escape(str(text))}</li>" for text in entry.metadata.get("references", []))
+    more = f"<p>{escape(said.get('description', ''))}</p><ul>{papers}</ul>"
+    title = f'<a href="{escape(entry.url)}">{escape(entry.name)}</a> <small>{escape(said.get("version", ""))}</small>'
+    weights = ", ".join(entry.weights) or "no weights"
+    cells = (
+        f'<th scope="row" rowspan="2">{title}<p class="what">{escape(said.get("name", ""))}</p>'
+        f"<details><summary>Method and papers</summary>{more}</details></th>"
+        f"<td>{escape(said.get('data_source', '–'))}{_picture(entry)}</td>"
+        f'<td class="dice">{_dice(entry.metadata)}</td>'
+        f'<td class="number">{entry.size / 1e6:.1f} MB<p class="note">{escape(weights)}</p></td>'
+        f"<td>{escape(said.get('data_license', '–'))}</td>"
+    )
+    command = f"python -m monai.bundle download {entry.name} --url {entry.url} --bundle_dir ."
+    fetch = f'<td colspan="4" class="fetch"><pre>{escape(command)}</pre>SHA-1 <code>{entry.checksum}</code></td>'
+    return f"<tbody><tr>{cells}</tr><tr>{fetch}</tr></tbody>"
+
+
+def _picture(entry: Row) -> str:
+    if entry.picture is None:
+        return ""
+    content = base64.b64encode(entry.picture).decode()
+    return f'<img src="data:image/png;base64,{content}" alt="fixed, moving and warped image of {escape(entry.name)}">'
+
+
+def _dice(said: dict[str, Any]) -> str:
+    """Before and after as two bars, and how that was measured."""
+    metrics = said.get("eval_metrics", {})
+    bars = "".join(
+        f'<i class="{kind}" style="width:{100 * min(max(float(metrics[name]), 0), 1):.1f}%"></i>'
+        for kind, name in (("before", "dice_before"), ("after", "dice"))
+        if name in metrics
+    )
+    track = f'<div class="track">{bars}</div>' if bars else ""
+    notes = f'<p class="note">{escape(_protocol(said))}</p>'
+    return f"<b>{_measured(said)}</b>{track}{notes}" if bars else notes if _protocol(said) else "–"
+
+
+def _measured(said: dict[str, Any]) -> str:
+    metrics = said.get("eval_metrics", {})
+    shown = [number(metrics[name]) for name in ("dice_before", "dice") if name in metrics]
+    return " → ".join(shown)
+
+
+def _protocol(said: dict[str, Any]) -> str:
+    metrics = said.get("eval_metrics", {})
+    published = f"published: {metrics['published']}" if "published" in metrics else ""
+    return "; ".join(filter(None, (metrics.get("protocol"), published)))
