@@ -14,9 +14,10 @@ from typing import Any
 from common.checks import InputError
 from common.data.readers.listing import file_stem, subject_id
 from common.evaluation.pair_lists import ListedPair, PairList
+from common.io.file_kinds import is_dicom
 from common.io.formats.reader import REFUSED_SUFFIXES, TRANSFORM_SUFFIXES
 from common.io.landmarks import POINT_SUFFIXES
-from common.io.nifti import IMAGES, check_is_file, is_dicom
+from common.io.nifti import IMAGES, check_is_file
 from common.io.png import PNG
 
 # What is refused by name is found, too, so that it can be.

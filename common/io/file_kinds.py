@@ -29,6 +29,13 @@ _OTHERS = (
 _DICOM = (128, b"DICM")
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM."""
+    with open(path, "rb") as file:
+        file.seek(_DICOM[0])
+        return file.read(len(_DICOM[1])) == _DICOM[1]
+
+
 def check_content(path: Path) -> None:
     """Refuse a file whose name ends in .nii or .nii.gz and whose first bytes are those of something else.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.io.field_checks import VOXEL_MARK
-from common.io.file_kinds import check_content
+from common.io.file_kinds import check_content, is_dicom
 from common.io.files import first_line, replacing
 from common.io.flat_fields import FlatField, as_slice
 from common.io.header_forms import affine_of, set_world
@@ -28,8 +28,6 @@ from common.spatial.world import Grid
 NIFTI = (".nii", ".nii.gz")
 IMAGES = (*NIFTI, PNG)
 """Endings of images and label maps that are read."""
-_DICOM_PREFIX = 132
-"""Bytes before the end of the mark "DICM" of a DICOM file."""
 
 
 def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -277,9 +275,3 @@ def check_is_file(path: Path) -> None:
         )
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the name.")
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM."""
-    with open(path, "rb") as file:
-        return file.read(_DICOM_PREFIX)[-4:] == b"DICM"
