@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person asks to be registered: two files, or the listed pairs of a data set."""
+"""What a person asks to be registered: two scans, or the listed pairs of a data set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from common.checks import InputError
 from common.data.guides import LABEL
 from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS, MASK
 from common.data.subjects import read_section
+from common.io.dicom_files import is_there
+from common.io.dicom_image import series_path
 
 _SIDES = ("moving", "fixed")
 _NAMES = {LABEL: "label map", MASK: "mask", LANDMARKS: "list of landmarks"}
@@ -39,6 +41,8 @@ def registration_request(
     fixed_landmarks: str | None = None,
     landmark_coordinates: str = "voxel",
     guides: Sequence[str] = (),
+    moving_series: str | None = None,
+    fixed_series: str | None = None,
 ) -> Request:
     """The images to register.
 
@@ -46,8 +50,9 @@ def registration_request(
         dataset_dir: folder of the data set; not looked at when two files are given.
         reader: layout of the data set.
         section: section whose pairs are registered.
-        moving: image file that is warped.
-        fixed: image file that stays.
+        moving: image that is warped: a file, or a series of DICOM slices by its folder, see
+            :func:`common.io.dicom_image.open_series`.
+        fixed: image that stays.
         moving_label: label map on the grid of ``moving``, warped like its image.
         fixed_label: label map on the grid of ``fixed``, to measure the overlap with.
         moving_mask: on the grid of ``moving``, other than 0 where it counts.
@@ -57,20 +62,26 @@ def registration_request(
         landmark_coordinates: of tables of points that do not say their own.
         guides: what the optimisation on a pair looks at beside the images, of :data:`common.data.guides.GUIDES`: labels
             and landmarks then have to be there for both, and without it a mask has no use.
+        moving_series: SeriesInstanceUID, where ``moving`` is a folder of several series.
+        fixed_series: the same of ``fixed``.
 
     Returns:
-        Subjects and pairs.
+        Subjects and pairs; the path of a series ends in its UID.
 
     Raises:
-        InputError: when only one image is given, a file does not exist, something is given without its image, landmarks
-            without the others, a mask without a use, or labels or landmarks are missing that a pair is guided by; and
-            as ``read_section``.
+        InputError: when only one image is given, a series cannot be read or chosen, a file does not exist, something is
+            given without its image, landmarks without the others, a mask without a use, or labels or landmarks are
+            missing that a pair is guided by; and as ``read_section``.
     """
     given = {
         MASK: (moving_mask, fixed_mask),
         LABEL: (moving_label, fixed_label),
         LANDMARKS: (moving_landmarks, fixed_landmarks),
     }
+    series = {"moving": moving_series, "fixed": fixed_series}
+    for (side, uid), image in zip(series.items(), (moving, fixed), strict=True):
+        if uid is not None and image is None:
+            raise InputError(f"--{side}_series was given without --{side}, the folder that holds the series.")
     if moving is None and fixed is None:
         for kind, files in given.items():
             if any(file is not None for file in files):
@@ -82,18 +93,30 @@ def registration_request(
         one, missing = ("moving", "fixed") if fixed is None else ("fixed", "moving")
         raise InputError(f"--{one} was given without --{missing}; a pair needs both files.")
     _check_given((moving, fixed), given, guides)
-    subjects = _subjects((moving, fixed), given)
+    names = _names((moving, fixed), (moving_series, fixed_series))
+    subjects = _subjects((series_path(moving, moving_series), series_path(fixed, fixed_series)), names, given)
     if moving_landmarks is not None:
         subjects = [{**subject, LANDMARK_COORDINATES: landmark_coordinates} for subject in subjects]
     return Request(subjects, [(0, 1)])
 
 
-def _subjects(images: tuple[str, str], given: _Given) -> list[dict[str, str]]:
-    """Two subjects, whose ids are the names of their files, or where these are one name those of the folders, too."""
-    names = [Path(path).name.split(".")[0] for path in images]
+def _names(images: tuple[str, str], series: tuple[str | None, str | None]) -> list[str]:
+    """Of the files or folders, where both have one name with that of the folder around them."""
+    names = [_name(Path(path), uid) for path, uid in zip(images, series, strict=True)]
     if names[0] == names[1]:
         names = [f"{Path(path).resolve().parent.name}-{name}" for path, name in zip(images, names, strict=True)]
-    subjects = [{"id": name, "image": str(path)} for name, path in zip(names, images, strict=True)]
+    return names
+
+
+def _name(path: Path, series: str | None) -> str:
+    """A file without its endings, a folder, with the UID of the series where one was chosen."""
+    if path.is_dir():
+        return path.resolve().name if series is None else f"{path.resolve().name}-{series}"
+    return path.name.split(".")[0] if path.is_file() else f"{path.resolve().parent.name}-{path.name}"
+
+
+def _subjects(images: tuple[str, str], names: list[str], given: _Given) -> list[dict[str, str]]:
+    subjects = [{"id": name, "image": path} for name, path in zip(names, images, strict=True)]
     for kind, files in given.items():
         for subject, file in zip(subjects, files, strict=True):
             if file is not None:
@@ -105,7 +128,7 @@ def _check_given(images: tuple[str, str], given: _Given, guides: Sequence[str]) 
     """Refuse files that do not exist or would be of no use, and the lack of some that are needed."""
     for kind, files in {"image": images, **given}.items():
         for side, file in zip(_SIDES, files, strict=True):
-            if file is not None and not Path(file).exists():
+            if file is not None and not is_there(file):
                 raise InputError(f"The {side} {_NAMES.get(kind, kind)} {file} does not exist.")
     for kind, files in given.items():
         there = [side for side, file in zip(_SIDES, files, strict=True) if file is not None]

@@ -9,6 +9,7 @@ from pathlib import Path
 from common.checks import InputError
 from common.data.readers import READERS, SECTIONS, Listing
 from common.data.readers.listing import LANDMARKS, MASK, Subject
+from common.io.dicom_files import is_there
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def read_section(
     files = [
         subject[key] for subject in listing.subjects for key in ("image", "label", MASK, LANDMARKS) if key in subject
     ]
-    missing = sorted({file for file in files if not Path(file).is_file()})
+    missing = sorted({file for file in files if not is_there(file)})
     if missing:
         raise InputError(
             f"{len(missing)} listed file(s) of the {section} section of {dataset_dir} do not exist, the first is "

@@ -49,6 +49,11 @@ def dicom_place(path: str | Path) -> tuple[Path, str | None] | None:
     return None
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether a path is one of a file or a folder, or FOLDER/UID of a folder that is there."""
+    return Path(path).exists() or dicom_place(path) is not None
+
+
 def headers_of(folder: Path, series: str | None = None) -> list[Any]:
     """The headers of one series of images, without their pixels.
 

@@ -7,7 +7,6 @@ the cross product of the directions of columns and rows (DICOM PS3.3, C.7.6.2).
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from common.io.dicom_files import headers_of
 from common.io.dicom_frames import Frame, frames_of
 from common.io.dicom_pixels import values_of
 
-_LOGGER = logging.getLogger(__name__)
 _SAME_PLACE = 1e-3
 """Of a pixel's side: slices that lie no further apart lie at one place."""
 _SAME_AXES = 1e-3
@@ -31,8 +29,6 @@ _EVEN = 0.1
 """Of a voxel's side, how far a slice may lie from where even steps from the first to the last one put it."""
 _GAP = 1.5
 """Of the usual distance, from which on a slice is missing."""
-_TILT = 3e-4
-"""Cosine between slices and steps up to which ITK takes them for a right angle."""
 _TELLING = (
     *("TemporalPositionIdentifier", "TriggerTime", "EchoNumbers", "EchoTime", "InversionTime", "FlipAngle"),
     *("DiffusionBValue", "DiffusionGradientOrientation", "ImageType", "AcquisitionNumber", "AcquisitionTime"),
@@ -71,6 +67,12 @@ class Series:
         """pydicom's data sets without pixels, of one file each, in the order of the slices; of enhanced objects one."""
         return tuple({frame.file: frame.header for frame in self.frames}.values())
 
+    @property
+    def tilt(self) -> float:
+        """Degrees between the normal of the slices and the way from one to the next, above 0 for a tilted gantry."""
+        normal, step = np.cross(*self.affine.T[:2, :3]), self.affine[:3, 2]
+        return math.degrees(math.atan2(float(np.linalg.norm(np.cross(normal, step))), float(normal @ step)))
+
     @cached_property
     def voxels(self) -> np.ndarray:
         """(columns, rows, slices) float32, decoded when first asked for; see :func:`values_of`."""
@@ -103,7 +105,6 @@ def read_series(folder: str | Path, series: str | None = None) -> Series:
     _check_places(folder, frames)
     step = (frames[-1].place - frames[0].place) / (len(frames) - 1)
     _check_even(folder, frames, step)
-    _say_tilt(folder, frames[0].normal, step)
     return Series(folder, tuple(frames), _affine(frames[0], step))
 
 
@@ -194,14 +195,3 @@ def _check_even(folder: Path, frames: Sequence[Frame], step: np.ndarray) -> None
 
 def _gaps(frames: Sequence[Frame]) -> np.ndarray:
     return np.diff([float(frame.place @ frames[0].normal) for frame in frames])
-
-
-def _say_tilt(folder: Path, normal: np.ndarray, step: np.ndarray) -> None:
-    cosine = float(normal @ step / np.linalg.norm(step) / np.linalg.norm(normal))
-    if math.sqrt(max(1 - cosine**2, 0)) > _TILT:
-        _LOGGER.warning(
-            "%s: its slices are tilted by %.3g degrees (gantry tilt). They are taken where they lie, with a sheared "
-            "affine; ITK (and so ANTs, SimpleITK and 3D Slicer) reads no NIfTI of such a grid, but its transforms.",
-            folder,
-            math.degrees(math.acos(min(cosine, 1))),
-        )

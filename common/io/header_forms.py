@@ -30,7 +30,7 @@ _ITK_SHEAR = 3e-4
 """Cosine between two axes up to which ITK takes them for a right angle."""
 _SQUARE = 4 * float(np.finfo(np.float32).eps)
 """Error of the sum of squares of a quaternion's three numbers, which the fourth is computed from."""
-_ITK = "ITK (and so ANTs, SimpleITK and 3D Slicer)"
+ITK = "ITK (and so ANTs, SimpleITK and 3D Slicer)"
 _named: set[str] = set()
 
 
@@ -99,10 +99,10 @@ def _in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
 
 def _warn(file: Any, affine: np.ndarray, path: str | Path) -> None:
     if len(file.shape) == 2 and not is_in_plane(torch.from_numpy(affine)):
-        _say_once(
+        say_once(
             path,
             "the axes of this image of two dimensions leave the plane of right and anterior; here they are laid into "
-            f"it, from 0 on, but {_ITK} refuses the file.",
+            f"it, from 0 on, but {ITK} refuses the file.",
         )
     # An affine that cannot be inverted is refused elsewhere.
     if len(file.shape) < 3 or not voxel_sizes(affine).min() > 0:
@@ -111,10 +111,11 @@ def _warn(file: Any, affine: np.ndarray, path: str | Path) -> None:
     # Whole data sets have no form at all: that is said of the first file.
     key = "" if not _code(file.header, "sform") and not _code(file.header, "qform") else None
     if sentence is not None:
-        _say_once(path, sentence, key)
+        say_once(path, sentence, key)
 
 
-def _say_once(path: str | Path, sentence: str, key: str | None = None) -> None:
+def say_once(path: str | Path, sentence: str, key: str | None = None) -> None:
+    """Log a warning on where an image lies, the first one of each image or key."""
     key = str(Path(path).absolute()) if key is None else key
     if key not in _named:
         _named.add(key)
@@ -126,7 +127,7 @@ def _disagreement(file: Any, affine: np.ndarray) -> str | None:
     sform, qform = (_code(file.header, form) for form in ("sform", "qform"))
     other = _qform(file) if sform and qform else None
     if sform and qform and other is None:
-        return f"its qform (code {qform}) is damaged; the sform counts here, but {_ITK} may take the qform."
+        return f"its qform (code {qform}) is damaged; the sform counts here, but {ITK} may take the qform."
     if other is not None and _voxels_apart(file, affine, other) > GRID_TOLERANCE:
         return (
             f"its sform (code {sform}) and its qform (code {qform}) lie up to {_apart(file, affine, other)} mm apart; "
@@ -134,31 +135,31 @@ def _disagreement(file: Any, affine: np.ndarray) -> str | None:
         )
     itks = _itk_affine(file, affine)
     if itks is None:
-        return f"the axes of its sform (code {sform}) are not at right angles: {_ITK} cannot read it."
+        return f"the axes of its sform (code {sform}) are not at right angles: {ITK} cannot read it."
     if _voxels_apart(file, affine, itks) <= GRID_TOLERANCE:
         return None
     distance = _apart(file, affine, itks)
     if not sform:
         return (
             "neither sform nor qform is set: by nibabel's rule, which counts here, its centre is at 0 and its first "
-            f"axis runs to the left; {_ITK} puts it up to {distance} mm elsewhere (further files like this are not "
+            f"axis runs to the left; {ITK} puts it up to {distance} mm elsewhere (further files like this are not "
             "named)."
         )
     stated, sizes = (
         " x ".join(f"{size:.4g}" for size in part) for part in (voxel_sizes(affine), file.header["pixdim"][1:4])
     )
     return (
-        f"its sform (code {sform}) has voxels of {stated}, its pixdim says {sizes}; the sform counts here, but {_ITK} "
+        f"its sform (code {sform}) has voxels of {stated}, its pixdim says {sizes}; the sform counts here, but {ITK} "
         f"takes the sizes of pixdim, up to {distance} mm elsewhere: write the right ones into both."
     )
 
 
 def _itks_choice(affine: np.ndarray, sform: int) -> str:
     if _is_sheared(affine):
-        return f"but {_ITK} takes the qform, as the axes of the sform are not at right angles"
+        return f"but {ITK} takes the qform, as the axes of the sform are not at right angles"
     if sform == _SCANNER:
-        return f"and in recent {_ITK}, with the voxel sizes of pixdim, but older versions take the qform"
-    return f"but {_ITK} takes the qform"
+        return f"and in recent {ITK}, with the voxel sizes of pixdim, but older versions take the qform"
+    return f"but {ITK} takes the qform"
 
 
 def _qform(file: Any) -> np.ndarray | None:

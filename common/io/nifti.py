@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NIfTI files: read with errors that a person understands, the grids that their headers state, written whole.
 
-Images in two dimensions may be PNG files, too (:mod:`common.io.png`), which are seen as NIfTI files are.
+Images in two dimensions may be PNG files, too (:mod:`common.io.png`), and volumes series of DICOM slices
+(:mod:`common.io.dicom_image`); both are seen as NIfTI files are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.dicom_image import open_series
 from common.io.field_checks import VOXEL_MARK
 from common.io.file_kinds import check_content, is_dicom
 from common.io.files import first_line, replacing
@@ -34,14 +36,14 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
     """Read one image of two or three dimensions.
 
     Args:
-        path: ends in .nii.gz, .nii or .png. Axes of one element behind the third, which some tools write, are dropped.
+        path: as :func:`open_image` takes it. Axes of one element behind the third, which some tools write, are dropped.
 
     Returns:
         Its values (*spatial) as float32, scaled as the header says; and its affine (4, 4) float64, voxels to
         millimetres RAS+, see :func:`common.io.header_forms.affine_of`.
 
     Raises:
-        InputError: when the file is missing, a folder, DICOM, damaged, a series, or in colours.
+        InputError: when the file is missing, damaged, of several images, or in colours; and as :func:`open_image`.
     """
     values, affine = _read_single(open_image(path), path)
     return torch.from_numpy(np.array(values, dtype=np.float32, order="C")), affine
@@ -72,33 +74,38 @@ def _read_single(file: Any, path: str | Path) -> tuple[np.ndarray, Tensor]:
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Shape and affine of an image; of NIfTI only the header is read.
+    """Shape and affine of an image; of NIfTI and DICOM only headers are read.
 
     Trailing axes of one element are ignored.
 
     Args:
-        path: ends in .nii.gz, .nii or .png.
+        path: as :func:`open_image` takes it.
 
     Returns:
         The grid of the image, RAS+ millimetres, see :func:`common.io.header_forms.affine_of`.
 
     Raises:
-        InputError: when the file is missing, a folder, DICOM, damaged, a series, or of a singular affine.
+        InputError: when the file is missing, damaged, of several images, or of a singular affine; and as
+            :func:`open_image`.
     """
     # The grid of a label map of colours is asked for, too.
     return grid_of(open_image(path, is_label=True), path)
 
 
 def open_image(path: str | Path, is_label: bool = False) -> Any:
-    """An image or a label map as nibabel's image: of NIfTI its voxels not yet read, of PNG made here.
+    """An image or a label map as nibabel's image: of NIfTI and DICOM its voxels not yet read, of PNG made here.
 
     Args:
-        path: ends in .nii.gz, .nii or .png.
+        path: ends in .nii.gz, .nii or .png, or is a DICOM series, see :func:`common.io.dicom_image.open_series`.
         is_label: whether a PNG of a palette holds the numbers of its entries.
 
     Raises:
-        InputError: as :func:`open_nifti` and :func:`common.io.png.open_png`.
+        InputError: as :func:`open_nifti`, :func:`common.io.png.open_png` and
+            :func:`common.io.dicom_image.open_series`.
     """
+    series = open_series(path)
+    if series is not None:
+        return series
     check_is_file(Path(path))
     return open_png(path, is_label) if str(path).endswith(PNG) else open_nifti(path)
 

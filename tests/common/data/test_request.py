@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.checks import InputError
 from common.data import registration_request
 from common.data.request import Request
+from tests.dicom_slices import write_series
 
 EVERY = [
     "moving",
@@ -90,3 +92,29 @@ def test_a_data_list_may_name_masks(phantom_list: Path) -> None:
     (phantom_list / "a_mask.nii.gz").unlink()
     with pytest.raises(InputError, match=r"do not exist, the first is .*a_mask.nii.gz"):
         registration_request(phantom_list, section="training")
+
+
+def test_series_are_named_by_their_folders_and_their_paths_say_which_they_are(tmp_path: Path) -> None:
+    values = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    for folder, series in (("a/t1.x", "1.2.3"), ("b/t1.x", "1.2.4"), ("b/t1.x", "1.2.5")):
+        write_series(tmp_path / folder, values, np.eye(4), series)
+    one, both = str(tmp_path / "a/t1.x"), str(tmp_path / "b/t1.x")
+    moving, fixed = registration_request("", moving=one, fixed=both, fixed_series="1.2.5").subjects
+    assert moving == {"id": "t1.x", "image": f"{one}/1.2.3"} and fixed == {"id": "t1.x-1.2.5", "image": f"{both}/1.2.5"}
+    moving, fixed = registration_request("", moving=f"{both}/1.2.4", fixed=f"{both}/1.2.5").subjects
+    assert (moving["id"], fixed["id"]) == ("t1.x-1.2.4", "t1.x-1.2.5")
+    (tmp_path / "b/t1.x" / "5_0000").unlink()
+    for path in (tmp_path / "b/t1.x").glob("4_*"):
+        path.unlink()
+    with pytest.raises(InputError, match="a single slice"):
+        registration_request("", moving=one, fixed=both)
+    with pytest.raises(InputError, match="--moving_series was given without --moving"):
+        registration_request("", moving_series="1.2.3")
+
+
+def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    values = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    for name in ("a", "b"):
+        write_series(tmp_path / name / "t1", values, np.eye(4))
+    moving, fixed = registration_request("", moving=str(tmp_path / "a/t1"), fixed=str(tmp_path / "b/t1")).subjects
+    assert (moving["id"], fixed["id"]) == ("a-t1", "b-t1")

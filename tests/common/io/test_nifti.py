@@ -115,7 +115,7 @@ def unusable(folder: Path, fault: str) -> Path:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("absent", "does not exist"), ("folder", "is a folder.*dcm2niix"), ("kind", "neither .nii nor .nii.gz"),
+        ("absent", "does not exist"), ("folder", "is a folder without DICOM"), ("kind", "neither .nii nor .nii.gz"),
         ("header", "cannot be read as NIfTI"), ("dicom", "is a DICOM file"),
         ("series", r"has shape \(4, 5, 6, 2\)"),
     ],
