@@ -20,6 +20,7 @@ from common.data.working_grid import is_orientation
 from common.engine.option_names import SEPARATORS
 from common.engine.registration_files import ALL, OUTPUTS, are_outputs
 from common.io.challenge_fields import NAMINGS
+from common.io.dicom_files import is_uid
 from common.io.landmarks import COORDINATES
 from common.losses.similarity import SIMILARITIES
 from common.metrics.pair import HD95_UNITS
@@ -85,6 +86,9 @@ PATHS: dict[str, Check] = {
 OPTIONS: dict[str, Check] = {
     **PATHS,
     **dict.fromkeys(("supervised", "resume", "overwrite", "amp", "affine", "distributed", "symmetric"), _SWITCH),
+    **dict.fromkeys(
+        ("moving_series", "fixed_series"), _or_none(Check(is_uid, "the UID of a DICOM series, such as 1.2.840.10008.7"))
+    ),
     "reader": _one_of(READERS),
     "outputs": Check(are_outputs, f"{ALL}, or some of {', '.join(OUTPUTS)}, joined by commas"),
     "section": _or_none(_one_of(SECTIONS)),

@@ -23,8 +23,13 @@ _NO_SCANS = ("SEG", "REG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "DO
 """Modalities of what is said about scans, of which some have voxels of their own."""
 _STORED = "1.2.840.10008.5.1.4.1.1."
 """How the classes of what is stored in series begin."""
-_UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
+_UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2,}")
 _LISTED = 5
+
+
+def is_uid(value: Any) -> bool:
+    """Whether something is the text of a UID (DICOM PS3.5, 9.1), of three numbers or more."""
+    return isinstance(value, str) and _UID.fullmatch(value) is not None
 
 
 def dicom_place(path: str | Path) -> tuple[Path, str | None] | None:
@@ -44,7 +49,7 @@ def dicom_place(path: str | Path) -> tuple[Path, str | None] | None:
         header = read_header(path) if is_dicom(path) and ".nii" not in path.suffixes else None
         uid = None if header is None else header.get("SeriesInstanceUID")
         return None if uid is None else (path.parent, str(uid))
-    if _UID.fullmatch(path.name) and path.parent.is_dir():
+    if is_uid(path.name) and path.parent.is_dir():
         return path.parent, path.name
     return None
 
