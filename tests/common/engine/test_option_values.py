@@ -52,9 +52,11 @@ WRONG: dict[str, list[Any]] = {
     "resume": ["yes", 0],
     "output_dir": ["", 2024, None, True, ["a"], "  "],
     "moving": [True, 3, ""],
+    "moving_series": [1.2, "T1", "1.2.03", ""],
     "start_from": ["none/here.pt", str(Path(__file__).parent), True, ""],
 }
 RIGHT: dict[str, list[Any]] = {
+    "fixed_series": [None, "1.2.840.10008.0"],
     "max_epochs": [1, 301],
     "pairs_per_epoch": [None, 1],
     "train_subjects": [None, 2],
