@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.data.readers.abdomenct import read_abdomenct, read_abdomenct_dp
 from common.data.readers.acdc import read_acdc
+from common.data.readers.bids import read_bids
 from common.data.readers.datalist import read_datalist
 from common.data.readers.ixi import read_ixi
 from common.data.readers.listing import SECTIONS, Listing
@@ -29,6 +30,7 @@ READERS: dict[str, Reader] = {
     "lungct": read_lungct,
     "ixi": read_ixi,
     "lpba40": read_lpba40,
+    "bids": read_bids,
 }
 
 __all__ = ["READERS", "SECTIONS", "Listing", "Reader", "read_datalist", "read_lumir", "read_oasis"]
