@@ -48,7 +48,7 @@ def check_names(config: Mapping[str, Any], known: Collection[str] = ()) -> None:
     Raises:
         InputError: naming the item, with the closest one that exists.
     """
-    referred = set(_references(config))
+    referred = set(references(config))
     idle = [
         name
         for name, item in config.items()
@@ -95,14 +95,14 @@ def _no_such(name: str, key: str, existing: Collection[str]) -> str:
     return f"There is no option --{name}: {key!r} does not exist there.{_closest(key, existing)}"
 
 
-def _references(item: Any) -> Iterator[str]:
-    """Names at the top that expressions and references below an item speak of."""
+def references(item: Any) -> Iterator[str]:
+    """Names at the top of a configuration that expressions and references below an item speak of."""
     if isinstance(item, str):
         for found in ReferenceResolver.match_refs_pattern(item):
             yield SEPARATORS.split(found)[0]
     elif isinstance(item, (dict, list)):
         for value in item.values() if isinstance(item, dict) else item:
-            yield from _references(value)
+            yield from references(value)
 
 
 def _is_copied(item: Any, config: Any) -> bool:

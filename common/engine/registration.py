@@ -84,7 +84,7 @@ class Registration:
         )
         self.dims = self.fixed.dims
         shown = [key for key in given if key.endswith(_SHOWN) and isinstance(given[key], Tensor)]
-        self.pair = given | {key: on_slices(given[key], self.dims) for key in shown}
+        self.pair: dict[str, Any] = given | {key: on_slices(given[key], self.dims) for key in shown}
         self.functions = functions
         self.by_header = not self.fixed.same_as(self.moving)
         self.alignment: Tensor = self.pair["alignment"]
