@@ -51,7 +51,7 @@ class LoadLandmarksd(MapTransform):
         for key in self.key_iterator(subject):
             path = Path(subject[key])
             image = subject[self.image_key]
-            own = read_grid(str(image.meta["filename_or_obj"]))
+            own = read_grid(image.meta["filename_or_obj"])
             grid = Grid.of(image.shape[1:], image.affine)
             points = read_landmarks(path, own.dims, own, str(subject.get(LANDMARK_COORDINATES, "voxel")))
             to_grid = between_grids(moving=grid, fixed=own)

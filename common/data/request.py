@@ -3,27 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.checks import InputError
 from common.data.guides import LABEL
 from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS, MASK
 from common.data.subjects import read_section
-from common.io.dicom_files import is_there
+from common.io.dicom_files import is_there, is_uid
 from common.io.dicom_image import series_path
+from common.io.images import Image
 
 _SIDES = ("moving", "fixed")
 _NAMES = {LABEL: "label map", MASK: "mask", LANDMARKS: "list of landmarks"}
-_Given = dict[str, tuple[str | None, str | None]]
+_Scan = str | Image
+"""A file, or an image in memory."""
+_Given = Mapping[str, tuple[_Scan | None, _Scan | None]]
 """Files (moving, fixed) by what they hold."""
 
 
 class Request(NamedTuple):
     """Subjects, with labels where there are any, and (moving, fixed) indices into them."""
 
-    subjects: list[dict[str, str]]
+    subjects: list[dict[str, Any]]
     pairs: list[tuple[int, int]]
 
 
@@ -31,12 +34,12 @@ def registration_request(
     dataset_dir: str | Path,
     reader: str = "datalist",
     section: str = "test",
-    moving: str | None = None,
-    fixed: str | None = None,
-    moving_label: str | None = None,
-    fixed_label: str | None = None,
-    moving_mask: str | None = None,
-    fixed_mask: str | None = None,
+    moving: _Scan | None = None,
+    fixed: _Scan | None = None,
+    moving_label: _Scan | None = None,
+    fixed_label: _Scan | None = None,
+    moving_mask: _Scan | None = None,
+    fixed_mask: _Scan | None = None,
     moving_landmarks: str | None = None,
     fixed_landmarks: str | None = None,
     landmark_coordinates: str = "voxel",
@@ -50,8 +53,8 @@ def registration_request(
         dataset_dir: folder of the data set; not looked at when two files are given.
         reader: layout of the data set.
         section: section whose pairs are registered.
-        moving: image that is warped: a file, or a series of DICOM slices by its folder, see
-            :func:`common.io.dicom_image.open_series`.
+        moving: image that is warped: a file, a series of DICOM slices by its folder, see
+            :func:`common.io.dicom_image.open_series`, or an image in memory, as label maps and masks may be, too.
         fixed: image that stays.
         moving_label: label map on the grid of ``moving``, warped like its image.
         fixed_label: label map on the grid of ``fixed``, to measure the overlap with.
@@ -94,17 +97,18 @@ def registration_request(
         raise InputError(f"--{one} was given without --{missing}; a pair needs both files.")
     _check_given((moving, fixed), given, guides)
     names = _names((moving, fixed), (moving_series, fixed_series))
-    subjects = _subjects((series_path(moving, moving_series), series_path(fixed, fixed_series)), names, given)
+    subjects = _subjects((_place(moving, moving_series), _place(fixed, fixed_series)), names, given)
     if moving_landmarks is not None:
         subjects = [{**subject, LANDMARK_COORDINATES: landmark_coordinates} for subject in subjects]
     return Request(subjects, [(0, 1)])
 
 
-def _names(images: tuple[str, str], series: tuple[str | None, str | None]) -> list[str]:
+def _names(images: tuple[_Scan, _Scan], series: tuple[str | None, str | None]) -> list[str]:
     """Of the files or folders, where both have one name with that of the folder around them."""
-    names = [_name(Path(path), uid) for path, uid in zip(images, series, strict=True)]
+    paths = [Path(str(image)) for image in images]
+    names = [_name(path, uid) for path, uid in zip(paths, series, strict=True)]
     if names[0] == names[1]:
-        names = [f"{Path(path).resolve().parent.name}-{name}" for path, name in zip(images, names, strict=True)]
+        names = [f"{path.resolve().parent.name}-{name}" for path, name in zip(paths, names, strict=True)]
     return names
 
 
@@ -112,23 +116,27 @@ def _name(path: Path, series: str | None) -> str:
     """A file without its endings, a folder, with the UID of the series where one was chosen."""
     if path.is_dir():
         return path.resolve().name if series is None else f"{path.resolve().name}-{series}"
-    return path.name.split(".")[0] if path.is_file() else f"{path.resolve().parent.name}-{path.name}"
+    return f"{path.resolve().parent.name}-{path.name}" if is_uid(path.name) else path.name.split(".")[0]
 
 
-def _subjects(images: tuple[str, str], names: list[str], given: _Given) -> list[dict[str, str]]:
-    subjects = [{"id": name, "image": path} for name, path in zip(names, images, strict=True)]
+def _subjects(images: tuple[_Scan, _Scan], names: list[str], given: _Given) -> list[dict[str, Any]]:
+    subjects = [{"id": name, "image": image} for name, image in zip(names, images, strict=True)]
     for kind, files in given.items():
         for subject, file in zip(subjects, files, strict=True):
             if file is not None:
-                subject[kind] = str(file)
+                subject[kind] = file if isinstance(file, Image) else str(file)
     return subjects
 
 
-def _check_given(images: tuple[str, str], given: _Given, guides: Sequence[str]) -> None:
+def _place(image: _Scan, series: str | None) -> _Scan:
+    return image if isinstance(image, Image) else series_path(image, series)
+
+
+def _check_given(images: tuple[_Scan, _Scan], given: _Given, guides: Sequence[str]) -> None:
     """Refuse files that do not exist or would be of no use, and the lack of some that are needed."""
     for kind, files in {"image": images, **given}.items():
         for side, file in zip(_SIDES, files, strict=True):
-            if file is not None and not is_there(file):
+            if file is not None and not isinstance(file, Image) and not is_there(file):
                 raise InputError(f"The {side} {_NAMES.get(kind, kind)} {file} does not exist.")
     for kind, files in given.items():
         there = [side for side, file in zip(_SIDES, files, strict=True) if file is not None]

@@ -18,6 +18,7 @@ from monai.transforms import MapTransform
 from common.checks import InputError
 from common.data.counted_labels import PRESENT, listed, presence
 from common.data.pickles import load_arrays
+from common.io.images import Image
 from common.io.label_values import labels_of
 from common.io.nifti import read_image, read_labels
 from common.spatial.finite import all_finite
@@ -44,7 +45,8 @@ class LoadSubjectd(MapTransform):
 
     NIfTI (``.nii``, ``.nii.gz``) is read by :func:`common.io.nifti.read_image` and its likes; a pickle (``.pkl``) by
     :func:`common.data.load_arrays`, with the identity as affine. A pickle holds (image, label), or (moving, fixed,
-    moving label, fixed label), of which ``data["role"]``, "moving" or "fixed", chooses one half.
+    moving label, fixed label), of which ``data["role"]``, "moving" or "fixed", chooses one half. An entry may be an
+    image in memory (:class:`common.io.images.Image`) in place of its path.
 
     Args:
         keys: entries that hold paths. Keys that are "label" or end in "_label" become label maps (the first of uint8,
@@ -63,14 +65,15 @@ class LoadSubjectd(MapTransform):
         subject = dict(data)
         pickles: dict[str, tuple[np.ndarray, ...]] = {}
         for key in self.key_iterator(subject):
-            path = str(subject[key])
-            if path.endswith(".pkl"):
+            source = subject[key] if isinstance(subject[key], Image) else str(subject[key])
+            path = str(source)
+            if isinstance(source, str) and path.endswith(".pkl"):
                 if path not in pickles:
                     pickles[path] = load_arrays(path)
                 image, affine = _from_pickle(path, pickles[path], is_label(key), subject.get("role")), torch.eye(4)
             else:
-                image, affine = (read_labels if is_label(key) else read_image)(path)
-            subject[key] = MetaTensor(image[None], affine=affine, meta={"filename_or_obj": path})
+                image, affine = (read_labels if is_label(key) else read_image)(source)
+            subject[key] = MetaTensor(image[None], affine=affine, meta={"filename_or_obj": source})
         return subject
 
 

@@ -152,19 +152,56 @@ def warp_file(
     moving = grid_of(file, source)
     if moving.flat != fixed.flat:
         raise InputError(f"{source} is {moving.dims}D, but the reference {reference} is {fixed.dims}D.")
-    place = displacement_to_moving(moving, fixed, chain.transform().ddf(fixed))
+    transform = chain.transform()
     if is_label:
         labels, kind = _labels(file, source)
-        by_header = not moving.same_as(fixed)
-        warped = warp_labels(labels.view(1, 1, *moving.shape), place, by_header)[0, 0].numpy().astype(kind)
+        warped = warped_labels(labels, moving, transform, fixed).numpy().astype(kind)
     else:
-        image = torch.from_numpy(voxels_of(file, source)).view(1, 1, *moving.shape)
-        warped = warp_within(image, place, outside=_lowest(image, source) if outside is None else outside)[0, 0].numpy()
-    warped = laid(warped, fixed.dims)
+        image = torch.from_numpy(voxels_of(file, source))
+        warped = warped_values(image, moving, transform, fixed, str(source), outside).numpy()
     if fixed.flat and str(target).endswith(PNG):
         write_png(target, torch.from_numpy(warped.astype(np.float64)))
     else:
         save_nifti(target, _like(pattern, warped, fixed))
+
+
+def warped_labels(labels: Tensor, moving: Grid, transform: Transform, fixed: Grid) -> Tensor:
+    """A label map on another grid, see :func:`warp_file`.
+
+    Args:
+        labels: of the moving grid, integers, of its shape.
+        moving: grid of the labels, of as many dimensions as the other.
+        transform: fixed world to moving world.
+        fixed: grid of the result.
+
+    Returns:
+        (*spatial), of the type of ``labels``.
+    """
+    place = displacement_to_moving(moving, fixed, transform.ddf(fixed))
+    by_header = not moving.same_as(fixed)
+    return laid(warp_labels(labels.view(1, 1, *moving.shape), place, by_header)[0, 0], fixed.dims)
+
+
+def warped_values(
+    image: Tensor, moving: Grid, transform: Transform, fixed: Grid, name: str, outside: float | None = None
+) -> Tensor:
+    """An image on another grid, likewise: float32, linear between voxels.
+
+    Args:
+        image: of the moving grid, float32, of its shape.
+        moving: grid of the image, of as many dimensions as the other.
+        transform: fixed world to moving world.
+        fixed: grid of the result.
+        name: of the image, for messages.
+        outside: value outside the moving scan; None takes its smallest one.
+
+    Raises:
+        InputError: when no value is finite.
+    """
+    place = displacement_to_moving(moving, fixed, transform.ddf(fixed))
+    image = image.view(1, 1, *moving.shape)
+    value = _lowest(image, name) if outside is None else outside
+    return laid(warp_within(image, place, outside=value)[0, 0], fixed.dims)
 
 
 def move_landmarks(

@@ -70,6 +70,19 @@ def write_map(path: str | Path, maps: Maps, pair: int, grid: Grid, alignment: Te
     Raises:
         InputError: when values are NaN or infinite, or the file cannot be written.
     """
+    content, copies = _content_of(maps, pair, grid, alignment)
+    if not all(math.isfinite(float(tensor.sum(dtype=torch.float64))) for tensor in copies):
+        raise InputError(f"{path} is not written: the network's field has values that are NaN or infinite.")
+    save_atomically(content, path)
+
+
+def map_transform(maps: Maps, pair: int, grid: Grid, alignment: Tensor | None = None) -> Transform:
+    """What :func:`read_map` makes of the file that :func:`write_map` writes of the same arguments."""
+    return _transform(_content_of(maps, pair, grid, alignment)[0])
+
+
+def _content_of(maps: Maps, pair: int, grid: Grid, alignment: Tensor | None) -> tuple[dict[str, Any], list[Tensor]]:
+    """What a file holds, and the tensors in it."""
     copies: dict[int, Tensor] = {}
     content = {
         "format": _FORMAT,
@@ -79,9 +92,7 @@ def write_map(path: str | Path, maps: Maps, pair: int, grid: Grid, alignment: Te
         "alignment": torch.eye(4, dtype=torch.float64) if alignment is None else alignment.double().cpu(),
         "maps": [[_entry(part, pair, copies) for part in parts] for parts in maps],
     }
-    if not all(math.isfinite(float(tensor.sum(dtype=torch.float64))) for tensor in copies.values()):
-        raise InputError(f"{path} is not written: the network's field has values that are NaN or infinite.")
-    save_atomically(content, path)
+    return content, [*copies.values()]
 
 
 def _entry(part: Part, pair: int, copies: dict[int, Tensor]) -> dict[str, Any]:
@@ -115,10 +126,7 @@ def read_map(path: str | Path) -> Transform:
     """
     content = _content(Path(path))
     try:
-        size = content["size"]
-        there, back = (_displacement([_part(entry, size) for entry in parts]) for parts in content["maps"])
-        function = Function(Grid.of(size, content["affine"]), there, back)
-        transform = Transform((function, Affine(content["alignment"])))
+        transform = _transform(content)
         # Shapes that do not fit, and a matrix without an inverse, show where the map is used.
         there_and_back = transform.inverse_points(transform.points(torch.zeros(1, 3)))
         is_whole = bool(torch.isfinite(there_and_back).all())
@@ -127,6 +135,13 @@ def read_map(path: str | Path) -> Transform:
     if not is_whole:
         raise _unusable(path)
     return transform
+
+
+def _transform(content: Mapping[str, Any]) -> Transform:
+    size = content["size"]
+    there, back = (_displacement([_part(entry, size) for entry in parts]) for parts in content["maps"])
+    function = Function(Grid.of(size, content["affine"]), there, back)
+    return Transform((function, Affine(content["alignment"])))
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Images in two dimensions may be PNG files, too (:mod:`common.io.png`), and volum
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nibabel
 import numpy as np
@@ -32,11 +32,24 @@ IMAGES = (*NIFTI, PNG)
 """Endings of images and label maps that are read."""
 
 
-def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
+class HeldImage(Protocol):
+    """An image that is in memory already, see :class:`common.io.images.Image`; as a text it is its name."""
+
+    @property
+    def array(self) -> np.ndarray:
+        """Its values (*spatial)."""
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4), voxels to millimetres RAS+."""
+
+
+def read_image(path: str | Path | HeldImage) -> tuple[Tensor, Tensor]:
     """Read one image of two or three dimensions.
 
     Args:
         path: as :func:`open_image` takes it. Axes of one element behind the third, which some tools write, are dropped.
+            An image in memory is taken as if it were read from a file that holds it.
 
     Returns:
         Its values (*spatial) as float32, scaled as the header says; and its affine (4, 4) float64, voxels to
@@ -45,11 +58,11 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: when the file is missing, damaged, of several images, or in colours; and as :func:`open_image`.
     """
-    values, affine = _read_single(open_image(path), path)
+    values, affine = _read_single(path)
     return torch.from_numpy(np.array(values, dtype=np.float32, order="C")), affine
 
 
-def read_labels(path: str | Path) -> tuple[Tensor, Tensor]:
+def read_labels(path: str | Path | HeldImage) -> tuple[Tensor, Tensor]:
     """Read one label map, as :func:`read_image` reads an image.
 
     Returns:
@@ -58,11 +71,22 @@ def read_labels(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: also when values are no integers.
     """
-    values, affine = _read_single(open_image(path, is_label=True), path)
-    return labels_of(values, path), affine
+    values, affine = _read_single(path, is_label=True)
+    return labels_of(values, str(path)), affine
 
 
-def _read_single(file: Any, path: str | Path) -> tuple[np.ndarray, Tensor]:
+def _read_single(path: str | Path | HeldImage, is_label: bool = False) -> tuple[np.ndarray, Tensor]:
+    if not isinstance(path, str | Path):
+        return path.array, torch.from_numpy(path.affine)
+    return single_volume(open_image(path, is_label), path)
+
+
+def single_volume(file: Any, path: str | Path) -> tuple[np.ndarray, Tensor]:
+    """Values (*spatial) and affine (4, 4) of nibabel's image, which has to be one of two or three dimensions.
+
+    Raises:
+        InputError: for a series, colours, or a file that is damaged.
+    """
     shape = tuple(int(n) for n in file.shape)
     if len(shape) < 2 or max(shape[3:], default=1) > 1:
         raise InputError(
@@ -73,7 +97,7 @@ def _read_single(file: Any, path: str | Path) -> tuple[np.ndarray, Tensor]:
     return values, torch.from_numpy(affine_of(file, path))
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(path: str | Path | HeldImage) -> Grid:
     """Shape and affine of an image; of NIfTI and DICOM only headers are read.
 
     Trailing axes of one element are ignored.
@@ -88,6 +112,8 @@ def read_grid(path: str | Path) -> Grid:
         InputError: when the file is missing, damaged, of several images, or of a singular affine; and as
             :func:`open_image`.
     """
+    if not isinstance(path, str | Path):
+        return Grid.of(path.array.shape, torch.from_numpy(path.affine))
     # The grid of a label map of colours is asked for, too.
     return grid_of(open_image(path, is_label=True), path)
 
@@ -222,7 +248,18 @@ def write_ddf(path: str | Path, ddf: Tensor, affine: Tensor) -> None:
 
 def _write(path: str | Path, array: Tensor, affine: Tensor, mark: bytes = b"") -> None:
     check_nifti_name(path)
-    values = array.detach().cpu().numpy()
+    save_nifti(path, nifti_image(array.detach().cpu().numpy(), affine.detach().cpu().numpy(), mark))
+
+
+def nifti_image(values: np.ndarray, affine: np.ndarray, mark: bytes = b"") -> Any:
+    """nibabel's image of an array, in the types of numbers that files are written with, see :func:`write_image`.
+
+    Args:
+        values: of the voxels.
+        affine: (4, 4), voxels to millimetres RAS+.
+        mark: the name of its intent.
+    """
+    values = values.astype(np.uint8) if values.dtype == bool else values
     if values.dtype in (np.int64, np.uint64):
         # Few readers know NIfTI's integers of 64 bits.
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
@@ -231,9 +268,9 @@ def _write(path: str | Path, array: Tensor, affine: Tensor, mark: bytes = b"") -
     elif not np.issubdtype(values.dtype, np.integer):
         values = values.astype(np.float32)
     file = nibabel.Nifti1Image(values, None, dtype=values.dtype)
-    set_world(file, affine.detach().cpu().numpy())
+    set_world(file, affine)
     file.header["intent_name"] = mark
-    save_nifti(path, file)
+    return file
 
 
 def save_nifti(path: str | Path, file: Any) -> None:
