@@ -58,6 +58,7 @@ def prepare_workflow() -> None:
         check_options(given)
         parser.update(as_meant(given))
     _take_paths_to_the_letter(parser)
+    _take_root_of_config(workflow)
     parser.parse()
     _check_bundle_of(workflow)
     run_ids = (workflow.init_id, workflow.run_id, workflow.final_id)
@@ -109,6 +110,16 @@ def _check_bundle_of(workflow: ConfigWorkflow) -> None:
             parser.read_meta(metadata)
 
 
+def _take_root_of_config(workflow: ConfigWorkflow) -> None:
+    """Where no root was given, and the configuration lies in the bundle of another folder, that is the root.
+
+    So workflows are made from any folder, as :func:`monai.bundle.load` makes them.
+    """
+    parser, own = workflow.parser, Path(workflow.config_root_path).absolute().parent
+    if parser.get("bundle_root") == "." and (own / "configs" / "metadata.json").is_file() and not own.samefile("."):
+        parser["bundle_root"] = as_text(str(own))
+
+
 def _refuse_changed_paths(parser: ConfigParser) -> None:
     for name in PATHS:
         path = parser.get(name)
@@ -133,9 +144,9 @@ def _is_command_line() -> bool:
 
 def _report_errors_in_one_line() -> None:
     sys.excepthook = report_error
-    logging.getLogger().addFilter(_not_announced)
+    logging.getLogger().addFilter(not_announced)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_not_announced)
+        handler.addFilter(not_announced)
 
 
 def report_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -150,7 +161,7 @@ def report_error(kind: type[BaseException], error: BaseException, traceback: Tra
     sys.__excepthook__(kind, error, traceback)
 
 
-def _not_announced(record: logging.LogRecord) -> bool:
+def not_announced(record: logging.LogRecord) -> bool:
     """Drop the engines' announcement of an error that is about to be reported."""
     return "terminating due to exception" not in str(record.msg)
 

@@ -53,12 +53,10 @@ def package_of(thing: object) -> str:
 
 
 def loaded(bundle: Path, image: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-    """By ``monai.bundle.load``, which leaves the search path to the caller."""
-    sys.path.insert(0, str(bundle))
+    """By ``monai.bundle.load``, which knows no bundle_root: the configuration finds its own folder."""
     network: Any = monai.bundle.load(
         bundle.name, bundle_dir=str(bundle.parent), workflow_type="inference", source="github", device="cpu"
     )
-    sys.path.remove(str(bundle))
     assert isinstance(pickle.loads(pickle.dumps(network)), type(network))
     with torch.no_grad():
         return network.eval()(image), [package_of(network)]
