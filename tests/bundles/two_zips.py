@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import pickle
@@ -86,6 +87,23 @@ def run(bundle: Path, folder: Path, start: str) -> tuple[int, list[str]]:
     return len(evaluator.state.output), [package_of(part) for part in parts]
 
 
+def registered(folder: Path, bundles: Sequence[Path]) -> list[tuple[float, list[str]]]:
+    """By the interface for Python of the first release, which lends the second one, a zip, its own."""
+    sys.path.insert(0, str(bundles[0]))
+    (package,) = (path.parent.name for path in bundles[0].glob("registration_common_*/__init__.py"))
+    api = importlib.import_module(f"{package}.api")
+    sys.path.remove(str(bundles[0]))
+    (archive,) = (folder / "dist").glob(f"{bundles[1].name}_v*.zip")
+    ckpt_path = bundles[1] / "models" / "model.pt"
+    made = [api.load_bundle(bundles[0]), api.load_bundle(archive, trust=True, ckpt_path=ckpt_path)]
+    found = []
+    for bundle in made:
+        result = bundle.register(folder / "moving.nii.gz", folder / "fixed.nii.gz", spacing=None)
+        packages = [package_of(part) for part in (bundle, bundle.network, result, result.registration)]
+        found.append((float(result.registration.pair["ddf"].abs().mean()), packages))
+    return found
+
+
 def main(folder: Path, names: Sequence[str]) -> None:
     sys.path.insert(0, str(folder / "user"))
     import common  # the user's
@@ -100,6 +118,7 @@ def main(folder: Path, names: Sequence[str]) -> None:
             way: [(float(field.abs().mean()), packages) for field, packages in found] for way, found in answers.items()
         },
         "runs": [run(bundle, folder, start) for bundle, start in zip(bundles, ("fork", "spawn"), strict=True)],
+        "registered": registered(folder, bundles),
         "common": [common.__file__, sorted(name for name in sys.modules if name.split(".")[0] == "common")],
     }
     (folder / "seen.json").write_text(json.dumps(seen))

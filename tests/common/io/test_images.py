@@ -98,7 +98,7 @@ class Stand:
 def test_images_of_itks_world_are_known_by_name(module: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.SimpleNamespace(GetArrayFromImage=lambda image: image.numpy().T)
     monkeypatch.setitem(sys.modules, module.partition(".")[0], package)
-    of_kind = type(kind, (Stand,), {"__module__": module})
+    of_kind: Any = type(kind, (Stand,), {"__module__": module})
     same(image_of(of_kind(), "moving"))
     of_kind.components = 3
     with pytest.raises(InputError, match="The moving image has 3 numbers per voxel"):
