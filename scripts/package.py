@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.checks import InputError
 from common.cli import add_switch
-from common.io.archives import sha1
+from common.io.archives import sha1, unpack
 from common.io.files import write_bytes
 from common.report import bundle_list
 from scripts import zoo_index
@@ -175,6 +175,20 @@ def pack_all(output_dir: Path, url: str, with_weights: bool = True, overwrite: b
     return archives
 
 
+def hub_folder(archive: Path, output_dir: Path) -> Path:
+    """Unpack a zip for a model hub, which holds a bundle as a folder, with a card on top.
+
+    Returns:
+        ``output_dir/hub/<name>``.
+
+    Raises:
+        InputError: when the folder exists.
+    """
+    folder = unpack(archive, output_dir / "hub")
+    write_bytes(folder / "README.md", bundle_list.card(bundle_list.row(archive, "", sha1(archive))).encode())
+    return folder
+
+
 def _check_weights(path: Path) -> None:
     from common.io.checkpoints import check_finite_weights, load_checkpoint
 
@@ -194,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
     add_switch(options, "all", "pack every bundle, with models/model_info.json and index.html; wants --index")
     options.add_argument("--index", metavar="URL", help="address below which the zips of --all will lie")
     options.add_argument("--output_dir", type=Path, default=Path("dist"), help="default: %(default)s")
+    add_switch(options, "hub", "write the folder for a model hub, too: hub/<name>, unpacked and with a card")
     add_switch(options, "without_weights", "leave models/*.pt, *.ts and *.pt2 out")
     add_switch(options, "overwrite", "replace a zip that exists with another content")
     return options
@@ -211,11 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             archives = pack_all(arguments.output_dir, arguments.index, *how)
         else:
             archives = [pack(find_bundle(arguments.bundle), arguments.output_dir, *how)]
+        folders = [hub_folder(path, arguments.output_dir) for path in archives if arguments.hub]
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
     for path in archives:
         print(_described(path))
+    for path in folders:
+        print(f"{path}: to be uploaded as it is")
     if arguments.all:
         print(f"{arguments.output_dir / zoo_index.PLACE}, {arguments.output_dir / 'index.html'}")
     return 0

@@ -104,6 +104,23 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + f"\n\n{NOTES}\n"
 
 
+def card(entry: Row) -> str:
+    """The page of a bundle on a model hub: README.md with the head that hubs sort by."""
+    said = entry.metadata
+    free = said.get("data_license") == "CC0" or not entry.weights
+    licence = "apache-2.0" if free else "other\nlicense_name: data-license\nlicense_link: docs/data_license.txt"
+    commands = COMMANDS.replace("NAME", entry.name).replace(
+        "--url URL", f"--source huggingface_hub --repo OWNER/{entry.name}"
+    )
+    return (
+        f"---\nlibrary_name: monai\nlicense: {licence}\ntags:\n- monai\n- medical\n- image-registration\n---\n\n"
+        f"# {said.get('name', entry.name)}\n\n{said.get('description', '')}\n\n```bash\n{commands}\n```\n\n"
+        f"Version {said.get('version')}, weights: {', '.join(entry.weights) or 'none'}. Licence of data and of weights "
+        f"trained on them: {said.get('data_license', '–')}; [whole text](docs/data_license.txt). Code: Apache-2.0. "
+        "Figures, commands, limits: [docs/README.md](docs/README.md).\n"
+    )
+
+
 def _rows(entry: Row) -> str:
     """A group of two rows: what the bundle is, and the command that fetches it."""
     said = {key: str(value) for key, value in entry.metadata.items()}

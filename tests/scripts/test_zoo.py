@@ -198,13 +198,19 @@ def test_download_unpacks_what_was_packed(served: Path, tmp_path: Path) -> None:
         fetch(served, tmp_path / "here")
 
 
-def test_download_of_a_release_page_finds_the_index_beside_the_zips(
-    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (served / "models" / "model_info.json").rename(served / "model_info.json")
-    # Files that are absent are no 404.
-    monkeypatch.setattr(download, "_NotFound", InputError)
-    assert fetch(served, tmp_path / "here", version="0.2.0").is_dir()
+def test_folder_for_a_hub_has_a_card(zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundles" / "rich_data" / "configs" / "metadata.json").write_text(
+        json.dumps({**METADATA, "version": "0.10.0", "data_license": "for research"})
+    )
+    assert pack(tmp_path, "--overwrite", "--hub") == 0
+    folders = {name: zoo / "hub" / name for name in ("plain_data", "rich_data")}
+    assert {path.name for path in folders["rich_data"].iterdir()} > {"README.md", "LICENSE", "configs", "models"}
+    cards = {name: (folder / "README.md").read_text() for name, folder in folders.items()}
+    assert cards["plain_data"].startswith("---\nlibrary_name: monai\nlicense: apache-2.0\ntags:\n- monai\n")
+    # Weights are under the terms of the data.
+    assert "license: other\nlicense_name: data-license\nlicense_link: docs/data_license.txt\n" in cards["rich_data"]
+    command = "python -m monai.bundle download rich_data --source huggingface_hub --repo OWNER/rich_data --bundle_dir ."
+    assert command in cards["rich_data"] and "weights: model.pt" in cards["rich_data"]
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content.replace(b"CC0", b"CC1")])
