@@ -6,6 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.checks import InputError
+from common.io.dicom_registration import SUFFIX as DICOM_SUFFIX
+from common.io.dicom_registration import read_registration
+from common.io.file_kinds import is_dicom
 from common.io.formats import mrtrix
 from common.io.formats.conventions import check_known, check_stated
 from common.io.formats.freesurfer import WARP_SUFFIXES, read_lta, read_warp
@@ -19,8 +22,8 @@ from common.spatial.transform import Transform
 from common.spatial.world import Grid
 
 ARRAYS = (".npz", ".npy")
-TRANSFORM_SUFFIXES = (*NIFTI, *ARRAYS, *ITK_SUFFIXES, *IMAGE_SUFFIXES, *WARP_SUFFIXES, ".lta", MAP_SUFFIX)
-"""What is read."""
+TRANSFORM_SUFFIXES = (*NIFTI, *ARRAYS, *ITK_SUFFIXES, *IMAGE_SUFFIXES, *WARP_SUFFIXES, ".lta", MAP_SUFFIX, DICOM_SUFFIX)
+"""What is read, beside DICOM and matrices of text by any name."""
 _LONGEST_MATRIX = 4096
 """Bytes; what is longer is no matrix of text."""
 _REFUSED = {
@@ -62,6 +65,9 @@ def read_world(
     refused = next((sentence for suffix, sentence in _REFUSED.items() if name.endswith(suffix)), None)
     if refused is not None:
         raise InputError(f"{path} is {refused}.")
+    if is_dicom(path):
+        check_stated(path, "a registration of DICOM", convention, ())
+        return read_registration(path), "dicom"
     if name.endswith(ITK_SUFFIXES):
         return _text_or_itk(path, convention, reference, moving)
     if name.endswith(".lta"):
