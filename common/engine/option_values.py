@@ -76,7 +76,7 @@ PATHS: dict[str, Check] = {
     **dict.fromkeys(
         (
             *(f"{side}{kind}" for kind in ("", "_label", "_mask", "_landmarks") for side in ("moving", "fixed")),
-            *("label_groups", "dataset_json", "archive"),
+            *("label_groups", "label_names", "dataset_json", "archive"),
         ),
         _or_none(_PATH),
     ),

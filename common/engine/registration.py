@@ -71,6 +71,7 @@ class Registration:
         aligned: what the affine alignment says of itself; empty without one.
         ddf: (1, 3, *fixed) float32, voxels of the fixed grid, before the affine part.
         back: the network's own way back, likewise; None where it returns none.
+        label_names: names of label values, for outputs that have room for them; empty unless they are set.
 
     Raises:
         InputError: when what the network returned is not finite.
@@ -86,6 +87,7 @@ class Registration:
         shown = [key for key in given if key.endswith(_SHOWN) and isinstance(given[key], Tensor)]
         self.pair: dict[str, Any] = given | {key: on_slices(given[key], self.dims) for key in shown}
         self.functions = functions
+        self.label_names: Mapping[int, str] = {}
         self.by_header = not self.fixed.same_as(self.moving)
         self.alignment: Tensor = self.pair["alignment"]
         # MONAI's decollation makes None of an empty dictionary.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.engine.registration import UNCERTAINTY, Registration
+from common.engine.registration_dicom import NEEDED, write_label_seg, write_reg
 from common.io.files import write_bytes
 from common.io.map_files import SUFFIX, write_map
 from common.io.nifti import write_ddf, write_image
@@ -132,8 +133,12 @@ OUTPUTS: dict[str, Callable[[Registration, str], Written]] = {
     "inverse_ddf": _inverse_ddf,
     "maps": _maps,
     "map": _map,
+    "seg": write_label_seg,
+    "reg": write_reg,
 }
 """By name, what :func:`write_files` writes."""
+_ALL = tuple(name for name in OUTPUTS if name not in NEEDED)
+"""What any pair may have."""
 FIELDS = {"ddf": "ddf.nii.gz", "displacement": "displacement.nii.gz", "transform": "transform.h5"}
 """Of these outputs, the first that is written is what ``scripts/evaluate.py`` reads."""
 
@@ -150,14 +155,14 @@ def chosen_outputs(outputs: str | Sequence[str]) -> tuple[str, ...]:
     """The names of outputs that are meant.
 
     Args:
-        outputs: "all", names of :data:`OUTPUTS` joined by commas, or a list of names.
+        outputs: "all", which is all but those in DICOM, names of :data:`OUTPUTS` joined by commas, or a list of names.
 
     Raises:
         InputError: naming one that there is not.
     """
     names = outputs.split(",") if isinstance(outputs, str) else [*outputs]
     if names == [ALL]:
-        return tuple(OUTPUTS)
+        return _ALL
     unknown = [name for name in names if name not in OUTPUTS]
     if unknown:
         raise InputError(f"There is no output {unknown[0]!r}: give {ALL}, or some of {', '.join(OUTPUTS)}.")
@@ -180,7 +185,7 @@ def write_files(result: Registration, prefix: str | Path, outputs: Collection[st
         InputError: when one cannot be written.
     """
     written: list[Path] = []
-    by_name = len(outputs) < len(OUTPUTS)
+    by_name = tuple(outputs) != _ALL
     for name in outputs:
         files = [*OUTPUTS[name](result, str(prefix))]
         if by_name and not files:

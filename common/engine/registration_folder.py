@@ -10,7 +10,9 @@ from typing import Any
 
 from common.checks import InputError
 from common.data.request import Request, pair_name
+from common.engine.registration_dicom import check_series
 from common.engine.registration_files import ALL, FIELDS, chosen_outputs
+from common.io.dicom_seg import read_label_names
 from common.io.run_record import RunRecord
 from common.io.tables import write_csv
 
@@ -32,10 +34,12 @@ class RegistrationFolder:
         settings: what the result depends on, JSON-ready; paths of files are replaced by their SHA-256.
         overwrite: whether finished pairs are made anew.
         outputs: what is written of each pair, see :func:`common.engine.registration_files.chosen_outputs`.
+        label_names: JSON file with names of labels, see :func:`common.io.dicom_seg.read_label_names`.
 
     Raises:
-        InputError: for an output that there is not; on :meth:`remaining`, when two pairs have one name, or everything
-            is finished or was made with other settings.
+        InputError: for an output that there is not, or a faulty file of names; on :meth:`remaining`, when two pairs
+            have one name, a scan is not of the kind that an output needs, or everything is finished or was made with
+            other settings.
     """
 
     def __init__(
@@ -44,10 +48,13 @@ class RegistrationFolder:
         settings: Mapping[str, Any],
         overwrite: bool = False,
         outputs: str | Sequence[str] = ALL,
+        label_names: str | Path | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.outputs = chosen_outputs(outputs)
-        settings = {**settings, "outputs": [*self.outputs]}
+        self.label_names = read_label_names(label_names)
+        named = {"label_names": {str(value): name for value, name in self.label_names.items()}}
+        settings = {**settings, "outputs": [*self.outputs], **(named if self.label_names else {})}
         self._record = RunRecord(self.output_dir / LEDGER, self.output_dir, "registrations", settings)
         self.overwrite = overwrite
         self.pairs: dict[str, dict[str, Any]] = {}
@@ -68,6 +75,7 @@ class RegistrationFolder:
             self._check_unrecorded(name)
             scans = {"moving": request.subjects[moving]["image"], "fixed": request.subjects[fixed]["image"]}
             if name not in finished:
+                check_series(self.outputs, **scans)
                 left.append((moving, fixed))
             elif {side: finished[name].get(side) for side in scans} != scans:
                 raise self._record.refusal([f"image of {name}"])

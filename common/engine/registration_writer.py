@@ -31,7 +31,8 @@ class RegistrationWriter(PairHandler):
     shown in the panel; of ``deviation`` that is ``uncertainty.nii.gz``, the root of its mean squared length in
     millimetres, before the affine alignment. ``map.pt`` holds ``map`` and ``inverse_map`` where they are functions that
     a file can hold (:mod:`common.io.map_files`). All files of two images are of two dimensions; of PNG, ``warped.png``
-    and ``warped_label.png`` are written, too, their values rounded.
+    and ``warped_label.png`` are written, too, their values rounded. On request, of DICOM series:
+    ``warped_label_seg.dcm`` and ``transform_reg.dcm``, see :mod:`common.engine.registration_dicom`.
 
     Args:
         folder: where, what, and whether to overwrite.
@@ -48,6 +49,7 @@ class RegistrationWriter(PairHandler):
     def take(self, result: Registration, seconds: float, device: torch.device) -> None:
         """Write the pair's files, then note it."""
         self.folder.claim()
+        result.label_names = self.folder.label_names
         name = pair_name(result.pair["moving_id"], result.pair["fixed_id"])
         files = write_files(result, self.folder.output_dir / name, self.folder.outputs)
         entry = {

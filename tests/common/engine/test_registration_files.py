@@ -68,7 +68,12 @@ def test_what_was_asked_for_by_name_and_is_not_there_is_said(
 
 @pytest.mark.parametrize(
     ("given", "names"),
-    [("all", [*OUTPUTS]), ("warped", ["warped"]), ("ddf,map", ["ddf", "map"]), (("label", "ddf"), ["label", "ddf"])],
+    [
+        ("all", [*OUTPUTS][:-2]),
+        ("warped", ["warped"]),
+        ("ddf,map", ["ddf", "map"]),
+        (("label", "ddf"), ["label", "ddf"]),
+    ],
 )
 def test_outputs_are_names_with_commas_or_a_list(given: Any, names: list[str]) -> None:
     assert list(chosen_outputs(given)) == names and are_outputs(given)
