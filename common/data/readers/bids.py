@@ -110,7 +110,8 @@ def _ending(path: Path, content: dict[str, Any], key: str, default: str) -> Bids
 
 
 def _sections(path: Path, content: dict[str, Any], known: list[str]) -> dict[str, list[str]]:
-    sections, place = {}, {}
+    sections: dict[str, list[str]] = {}
+    place: dict[str, str] = {}
     for section in SECTIONS:
         entries = content.get(section, [])
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
