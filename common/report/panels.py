@@ -96,6 +96,37 @@ def panel(
     return figure
 
 
+def preview(moving: Tensor, fixed: Tensor, warped: Tensor, ddf: Tensor, downwards: bool = False) -> Figure:
+    """A pair in one small row: fixed, moving and warped image and the warped grid, middle slice across the last axis.
+
+    Args:
+        moving: (1, *spatial).
+        fixed: (1, *spatial).
+        warped: (1, *spatial), the moving image on the fixed grid.
+        ddf: (d, *spatial) in voxels.
+        downwards: whether the second axis shown runs down the picture, as the rows of PNG do.
+
+    Returns:
+        A matplotlib figure that belongs to no window, of four axes.
+    """
+    from matplotlib.figure import Figure
+
+    images = [x[0].detach().float().cpu().numpy() for x in (fixed, moving, warped)]
+    field = ddf.detach().float().cpu()
+    plane = _planes(images[0].shape)[0]
+    figure = Figure(figsize=(5.6, 1.62), layout="constrained")
+    axes = figure.subplots(1, 4, subplot_kw={"xticks": [], "yticks": []})
+    for axis, image, scale in zip(axes, images, (images[0], images[1], images[1]), strict=False):
+        low, high = _range(scale)
+        axis.imshow(_slice(image, plane).T, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest")
+    _draw_grid(axes[3], field, plane, 1.0)
+    for axis, name in zip(axes, (*COLUMNS[:3], "grid"), strict=True):
+        axis.set_title(name, fontsize=9)
+        if downwards:
+            axis.invert_yaxis()
+    return figure
+
+
 def _one_channel(values: Tensor) -> np.ndarray:
     channels = values.detach().float().cpu()
     return (channels[0] if len(channels) == 1 else lengths(channels[None])[0, 0]).numpy()

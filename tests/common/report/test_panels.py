@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from common.report.panels import COLUMNS, DETERMINANTS, FOLDED, as_png, as_rgb, panel
+from common.report.panels import COLUMNS, DETERMINANTS, FOLDED, as_png, as_rgb, panel, preview
 from common.spatial import identity_grid, jacobian_determinant
 
 SHAPES = [(12, 10), (12, 10, 14)]
@@ -239,3 +239,18 @@ def test_of_a_single_slice_the_slice_alone_is_drawn(axis: int) -> None:
     assert len(figure.axes) == len(COLUMNS) + 1
     shown = figure.axes[0].get_images()[0].get_array()
     assert shown is not None and np.array_equal(shown, image.squeeze().numpy().T)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 10)])
+def test_preview_is_the_first_plane_of_the_panel_in_one_row(shape: tuple[int, ...]) -> None:
+    fixed, moving, warped = images(shape)
+    ddf = torch.rand(len(shape), *shape)
+    figure = preview(moving, fixed, warped, ddf)
+    assert [axis.get_title() for axis in figure.axes] == ["fixed", "moving", "warped", "grid"]
+    whole = panel(moving, fixed, warped, ddf).axes
+    for small, large in zip(figure.axes[:3], whole, strict=False):
+        assert np.array_equal(shown(small), shown(large))
+    lines, grid = ([line.get_xydata() for line in axis.lines] for axis in (figure.axes[3], whole[5]))
+    assert len(lines) == len(grid) and all(map(np.array_equal, lines, grid))
+    turned = preview(moving, fixed, warped, ddf, downwards=True)
+    assert [axis.yaxis_inverted() for axis in turned.axes] == 4 * [True]
