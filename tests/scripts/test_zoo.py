@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import monai.bundle
 import pytest
 import torch
+import yaml
 from monai.bundle import scripts as monai_scripts
 from PIL import Image
 
@@ -171,6 +173,18 @@ def test_one_bundle_or_all_with_their_address(options: list[str], capsys: pytest
     with pytest.raises(SystemExit):
         package.main(options)
     assert "give the name of one bundle, or --all true with --index URL" in capsys.readouterr().err
+
+
+def test_a_tag_packs_and_publishes_all() -> None:
+    workflow = yaml.safe_load((package.ROOT / ".github" / "workflows" / "release.yml").read_text())
+    assert workflow[True] == {"push": {"tags": ["v*"]}}
+    steps = [step["run"] for step in workflow["jobs"]["zoo"]["steps"] if "run" in step]
+    (packing,) = (step for step in steps if "scripts/package.py" in step)
+    words = shlex.split(packing.partition("scripts/package.py")[2].replace("\\\n", " "))
+    arguments = package.parser().parse_args(words)
+    assert arguments.all and arguments.index == "https://github.com/$GITHUB_REPOSITORY/releases/download/$ZOO"
+    files = ("dist/*.zip", f"dist/{zoo_index.PLACE.as_posix()}", "dist/index.html", "dist/bundles.md")
+    assert arguments.output_dir == Path("dist") and all(file in steps[-1] for file in files)
 
 
 @pytest.fixture
