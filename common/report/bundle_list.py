@@ -25,7 +25,7 @@ NOTES = (
     "of different lines are not to be compared. Published: what the authors, or others where it says so, report for "
     "the whole recipe on their own pairs."
 )
-COMMANDS = """python -m monai.bundle download NAME --url URL --bundle_dir .
+COMMANDS = """python -m monai.bundle download NAME --bundle_dir . --url URL
 cd NAME
 python -m monai.bundle run infer --config_file configs/inference.json --affine true \\
     --moving MOVING.nii.gz --fixed FIXED.nii.gz --output_dir out"""
@@ -136,7 +136,7 @@ def _rows(entry: Row) -> str:
         f'<td class="number">{entry.size / 1e6:.1f} MB<p class="note">{escape(weights)}</p></td>'
         f"<td>{escape(said.get('data_license', '–'))}</td>"
     )
-    command = f"python -m monai.bundle download {entry.name} --url {entry.url} --bundle_dir ."
+    command = f"python -m monai.bundle download {entry.name} --bundle_dir . --url {entry.url}"
     fetch = f'<td colspan="4" class="fetch"><pre>{escape(command)}</pre>SHA-1 <code>{entry.checksum}</code></td>'
     return f"<tbody><tr>{cells}</tr><tr>{fetch}</tr></tbody>"
 
