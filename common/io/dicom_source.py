@@ -8,6 +8,7 @@ imported when they are needed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceU
 _KEPT = ("TimezoneOffsetFromUTC", "LongitudinalTemporalInformationModified")
 """Beside patient and study: what their dates mean."""
 _NAME = "registration bundles for MONAI"
+# It tells of every module that it copies.
+logging.getLogger("highdicom").setLevel(logging.WARNING)
 
 
 def equipment() -> dict[str, Any]:

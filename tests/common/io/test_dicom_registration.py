@@ -262,7 +262,7 @@ def test_a_registration_of_plastimatch_is_the_field_it_was_made_of(tmp_path: Pat
 
 
 def test_pydicomrt_reads_what_is_written(fixed: Series, moving: Series, tmp_path: Path) -> None:
-    reader = pytest.importorskip("pydicomrt.reg.parser", reason="pip install --no-deps pydicomrt SimpleITK")
+    reader = pytest.importorskip("pydicomrt.reg.parser", reason="pip install pydicomrt SimpleITK")
     sitk = pytest.importorskip("SimpleITK")
     grid = GRIDS["oblique LAS"]
     field = noise(grid)

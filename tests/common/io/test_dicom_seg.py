@@ -15,12 +15,13 @@ import pydicom
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from torch import Tensor
 
 from common.checks import InputError
 from common.io.dicom_seg import read_label_names, write_seg
 from common.io.dicom_series import Series, read_series
-from tests.dicom_slices import write_series
+from tests.dicom_slices import changed, write_series
 
 LAS = np.array([[-1.1, 0, 0, 5], [0, 1.3, 0, -7], [0, 0, 2.5, 11], [0, 0, 0, 1.0]])
 TURN = np.array([[0.36, 0.48, -0.8, 0], [-0.8, 0.6, 0, 0], [0.48, 0.64, 0.6, 0], [0, 0, 0, 1.0]])
@@ -80,6 +81,39 @@ def test_segments_have_names_numbers_and_values(tmp_path: Path) -> None:
         (3, "label 614454277", "label 614454277"),
     ]
     assert len({tuple(item.RecommendedDisplayCIELabValue) for item in found}) == 3
+
+
+def test_frames_of_an_enhanced_object_are_found_by_their_places(tmp_path: Path) -> None:
+    order = [3, 0, 4, 1, 2]
+    with_place = [item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, 2 * slice_])]) for slice_ in order]
+    orientation, measures = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]), item(PixelSpacing=[1.5, 1.2])
+    (path,) = write_series(tmp_path / "scan", np.zeros((7, 6, 1), np.uint16), LAS)
+    changed(
+        path,
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1",
+        NumberOfFrames=5,
+        SharedFunctionalGroupsSequence=[
+            item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures]),
+        ],
+        PerFrameFunctionalGroupsSequence=with_place,
+    )
+    # A label for each slice.
+    slices = torch.arange(5).expand(1, 7, 6, 5)
+    write_seg(tmp_path / "seg.dcm", slices, read_series(tmp_path / "scan"))
+    found = pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence
+    for group in found:
+        label_ = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        assert group.PlanePositionSequence[0].ImagePositionPatient == [0, 0, 2 * label_]
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        assert source.ReferencedFrameNumber == 1 + order.index(label_)
+    assert len(found) == 4
+
+
+def item(**elements: Any) -> Dataset:
+    found = Dataset()
+    for name, value in elements.items():
+        setattr(found, name, value)
+    return found
 
 
 def test_who_and_what_is_the_series(tmp_path: Path) -> None:
