@@ -48,7 +48,7 @@ def prepared(folder: Path, options: Mapping[str, Any]) -> ConfigWorkflow:
     parser = workflow.parser
     try:
         writer = parser["handlers"][-1]
-        labels = {name: writer[name] for name in ("labels", "lookup") if name in writer}
+        labels = {name: writer[name] for name in ("labels", "lookup", "label_names") if name in writer}
         parser[_PAIRS] = "$@request.pairs"
         parser["handlers"] = [_KEEPER | labels]
     except (IndexError, KeyError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from common.data.label_groups import Lookup, MapLabelsd
 from common.engine.batch import registered
 from common.engine.clock import NetworkClock
 from common.engine.registration import Registration
+from common.io.dicom_seg import read_label_names
 from common.io.map_files import maps_of
 from common.io.provenance import peak_memory
 
@@ -27,12 +29,23 @@ class PairHandler:
             have.
         lookup: group of each label value of the files, see :func:`common.data.read_label_groups`; None takes them as
             they are. Warped label maps keep the values of the files.
+        label_names: JSON file with names of labels for outputs that have room for them, see
+            :func:`common.io.dicom_seg.read_label_names`; None for no names.
+
+    Raises:
+        InputError: for a faulty file of names.
     """
 
-    def __init__(self, labels: Sequence[int] | None = None, lookup: Lookup | None = None) -> None:
+    def __init__(
+        self,
+        labels: Sequence[int] | None = None,
+        lookup: Lookup | None = None,
+        label_names: str | Path | None = None,
+    ) -> None:
         self._clock = NetworkClock()
         self.labels = labels
         self.group = MapLabelsd("label", lookup)
+        self.label_names = read_label_names(label_names)
         self._functions: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -51,6 +64,7 @@ class PairHandler:
         maps, self._functions = maps_of(self._functions), {}
         for number, pair in enumerate(pairs):
             result = Registration(pair, None if maps is None else (maps, number))
+            result.label_names = self.label_names
             self.take(result, round(self._clock.seconds / len(pairs), 3), engine.state.device)
 
     def take(self, result: Registration, seconds: float, device: torch.device) -> None:

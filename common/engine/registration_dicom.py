@@ -12,6 +12,7 @@ from common.io.dicom_files import dicom_place
 from common.io.dicom_registration import SUFFIX, write_registration
 from common.io.dicom_seg import write_seg
 from common.io.dicom_series import Series, read_series
+from common.io.dicom_source import check_source
 from common.spatial.transform import Field
 
 NEEDED = {"seg": ("fixed",), "reg": ("fixed", "moving")}
@@ -19,7 +20,7 @@ NEEDED = {"seg": ("fixed",), "reg": ("fixed", "moving")}
 
 
 def check_series(outputs: Collection[str], moving: str, fixed: str) -> None:
-    """Refuse outputs in DICOM of scans that are not.
+    """Refuse outputs in DICOM of scans that are not, or to which no object can refer.
 
     Args:
         outputs: names of what is going to be written.
@@ -32,36 +33,31 @@ def check_series(outputs: Collection[str], moving: str, fixed: str) -> None:
     scans = {"moving": moving, "fixed": fixed}
     for output in NEEDED:
         for side in NEEDED[output] if output in outputs else ():
-            if dicom_place(scans[side]) is None:
-                raise _refusal(output, side, scans[side])
+            check_source(_series(output, side, scans[side]).datasets, side)
 
 
 def write_label_seg(result: Registration, prefix: str) -> Iterator[Path]:
     """Write the warped label map as a segmentation of the fixed series; nothing without a label map."""
     if result.warped_label is not None:
         path = Path(f"{prefix}_warped_label_seg{SUFFIX}")
-        write_seg(path, result.warped_label[0], _series(result, "seg", "fixed"), result.label_names)
+        series = _series("seg", "fixed", str(result.pair["path_fixed"]))
+        write_seg(path, result.warped_label[0], series, result.label_names)
         yield path
 
 
 def write_reg(result: Registration, prefix: str) -> Iterator[Path]:
     """Write the transform as a Deformable Spatial Registration in the study of the fixed series."""
-    fixed, moving = (_series(result, "reg", side).datasets for side in NEEDED["reg"])
+    fixed, moving = (_series("reg", side, str(result.pair[f"path_{side}"])).datasets for side in NEEDED["reg"])
     path = Path(f"{prefix}_transform_reg{SUFFIX}")
     write_registration(path, Field(result.fixed, result.ddf), result.alignment, fixed, moving)
     yield path
 
 
-def _series(result: Registration, output: str, side: str) -> Series:
-    path = str(result.pair[f"path_{side}"])
+def _series(output: str, side: str, path: str) -> Series:
     place = dicom_place(path)
     if place is None:
-        raise _refusal(output, side, path)
+        raise InputError(
+            f"The output {output} needs a DICOM series as {side} scan, but {path} is none: give the folder of the "
+            f"series, or leave {output} out of --outputs."
+        )
     return read_series(*place)
-
-
-def _refusal(output: str, side: str, path: str) -> InputError:
-    return InputError(
-        f"The output {output} needs a DICOM series as {side} scan, but {path} is none: give the folder of the series, "
-        f"or leave {output} out of --outputs."
-    )

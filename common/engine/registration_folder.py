@@ -12,7 +12,6 @@ from common.checks import InputError
 from common.data.request import Request, pair_name
 from common.engine.registration_dicom import check_series
 from common.engine.registration_files import ALL, FIELDS, chosen_outputs
-from common.io.dicom_seg import read_label_names
 from common.io.run_record import RunRecord
 from common.io.tables import write_csv
 
@@ -34,12 +33,10 @@ class RegistrationFolder:
         settings: what the result depends on, JSON-ready; paths of files are replaced by their SHA-256.
         overwrite: whether finished pairs are made anew.
         outputs: what is written of each pair, see :func:`common.engine.registration_files.chosen_outputs`.
-        label_names: JSON file with names of labels, see :func:`common.io.dicom_seg.read_label_names`.
 
     Raises:
-        InputError: for an output that there is not, or a faulty file of names; on :meth:`remaining`, when two pairs
-            have one name, a scan is not of the kind that an output needs, or everything is finished or was made with
-            other settings.
+        InputError: for an output that there is not; on :meth:`remaining`, when two pairs have one name, a scan is not
+            of the kind that an output needs, or everything is finished or was made with other settings.
     """
 
     def __init__(
@@ -48,13 +45,10 @@ class RegistrationFolder:
         settings: Mapping[str, Any],
         overwrite: bool = False,
         outputs: str | Sequence[str] = ALL,
-        label_names: str | Path | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.outputs = chosen_outputs(outputs)
-        self.label_names = read_label_names(label_names)
-        named = {"label_names": {str(value): name for value, name in self.label_names.items()}}
-        settings = {**settings, "outputs": [*self.outputs], **(named if self.label_names else {})}
+        settings = {**settings, "outputs": [*self.outputs]}
         self._record = RunRecord(self.output_dir / LEDGER, self.output_dir, "registrations", settings)
         self.overwrite = overwrite
         self.pairs: dict[str, dict[str, Any]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -38,18 +39,22 @@ class RegistrationWriter(PairHandler):
         folder: where, what, and whether to overwrite.
         labels: see :class:`common.engine.pair_handler.PairHandler`.
         lookup: likewise.
+        label_names: likewise.
     """
 
     def __init__(
-        self, folder: RegistrationFolder, labels: Sequence[int] | None = None, lookup: Lookup | None = None
+        self,
+        folder: RegistrationFolder,
+        labels: Sequence[int] | None = None,
+        lookup: Lookup | None = None,
+        label_names: str | Path | None = None,
     ) -> None:
-        super().__init__(labels, lookup)
+        super().__init__(labels, lookup, label_names)
         self.folder = folder
 
     def take(self, result: Registration, seconds: float, device: torch.device) -> None:
         """Write the pair's files, then note it."""
         self.folder.claim()
-        result.label_names = self.folder.label_names
         name = pair_name(result.pair["moving_id"], result.pair["fixed_id"])
         files = write_files(result, self.folder.output_dir / name, self.folder.outputs)
         entry = {

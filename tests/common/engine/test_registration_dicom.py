@@ -13,6 +13,7 @@ import torch
 
 from common.checks import InputError
 from common.data.request import registration_request
+from common.engine.pair_handler import PairKeeper
 from common.engine.registration import Registration
 from common.engine.registration_files import OUTPUTS, chosen_outputs, write_files
 from common.engine.registration_folder import RegistrationFolder
@@ -86,9 +87,16 @@ def test_scans_that_are_no_series_are_refused_before_the_network_runs(folders: d
         RegistrationFolder(tmp_path / "out", {}, outputs="warped,reg").remaining(request)
 
 
-def test_names_of_labels_are_part_of_the_settings(tmp_path: Path) -> None:
+def test_a_series_without_uids_is_refused_before_the_network_runs(folders: dict[str, str], tmp_path: Path) -> None:
+    write_series(tmp_path / "bare", np.zeros((7, 6, 5), np.uint16), LAS, "1.2.3.6", FrameOfReferenceUID="")
+    request = registration_request(tmp_path, moving=str(tmp_path / "bare"), fixed=folders["fixed"])
+    with pytest.raises(InputError, match="The moving series has an instance without FrameOfReferenceUID"):
+        RegistrationFolder(tmp_path / "out", {}, outputs="reg").remaining(request)
+
+
+def test_a_handler_gives_each_pair_the_names_of_a_table(tmp_path: Path) -> None:
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"41": "left putamen"}))
-    assert RegistrationFolder(tmp_path / "out", {}, outputs="seg", label_names=names).label_names[41] == "left putamen"
+    assert PairKeeper(label_names=names).label_names == {41: "left putamen"}
     with pytest.raises(InputError, match="does not exist"):
-        RegistrationFolder(tmp_path / "out", {}, outputs="seg", label_names=tmp_path / "no.json")
+        PairKeeper(label_names=tmp_path / "no.json")
