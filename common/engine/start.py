@@ -24,6 +24,7 @@ from common.checks import InputError
 from common.cli import sentence_of
 from common.engine.bundle_folder import check_bundle, check_code, check_writable, find_metadata
 from common.engine.command_line import as_meant, as_text, check_options, read_command_line
+from common.engine.federated import begin_as_client, federated_client, leave_to_client
 from common.engine.option_names import check_names
 from common.engine.option_values import PATHS, as_path_text, check_values
 from common.engine.workflow import is_prepared, names_of_first_file, run_anew, running_workflow
@@ -37,7 +38,8 @@ def prepare_workflow() -> None:
     From the command line, errors become one line, freed memory is kept, and the process is **replaced** by the same
     command, at most once, with the environment of :func:`common.threads.share_cores` where the user has set none.
     Called from Python, it leaves process, environment and excepthook alone. A further ``run()`` of the workflow makes
-    everything anew.
+    everything anew. For a federated client, which takes trainer and evaluator and never runs the workflow, the run
+    begins here, see :mod:`common.engine.federated`.
 
     Raises:
         InputError: for an unknown option, a value that cannot be used, a path that MONAI has changed, or code of
@@ -52,6 +54,9 @@ def prepare_workflow() -> None:
         keep_freed_memory()
         given = read_command_line(sys.argv[1:])
     parser = workflow.parser
+    client = federated_client()
+    if client is not None:
+        leave_to_client(parser, client)
     if given is None:
         _refuse_changed_paths(parser)
     else:
@@ -67,6 +72,8 @@ def prepare_workflow() -> None:
     # Nothing is kept that a property set later would have to change.
     parser.parse()
     run_anew(workflow)
+    if client is not None:
+        begin_as_client(parser)
     if given is not None:
         _restart_if_needed(sys.argv[1:])
 

@@ -7,23 +7,29 @@ import inspect
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monai.bundle import ConfigWorkflow
 
 _logger = logging.getLogger(__name__)
 _MARK = "_runs_anew"
+Caller = TypeVar("Caller")
 
 
 def running_workflow() -> ConfigWorkflow | None:
-    """The workflow whose item called; None for a configuration that is read without one.
+    """The workflow whose item called; None for a configuration that is read without one."""
+    return caller_of(ConfigWorkflow)
 
-    MONAI hands a component its arguments and nothing else, so this looks for the workflow among the callers.
+
+def caller_of(kind: type[Caller]) -> Caller | None:
+    """The nearest object of a class whose method is being run by this thread.
+
+    MONAI hands a component its arguments and nothing else, so this looks among the callers.
     """
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, ConfigWorkflow):
+        if isinstance(caller, kind):
             return caller
         frame = frame.f_back
     return None
