@@ -29,6 +29,7 @@ def test_page_on_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert dice["registered"] > dice["header"] + 0.1
     assert said[2] == "True\n", "an image in memory is registered otherwise than its file"
     np.testing.assert_array_equal(read_image("warped.nii.gz")[0], result.warped.array)
+    assert result.warped_label is not None
     np.testing.assert_array_equal(made["labels_there"].array, result.warped_label.array)
     np.testing.assert_allclose(made["warped"].array, result.warped.array, atol=1e-5)
     # Between voxels, which the inverse field is solved at, it is linear and not exact.
