@@ -22,7 +22,8 @@ from common.io.apply import Chain, move_landmarks, save_transform, warp_file
 from common.io.formats.conventions import CONVENTIONS, meanings
 from common.io.formats.writer import FORMS
 from common.io.landmarks import COORDINATES, POINT_SUFFIXES
-from common.io.nifti import check_nifti_name, read_grid
+from common.io.nifti import read_grid
+from common.io.nifti_files import check_nifti_name
 from common.io.png import PNG
 
 _DESCRIPTION = """\

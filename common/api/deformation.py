@@ -16,7 +16,8 @@ from common.io.apply import warped_labels, warped_values
 from common.io.image_kinds import image_of
 from common.io.images import Image, new_file
 from common.io.landmarks import in_space
-from common.io.nifti import NIFTI, read_grid, read_image, read_labels
+from common.io.nifti import read_grid, read_image, read_labels
+from common.io.nifti_files import NIFTI
 from common.io.transforms import Grid, Transform, write_displacement, write_transform
 from common.spatial.plane import laid_field
 

@@ -27,7 +27,8 @@ from common.io.landmarks import (
     to_coordinates,
     to_world,
 )
-from common.io.nifti import grid_of, open_image, read_grid, save_nifti, voxels_of
+from common.io.nifti import grid_of, open_image, read_grid, voxels_of
+from common.io.nifti_files import save_nifti
 from common.io.png import PNG, write_png
 from common.io.transforms import read_transform
 from common.spatial.labels import warp_labels

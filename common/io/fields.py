@@ -27,7 +27,8 @@ from common.io.formats.reader import ARRAYS, read_world
 from common.io.formats.vectors import field_of
 from common.io.formats.writer import write_as
 from common.io.learn2reg import from_half_resolution
-from common.io.nifti import NIFTI, open_field, open_nifti, voxels_of
+from common.io.nifti import open_field, open_nifti, voxels_of
+from common.io.nifti_files import NIFTI
 from common.spatial.rounding import BORDER
 from common.spatial.transform import Affine
 from common.spatial.world import Grid, between_grids

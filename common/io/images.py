@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 
 from common.checks import InputError
 from common.io.itk_hdf5 import itk_place
-from common.io.nifti import nifti_image, write_image
+from common.io.nifti import write_image
+from common.io.nifti_files import nifti_image
 from common.io.png import PNG, write_png
 from common.spatial.world import Grid
 

@@ -22,9 +22,10 @@ from common.blocks.field_map import FieldMap
 from common.blocks.hybrid_code import HybridCode
 from common.blocks.nephi import ModulatedField
 from common.checks import InputError
+from common.io.header_forms import set_world
 from common.io.landmarks import read_points
 from common.io.map_files import write_map
-from common.io.nifti import set_world, write_ddf
+from common.io.nifti import write_ddf
 from common.io.transforms import Affine, Field, Transform, write_displacement, write_transform
 from common.spatial import Grid, resize_image
 

@@ -17,7 +17,8 @@ from common.io.formats.nifti_vectors import read_nifti
 from common.io.itk_transforms import IMAGE_SUFFIXES, ITK_SUFFIXES, read_itk, read_itk_field
 from common.io.map_files import SUFFIX as MAP_SUFFIX
 from common.io.map_files import read_map
-from common.io.nifti import NIFTI, check_is_file
+from common.io.nifti import check_is_file
+from common.io.nifti_files import NIFTI
 from common.spatial.transform import Transform
 from common.spatial.world import Grid
 

@@ -15,7 +15,7 @@ from common.io.field_checks import VOXEL_MARK, check_to_write
 from common.io.formats import fnirt, niftyreg, spm
 from common.io.formats.vectors import vectors_of
 from common.io.header_forms import set_world
-from common.io.nifti import save_nifti
+from common.io.nifti_files import save_nifti
 from common.spatial.world import Grid
 
 

@@ -18,7 +18,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from common.checks import InputError
-from common.io.nifti import set_world, write_ddf
+from common.io.header_forms import set_world
+from common.io.nifti import write_ddf
 from common.io.transforms import (
     Affine,
     Field,

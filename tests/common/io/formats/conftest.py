@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import zoom
 from scipy.spatial.transform import Rotation
 
-from common.io.nifti import set_world
+from common.io.header_forms import set_world
 from common.spatial import Grid
 
 
