@@ -17,6 +17,7 @@ from common.api.sources import CONFIG
 from common.api.workflow import forget_pair, network_settings, prepared, registered_pair
 from common.checks import InputError
 from common.cli import sentence_of
+from common.io.held_points import points_of
 from common.io.image_kinds import image_of
 
 _IMAGES = ("", "_label", "_mask")
@@ -61,8 +62,9 @@ class Bundle:
     @property
     def network(self) -> nn.Module:
         """The network with its weights, on the device; input (B, 2, *spatial), moving first."""
-        assert self._network is not None
-        return self._network[1]
+        with self._lock, _sentences():
+            network: nn.Module = self._workflow({}).parser["network"]
+        return network
 
     @property
     def device(self) -> torch.device:
@@ -88,8 +90,8 @@ class Bundle:
     ) -> Result:
         """Register a pair, with the numbers of ``python -m monai.bundle run infer`` to the bit; no file is written.
 
-        Images are paths (NIfTI, PNG), nibabel's images, MONAI's MetaTensors, SimpleITK's or ANTs' images, or
-        :class:`common.api.Image`. They may have any grid and orientation.
+        Images are paths (NIfTI, PNG, folders of DICOM slices), nibabel's images, MONAI's MetaTensors, SimpleITK's or
+        ANTs' images, or :class:`common.api.Image`. They may have any grid and orientation.
 
         Args:
             moving: the image that is warped.
@@ -98,8 +100,9 @@ class Bundle:
             fixed_label: label map on the grid of ``fixed``; with both there is a Dice.
             moving_mask: on the grid of ``moving``, other than 0 where it counts; for optimisation on the pair.
             fixed_mask: the same of ``fixed``.
-            moving_landmarks: path of the points of ``moving``.
-            fixed_landmarks: path of those of ``fixed``, line by line the same places.
+            moving_landmarks: points of ``moving``, a path or an array (N, d) of voxels, or of what the option
+                ``landmark_coordinates`` says.
+            fixed_landmarks: those of ``fixed``, row by row the same places.
             options: of ``configs/inference.json``, for this pair; the network is made anew only where it depends on
                 them.
 
@@ -113,7 +116,7 @@ class Bundle:
         names = [f"{side}{kind}" for kind in _IMAGES for side in ("moving", "fixed")]
         sources: dict[str, Any] = {n: image_of(given[n], n) for n in names if given[n] is not None}
         landmarks = {"moving_landmarks": moving_landmarks, "fixed_landmarks": fixed_landmarks}
-        sources |= {name: os.fspath(path) for name, path in landmarks.items() if path is not None}
+        sources |= {name: points_of(points, name) for name, points in landmarks.items() if points is not None}
         with self._lock, _sentences():
             workflow = self._workflow(options)
             try:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS
+from common.io.held_points import HeldPoints
 from common.io.landmarks import in_space, read_landmarks
 from common.io.nifti import read_grid
 from common.spatial.world import Grid, between_grids
@@ -30,7 +31,7 @@ class LoadLandmarksd(MapTransform):
     "landmark_coordinates" or the names of their columns say something else, see :mod:`common.io.landmarks`.
 
     Args:
-        keys: entries with the path of a file.
+        keys: entries with the path of a file, or points in memory.
         image_key: the image that they belong to, of a file with a header.
         allow_missing_keys: whether a subject may lack some of the keys.
 
@@ -49,7 +50,7 @@ class LoadLandmarksd(MapTransform):
         """Replace the paths under ``keys`` by points; the other entries stay."""
         subject = dict(data)
         for key in self.key_iterator(subject):
-            path = Path(subject[key])
+            path = subject[key] if isinstance(subject[key], HeldPoints) else Path(subject[key])
             image = subject[self.image_key]
             own = read_grid(image.meta["filename_or_obj"])
             grid = Grid.of(image.shape[1:], image.affine)
@@ -79,7 +80,7 @@ def check_correspondence(moving: Tensor, fixed: Tensor, moving_file: str, fixed_
         )
 
 
-def _tell_of_lost(path: Path, points: Tensor, grid: Grid) -> None:
+def _tell_of_lost(path: Path | HeldPoints, points: Tensor, grid: Grid) -> None:
     last = torch.tensor(grid.shape[: grid.dims], dtype=points.dtype) - 1
     lost = int(((points < -0.5) | (points > last + 0.5)).any(1).sum())
     if lost:

@@ -13,12 +13,14 @@ from common.data.readers.listing import LANDMARK_COORDINATES, LANDMARKS, MASK
 from common.data.subjects import read_section
 from common.io.dicom_files import is_there, is_uid
 from common.io.dicom_image import series_path
+from common.io.held_points import HeldPoints
 from common.io.images import Image
 
 _SIDES = ("moving", "fixed")
 _NAMES = {LABEL: "label map", MASK: "mask", LANDMARKS: "list of landmarks"}
-_Scan = str | Image
-"""A file, or an image in memory."""
+_Scan = str | Image | HeldPoints
+"""A file, or an image or points in memory."""
+_HELD = (Image, HeldPoints)
 _Given = Mapping[str, tuple[_Scan | None, _Scan | None]]
 """Files (moving, fixed) by what they hold."""
 
@@ -40,8 +42,8 @@ def registration_request(
     fixed_label: _Scan | None = None,
     moving_mask: _Scan | None = None,
     fixed_mask: _Scan | None = None,
-    moving_landmarks: str | None = None,
-    fixed_landmarks: str | None = None,
+    moving_landmarks: _Scan | None = None,
+    fixed_landmarks: _Scan | None = None,
     landmark_coordinates: str = "voxel",
     guides: Sequence[str] = (),
     moving_series: str | None = None,
@@ -124,19 +126,19 @@ def _subjects(images: tuple[_Scan, _Scan], names: list[str], given: _Given) -> l
     for kind, files in given.items():
         for subject, file in zip(subjects, files, strict=True):
             if file is not None:
-                subject[kind] = file if isinstance(file, Image) else str(file)
+                subject[kind] = file if isinstance(file, _HELD) else str(file)
     return subjects
 
 
 def _place(image: _Scan, series: str | None) -> _Scan:
-    return image if isinstance(image, Image) else series_path(image, series)
+    return image if isinstance(image, _HELD) else series_path(image, series)
 
 
 def _check_given(images: tuple[_Scan, _Scan], given: _Given, guides: Sequence[str]) -> None:
     """Refuse files that do not exist or would be of no use, and the lack of some that are needed."""
     for kind, files in {"image": images, **given}.items():
         for side, file in zip(_SIDES, files, strict=True):
-            if file is not None and not isinstance(file, Image) and not is_there(file):
+            if file is not None and not isinstance(file, _HELD) and not is_there(file):
                 raise InputError(f"The {side} {_NAMES.get(kind, kind)} {file} does not exist.")
     for kind, files in given.items():
         there = [side for side, file in zip(_SIDES, files, strict=True) if file is not None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.checks import InputError
+from common.io.held_points import HeldPoints
 from common.io.landmark_tables import SUFFIXES as TABLES
 from common.io.landmark_tables import digits, read_table_points, table_text
 from common.io.nifti import check_is_file
@@ -38,16 +39,18 @@ _NAMES = {
 _COLUMNS = {"ras": "r, a, s", "lps": "l, p, s", "voxel": "i, j, k"}
 
 
-def read_points(path: str | Path, spatial_dims: int = 3) -> PointList:
+def read_points(path: str | Path | HeldPoints, spatial_dims: int = 3) -> PointList:
     """Read a table of landmarks or a file of 3D Slicer (.fcsv, .mrk.json).
 
     Args:
-        path: the file.
+        path: the file; points in memory are taken like those of a table without names of columns.
         spatial_dims: coordinates per point of a table.
 
     Raises:
         InputError: when the file is missing or holds anything else; the line is named.
     """
+    if isinstance(path, HeldPoints):
+        return _listed(path, spatial_dims)
     path = Path(path)
     check_is_file(path)
     name = path.name.lower()
@@ -56,8 +59,15 @@ def read_points(path: str | Path, spatial_dims: int = 3) -> PointList:
     return read_markups(path) if name.endswith(".json") else read_table_points(path, spatial_dims)
 
 
+def _listed(held: HeldPoints, spatial_dims: int) -> PointList:
+    count, dims = held.points.shape
+    if dims < spatial_dims:
+        raise InputError(f"{held} has {dims} coordinates per point, but the image has {spatial_dims} dimensions.")
+    return PointList(torch.from_numpy(held.points), None, [""] * count, str)
+
+
 def read_landmarks(
-    path: str | Path, spatial_dims: int = 3, grid: Grid | None = None, coordinates: str = "voxel"
+    path: str | Path | HeldPoints, spatial_dims: int = 3, grid: Grid | None = None, coordinates: str = "voxel"
 ) -> Tensor:
     """Read landmarks as voxels of their image.
 
@@ -120,7 +130,12 @@ def from_world(points: Tensor, grid: Grid) -> Tensor:
 
 
 def check_coordinates(
-    path: str | Path, points: Tensor, coordinates: str, grid: Grid, said: bool = False, strict: bool = False
+    path: str | Path | HeldPoints,
+    points: Tensor,
+    coordinates: str,
+    grid: Grid,
+    said: bool = False,
+    strict: bool = False,
 ) -> None:
     """Refuse points that lie in their image only if their numbers are something else than was stated.
 

@@ -187,6 +187,24 @@ def test_transforms_are_applied_as_files_are(result: Result, scans: dict[str, st
     np.testing.assert_allclose(field.points(torch.from_numpy(points)), there, atol=1e-3)
 
 
+def test_landmarks_in_memory_are_those_of_a_table(scans: dict[str, str], tmp_path: Path) -> None:
+    fixed = np.array([[10.0, 12, 14], [16, 15, 9], [20, 21, 12], [13, 18, 20]])
+    # The same places of the moving scan in voxels: its array was turned.
+    moving = np.stack([fixed[:, 1] - 4, 31 - fixed[:, 0], fixed[:, 2]], 1)
+    points = {"moving_landmarks": moving, "fixed_landmarks": fixed}
+    files = {name: tmp_path / f"{name}.csv" for name in points}
+    for name, path in files.items():
+        np.savetxt(path, points[name], delimiter=",")
+    options = {**SHORT, "landmark_weight": 0.1}
+    there, here = (register(scans["moving"], scans["fixed"], **known, **options) for known in (files, points))
+    assert here.figures["landmark_distance_mm"] == there.figures["landmark_distance_mm"]
+    assert here.figures["landmark_distance_mm"]["header"] < 1e-4 and here.figures["landmarks"] == 4
+    np.testing.assert_array_equal(here.warped.array, there.warped.array)
+    for wrong, words in ((moving[:, :2], "has 2 coordinates per point"), ([1, 2, 3], "finite numbers")):
+        with pytest.raises(InputError, match=words):
+            register(scans["moving"], scans["fixed"], moving_landmarks=wrong, fixed_landmarks=fixed, **options)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "option": ({"affin": True}, "There is no option --affin. Did you mean 'affine'"),
     "nested option": ({"network_def#x": 1}, "There is no option --network_def#x"),
