@@ -24,7 +24,7 @@ def test_page_on_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         exec(compile(block, PAGE.name, "exec"), made)
         said.append(capsys.readouterr().out)
     result = made["result"]
-    assert isinstance(result, Result)
+    assert isinstance(result, Result) and result.warped_label is not None
     dice = result.figures["dice"]
     assert dice["registered"] > dice["header"] + 0.1
     assert said[2] == "True\n", "an image in memory is registered otherwise than its file"
