@@ -45,8 +45,7 @@ def draw(bundle: Path, moving: Path, fixed: Path, results: Path) -> Path:
     for name, found in files.items():
         if len(found) != 1:
             raise InputError(f"{results} has {len(found)} files *_{name}.nii.gz; give a folder with those of one pair.")
-    images = (read_image(path)[0][None] for path in (moving, fixed, files["warped"][0]))
-    before, reference, after = images
+    before, reference, after = (read_image(path)[0][None] for path in (moving, fixed, files["warped"][0]))
     grid, dims = read_grid(fixed), reference.ndim - 1
     ddf = in_plane(read_field(files["ddf"][0], grid)[0][0], dims)
     target = bundle / PICTURE

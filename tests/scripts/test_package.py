@@ -86,7 +86,12 @@ def test_zip_does_not_depend_on_when_the_files_were_written(bundle: Path, tmp_pa
     first = package.pack(bundle, tmp_path / "first").read_bytes()
     os.utime(bundle / "LICENSE", (0, 1e9))
     (bundle / "configs" / "train.json").chmod(0o600)
-    assert package.pack(bundle, tmp_path / "second").read_bytes() == first
+    second = package.pack(bundle, tmp_path / "second")
+    assert second.read_bytes() == first
+    # Nor on the clock, and not on the library that compresses.
+    with zipfile.ZipFile(second) as archive:
+        written = {(entry.date_time, entry.external_attr, entry.compress_type) for entry in archive.infolist()}
+    assert written == {((1980, 1, 1, 0, 0, 0), 0o100644 << 16, zipfile.ZIP_STORED)}
 
 
 def test_weights_are_announced(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
