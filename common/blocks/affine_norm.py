@@ -14,6 +14,7 @@ from common.autograd import first_order
 from common.blocks.normalisation import Statistics, instance_norm_prelu, measure
 from common.blocks.pieces import Matrix, in_order
 from common.blocks.remade import Remade, stored
+from common.tracing import is_traced
 
 
 class AffineNorm(nn.Module):
@@ -46,7 +47,7 @@ def normalise(x: Tensor, slope: float, weight: Tensor | None = None, bias: Tenso
     Returns:
         The same in the type and memory layout of ``x``, which it holds on to.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if is_traced():
         return stored(_traceable(x, slope, weight, bias))
     x = in_order(x)
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from common.autograd import first_order
 from common.blocks.normalisation import Statistics, Summands, activate, instance_norm_prelu, measure, write_gradients
 from common.processor import has_bfloat16
+from common.tracing import is_traced
 
 # Fewer output channels than this leave the vector lanes of a convolution of the gradient empty.
 FEW_CHANNELS = 8
@@ -68,11 +70,13 @@ def normalise_and_convolve(x: Tensor, slope: Tensor, weight: Tensor, bias: Tenso
     return result
 
 
-def convolved_again(x: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> saved_tensors_hooks:
+def convolved_again(x: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> AbstractContextManager[object]:
     """Context in which ``x = convolve(image, weight, bias)`` is not stored for the backward pass but computed again.
 
     For a convolution that takes little time and makes much of little: the first of a network.
     """
+    if is_traced():
+        return nullcontext()
     address, shape, dtype = x.data_ptr(), x.shape, x.dtype
 
     def pack(saved: Tensor) -> Tensor | None:
@@ -89,7 +93,7 @@ def convolved_again(x: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> s
 
 def _plain(*inputs: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return not recorded or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not recorded or is_traced()
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -161,7 +165,7 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
     """Whether torch would keep a convolution that oneDNN takes."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if is_traced():
         return False
     kernel = weight.shape[-2:]
     return x.shape[0] == 1 and max(kernel) > 1 and min(kernel) <= 3 and math.prod(x.shape[1:4]) <= FEW_VALUES
@@ -169,7 +173,7 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
 
 def _is_product(x: Tensor, weight: Tensor) -> bool:
     """Whether this is a product of matrices, voxel by voxel to few channels, for which torch would copy the input."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or is_traced():
         return False
     return math.prod(weight.shape[2:]) == 1 and weight.shape[0] < FEW_CHANNELS
 
@@ -187,7 +191,7 @@ def _halves(grad: Tensor, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _folds(x: Tensor) -> bool:
     # With one input channel a convolution fills one lane of sixteen; a matrix product over its taps fills them all.
-    return x.shape[1] == 1 and x.device.type == "cpu" and not torch.jit.is_tracing()
+    return x.shape[1] == 1 and x.device.type == "cpu" and not is_traced()
 
 
 def _taps(volume: Tensor, kernel: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:

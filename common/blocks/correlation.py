@@ -18,6 +18,7 @@ from torch import Tensor
 from common.autograd import first_order
 from common.blocks.correlation_lines import PADDING, Lines, PaddingMode, computing_type, continued
 from common.checks import InputError
+from common.tracing import is_traced
 
 Box = tuple[slice | int, ...]
 
@@ -53,7 +54,7 @@ def local_correlation(
             "twice, with two or three spatial axes."
         )
     with torch.autocast(reference.device.type, enabled=False):
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if is_traced():
             return _traceable(reference, searched, radius, padding_mode)
         result: Tensor = _Correlation.apply(reference, searched, radius, padding_mode)
         return result
@@ -81,7 +82,7 @@ def reversed_correlation(correlation: Tensor, radius: int = 1, padding_mode: Pad
             f"A correlation of radius {radius} has shape {tuple(correlation.shape)}; expected "
             f"(B, {2 * radius + 1} ** d, *spatial) with d = 2 or 3 spatial axes."
         )
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if is_traced():
         if padding_mode == "zeros":
             return _reverse_traceably(correlation, radius)
         return _reverse(correlation, radius, padding_mode)

@@ -14,7 +14,8 @@ from common.blocks.hybrid_code import HybridCode
 from common.blocks.nephi import ModulatedField, half_extent
 from common.blocks.sitreg import computed_again
 from common.spatial import identity_grid
-from common.spatial.coordinates import axis_factor
+from common.spatial.coordinates import axis_factor, of_axes
+from common.tracing import is_traced
 
 _CPU_PIECE, _PIECE = 1 << 12, 1 << 15
 """Points at a time: on the CPU, so that what they become stays in the cache; elsewhere, for the sake of memory."""
@@ -47,7 +48,7 @@ class FieldMap:
         """
         with torch.autocast(points.device.type, enabled=False):
             count = self._piece()
-            if points.shape[1] <= count or torch.jit.is_tracing():
+            if points.shape[1] <= count or is_traced():
                 return points + self._displacement(points, *self.code)
             displacement: Tensor = _InPieces.apply(
                 self._displacement, count, points, *self.code, *self.field.parameters()
@@ -73,7 +74,7 @@ class FieldMap:
         """The displacement (B, d, *size) of all voxels, in voxels."""
         like = self.code.shared
         with torch.autocast(like.device.type, enabled=False):
-            if torch.jit.is_tracing():
+            if is_traced():
                 # In one piece: the number of pieces would stay as it is.
                 grid = identity_grid(self.size, like.device, like.dtype)
                 displacement = self._displacement(grid.flatten(2).transpose(-1, -2), *self.code).transpose(-1, -2)
@@ -107,13 +108,10 @@ class FieldMap:
         if points.stride(0) == 0 and not points.requires_grad:
             # The same points for all pairs: what depends on them alone is computed once.
             points = points[:1]
-        corner = torch.stack(
-            [torch.as_tensor(1.0 - 1 // n, device=points.device, dtype=points.dtype) for n in self.size]
-        )
-        return points * self._factor(points) - corner
+        return points * self._factor(points) - of_axes([1.0 - 1 // n for n in self.size], points)
 
     def _factor(self, like: Tensor) -> Tensor:
-        return torch.stack([torch.as_tensor(axis_factor(n), device=like.device, dtype=like.dtype) for n in self.size])
+        return of_axes([axis_factor(n) for n in self.size], like)
 
 
 class _InPieces(torch.autograd.Function):

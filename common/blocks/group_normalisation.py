@@ -17,6 +17,7 @@ from torch import Tensor
 from common.autograd import first_order
 from common.blocks.convolution import convolution_gradients, convolved
 from common.blocks.pieces import PIECE
+from common.tracing import is_traced
 
 EPS = 1e-5
 
@@ -34,7 +35,7 @@ def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, overwr
     Returns:
         (B, C, *spatial) of the type of ``x``, channels last.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if is_traced():
         return F.relu(F.group_norm(x.contiguous(), groups, weight, bias, EPS))
     if not _is_recorded(x, weight, bias):
         return _forward(x, groups, weight, bias, overwrite)[0]
@@ -59,7 +60,7 @@ def group_norm_relu_and_convolve(
         (B, C', *spatial) of the type of ``x``.
     """
     kernel, kernel_bias = kernel.to(x.dtype), kernel_bias.to(x.dtype)
-    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    tracing = is_traced()
     if tracing or not _is_recorded(x, weight, bias, kernel, kernel_bias):
         return convolved(group_norm_relu(x, groups, weight, bias, overwrite=True), kernel, kernel_bias)
     result: Tensor = _GroupNormReLUAndConvolve.apply(x, groups, weight, bias, kernel, kernel_bias)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.spatial import resize_image
 from common.spatial.resize import LINEAR
+from common.tracing import is_traced
 
 _logger = logging.getLogger(__name__)
 SLOPE = 0.2
@@ -75,7 +76,7 @@ class HybridEncoder(nn.Module):
         return HybridCode(*(code.to(torch.promote_types(code.dtype, torch.float32)) for code in (shared, local)))
 
     def _resampled(self, image: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
+        if is_traced():
             # Without looking at the size, which would stay as it is.
             return F.interpolate(image, size=self.size, mode=LINEAR[len(self.size)], align_corners=True)
         if image.shape[2:] != self.size and not self._said:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.blocks.field_jet import FeaturesJet, FieldJet
 from common.blocks.hybrid_code import HybridCode
 from common.spatial import sample_at
+from common.spatial.coordinates import of_axes
 from common.spatial.points import sample_with_derivative
 
 OMEGA = 30.0
@@ -155,8 +156,7 @@ def _in_voxels(points: Tensor, size: Sequence[int]) -> Tensor:
 
 def half_extent(size: Sequence[int], like: Tensor) -> Tensor:
     """Voxels that one unit of the coordinates has along each axis, (d,), of the device and type of another tensor."""
-    # Not one tensor of all: when a network is exported, sizes are tensors, which have to stay in its graph.
-    return torch.stack([torch.as_tensor((n - 1) / 2, device=like.device, dtype=like.dtype) for n in size])
+    return of_axes([(n - 1) / 2 for n in size], like)
 
 
 def _local_jet(points: Tensor, local: Tensor) -> Tensor:

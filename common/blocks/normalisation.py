@@ -35,6 +35,7 @@ from torch import Tensor
 
 from common.autograd import first_order
 from common.blocks.pieces import Matrix, in_order
+from common.tracing import is_traced
 
 EPS = 1e-5
 
@@ -62,7 +63,7 @@ def instance_norm_prelu(
     Returns:
         (B, C, *spatial) in the type and memory layout of the branches.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if is_traced():
         return plain_form(branches, slope, residual, eps)
     summands = Summands(tuple(branches), residual).each(in_order)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*summands.tensors, slope)):

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from common.tracing import is_traced
 
 
 class Remade(NamedTuple):
@@ -42,11 +45,13 @@ def joined(*parts: Remade) -> Remade:
     return Remade(torch.cat([part.value for part in parts], 1), lambda: torch.cat([make() for make in again], 1))
 
 
-def not_stored(*tensors: Remade) -> saved_tensors_hooks:
+def not_stored(*tensors: Remade) -> AbstractContextManager[object]:
     """Context whose operations do not store these tensors for the backward pass but have them made again.
 
     Contexts of this kind do not add up: of nested ones only the innermost counts.
     """
+    if is_traced():
+        return nullcontext()
     known = {(x.value.data_ptr(), x.value.shape, x.value.dtype): x.again for x in tensors}
 
     def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from common.blocks.convolution import convolve
 from common.blocks.eoir import convolution
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
+from common.tracing import is_traced
 
 
 def computed_again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def computed_again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     For the finest level, whose few channels take the most memory and little of the time.
     """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or is_traced():
         return function(*inputs)
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
@@ -142,8 +143,8 @@ class Downsampling(nn.Module):
 def _even(x: Tensor) -> Tensor:
     """Zeros at the far end of odd axes."""
     odd = [n % 2 for n in x.shape[2:]]
-    # Not without need: padding by nothing is a copy.
-    return F.pad(x, [amount for n in reversed(odd) for amount in (0, n)]) if any(odd) else x
+    # Not without need: padding by nothing is a copy. Images of another size may need what this one does not.
+    return F.pad(x, [amount for n in reversed(odd) for amount in (0, n)]) if is_traced() or any(odd) else x
 
 
 def _halved(x: Tensor) -> Tensor:

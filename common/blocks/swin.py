@@ -10,6 +10,7 @@ of one token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,8 @@ from monai.networks.nets.swin_unetr import (
     window_reverse,
 )
 from torch import Tensor, nn
+
+from common.tracing import is_traced
 
 PATCH = 4
 """Voxels of a token along each axis."""
@@ -79,7 +82,7 @@ class SwinBlock(SwinTransformerBlock):
         In training both branches are computed again in the backward pass: what attention and MLP store would take up
         more memory than all of the decoder, and they take little of its time.
         """
-        self.use_checkpoint = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        self.use_checkpoint = torch.is_grad_enabled() and not is_traced()
         result: Tensor = super().forward(x, mask_matrix)
         return result
 
@@ -97,17 +100,28 @@ class SwinBlock(SwinTransformerBlock):
         window, shift = self.window_size, self.shift_size
         # Zeros, not normalised tokens: they take part in the attention, as published.
         x = F.pad(self.norm1(x), [0, 0, *_far_ends(grid, window)])
-        padded = x.shape[:-1]
         shifted = any(shift)
         if shifted:
             x = torch.roll(x, [-n for n in shift], axes)
-        tokens = self.attn(window_partition(x, window), mask_matrix if shifted else None)
-        x = window_reverse(tokens.view(-1, *window, tokens.shape[-1]), window, padded)
+        x = self._attended(x, mask_matrix if shifted else None)
         if shifted:
             x = torch.roll(x, list(shift), axes)
         for axis, n in zip(axes, grid, strict=True):
             x = x.narrow(axis, 0, n)
         return x
+
+    def _attended(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention inside of the windows of (B, *grid, C), a grid of whole windows."""
+        window, grid = self.window_size, x.shape[:-1]
+        if not torch.compiler.is_compiling():
+            tokens = self.attn(window_partition(x, window), mask)
+            reversed_: Tensor = window_reverse(tokens.view(-1, *window, tokens.shape[-1]), window, grid)
+            return reversed_
+        # Views of windows would be bound to grids that have several along each axis: tokens are picked by number.
+        places = places_in_windows(grid[1:], window, x.device)
+        tokens = x.flatten(1, -2).index_select(1, places.argsort()).view(-1, math.prod(window), x.shape[-1])
+        attended: Tensor = self.attn(tokens, mask).view(len(x), -1, x.shape[-1]).index_select(1, places).view(x.shape)
+        return attended
 
 
 class SwinStage(nn.Module):
@@ -225,8 +239,28 @@ def shift_mask(grid: Sequence[int], window: Sequence[int], device: torch.device)
         place = torch.arange(n, device=device)
         part = (place >= n - w).to(region.dtype) + (place >= n - w // 2).to(region.dtype)
         region = 3 * region[..., None] + part
-    of_window = window_partition(region[None, ..., None], window)[..., 0]
+    places = places_in_windows(region.shape, window, device)
+    of_window = region.flatten()[places.argsort()].view(-1, math.prod(window))
     return (of_window[:, None] != of_window[:, :, None]).to(region.dtype) * _APART
+
+
+def places_in_windows(grid: Sequence[int], window: Sequence[int], device: torch.device) -> Tensor:
+    """Where the tokens of a grid are when it is cut into windows, one after the other.
+
+    Args:
+        grid: tokens along each axis, a multiple of the window.
+        window: tokens along each axis.
+        device: where it is made.
+
+    Returns:
+        (tokens,), whole numbers, for the tokens of the flattened grid.
+    """
+    of_window, inside = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
+    for n, w in zip(grid, window, strict=True):
+        place = torch.arange(n, device=device)
+        of_window = of_window[..., None] * (n // w) + place // w
+        inside = inside[..., None] * w + place % w
+    return (of_window * math.prod(window) + inside).flatten()
 
 
 def _far_ends(grid: Sequence[int], window: Sequence[int]) -> list[int]:

@@ -22,6 +22,7 @@ from common.autograd import first_order
 from common.blocks.convolution import convolve
 from common.blocks.remade import Remade, not_stored
 from common.checks import InputError
+from common.tracing import is_traced
 
 # Voxels at a time: their logits stay in the second-level cache of a core; accelerators want few launches.
 _CPU_PIECE = 2**13
@@ -111,7 +112,7 @@ def expected_offset(query: Tensor, key: Tensor, temperature: float | None = None
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; choose a positive number.")
     with torch.autocast(query.device.type, enabled=False):
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if is_traced():
             return _traceable(query, key, temperature)
         result: Tensor = _Attention.apply(query, key, 1 / temperature)
         return result

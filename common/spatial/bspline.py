@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.spatial.coordinates import check_ddf
+from common.tracing import is_traced
 
 _REACH = 2
 """Control points to either side that a point of the spline depends on."""
@@ -47,7 +48,7 @@ def bspline_field(control: Tensor, size: Sequence[int], factor: int | Sequence[i
     check_ddf(control)
     factors = _factors(factor, control.shape[1])
     field = control.to(torch.promote_types(control.dtype, torch.float32))
-    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    tracing = is_traced()
     if not tracing and any(n > f * m for n, f, m in zip(size, factors, control.shape[2:], strict=True)):
         raise InputError(
             f"{tuple(control.shape[2:])} control points times {factors} do not cover a grid of {tuple(size)} voxels."

@@ -55,6 +55,17 @@ def axis_factor(size: int) -> float:
     return 2.0 * (1 - single) / (size - 1 + single)
 
 
+def of_axes(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """A number of each axis, (d,), of the device and type of another tensor.
+
+    Args:
+        numbers: that follow from sizes.
+        like: the tensor.
+    """
+    # Not one tensor of all: when a network is exported, sizes are tensors or symbols, which have to stay in its graph.
+    return torch.stack([torch.ones((), device=like.device, dtype=like.dtype) * number for number in numbers])
+
+
 def normalised_axis(k: int, ddf: Tensor, source_shape: Sequence[int]) -> tuple[Tensor, float]:
     """Sampling positions along axis ``k`` as ``identity + factor * ddf[:, k]`` in the [-1, 1] units of ``grid_sample``.
 

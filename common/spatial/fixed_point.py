@@ -18,6 +18,7 @@ from torch import Tensor
 from common.autograd import first_order
 from common.spatial.coordinates import check_ddf
 from common.spatial.warp import MODES, PADDINGS, warp, warp_backward
+from common.tracing import is_traced
 
 _LOGGER = logging.getLogger(__name__)
 MEMORY = 4
@@ -92,7 +93,7 @@ def invert_contraction(ddf: Tensor, solver: Solver = SOLVERS["default"]) -> Tens
     check_ddf(ddf)
     ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
     with torch.autocast(ddf.device.type, enabled=False):
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if is_traced():
             inverse = -ddf
             for _ in range(TRACED_STEPS):
                 inverse = -warp(ddf, inverse)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.spatial.slabs import slab_ranges
+from common.tracing import is_traced
 
 _REACH = 3
 """Standard deviations to where the window is cut off."""
@@ -31,7 +33,7 @@ def gaussian_filter(values: Tensor, sigma: float, axes: Sequence[int] | None = N
     if sigma == 0:
         return values
     taps = _taps(sigma)
-    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    traced = is_traced()
     for axis in range(2, values.ndim) if axes is None else [2 + axis for axis in axes]:
         values = (_traceably_smoothed if traced else _smoothed)(values, taps, axis, inside)
     return values
@@ -82,23 +84,23 @@ def _smoothed(values: Tensor, taps: Sequence[float], axis: int, inside: bool) ->
 def _taps(sigma: float) -> list[float]:
     """The window from its middle to one end."""
     reach = max(1, round(_REACH * sigma))
-    places = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    window = torch.exp(-0.5 * (places / sigma) ** 2)
-    taps: list[float] = (window / window.sum())[reach:].tolist()
-    return taps
+    # Numbers of Python: a network that is exported would work out those of a tensor for every pair.
+    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(reach + 1)]
+    total = side[0] + 2 * sum(side[1:])
+    return [value / total for value in side]
 
 
 def _traceably_smoothed(values: Tensor, taps: Sequence[float], axis: int, inside: bool) -> Tensor:
     """:func:`_smoothed` as a convolution: in an exported network, slices would keep the size of the export."""
-    window = torch.tensor([*taps[:0:-1], *taps], dtype=values.dtype, device=values.device)
-    lines = values.movedim(axis, -1)
+    along = [-1 if k == axis else 1 for k in range(values.ndim)]
+    window = torch.tensor([*taps[:0:-1], *taps], dtype=values.dtype, device=values.device).view(along)
+    convolve = F.conv2d if values.ndim == 4 else F.conv3d
 
     def smooth(signal: Tensor) -> Tensor:
-        convolved = F.conv1d(signal.flatten(0, -2)[:, None], window[None, None], padding=len(taps) - 1)
-        return convolved.view_as(signal)
+        padding = [len(taps) - 1 if k == axis else 0 for k in range(2, values.ndim)]
+        return convolve(signal.flatten(0, 1)[:, None], window, padding=padding).view(signal.shape)
 
-    smoothed = smooth(lines)
-    return (smoothed / smooth(torch.ones_like(lines)) if inside else smoothed).movedim(-1, axis)
+    return smooth(values) / smooth(torch.ones_like(values)) if inside else smooth(values)
 
 
 def _of_what_is_inside(smooth: Tensor, taps: Sequence[float], axis: int) -> Tensor:

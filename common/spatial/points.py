@@ -13,6 +13,7 @@ from torch import Tensor
 from common.checks import InputError
 from common.spatial.coordinates import normalised_points
 from common.spatial.warp import MODES, PADDINGS
+from common.tracing import is_traced
 
 
 def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Tensor:
@@ -45,7 +46,7 @@ def sample_at(image: Tensor, points: Tensor, padding_mode: str = "border") -> Te
         raise InputError(f"padding_mode is {padding_mode!r}; choose one of {list(PADDINGS)}.")
     dtype = torch.promote_types(torch.promote_types(image.dtype, points.dtype), torch.float32)
     grid = normalised_points(points.to(dtype), image.shape[2:])
-    if torch.jit.is_tracing():
+    if is_traced():
         # By the name that exporters know.
         return F.grid_sample(image.to(dtype), grid, "bilinear", padding_mode, align_corners=True).flatten(2)
     # By these names, since `F.grid_sample` may choose cuDNN, which cannot be differentiated twice.

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.spatial.coordinates import check_ddf
+from common.spatial.coordinates import check_ddf, of_axes
 from common.spatial.gaussian import gaussian_filter
+from common.tracing import same_size
 
 _SHRINKING_SIGMA = 0.4
 """Of the blur before an image shrinks, in voxels of what it shrinks to."""
@@ -34,15 +35,30 @@ def resize_image(image: Tensor, size: Sequence[int], mode: str = "bilinear") -> 
     dims = image.ndim - 2
     if dims not in LINEAR or len(size) != dims:
         raise ValueError(f"image of shape {tuple(image.shape)} cannot be resized to {tuple(size)}.")
-    if tuple(size) == tuple(image.shape[2:]):
+    if same_size(size, image.shape[2:]):
         return image
     if mode == "bilinear":
+        if torch.compiler.is_compiling():
+            return _resized_traceably(image, size)
         return F.interpolate(image, size=tuple(size), mode=LINEAR[dims], align_corners=True)
     if mode != "nearest":
         raise ValueError(f"mode is {mode!r}; expected 'bilinear' or 'nearest'.")
     for axis, (old, new) in enumerate(zip(image.shape[2:], size, strict=True), start=2):
         positions = torch.arange(new, device=image.device, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
         image = image.index_select(axis, (positions + 0.5).floor().long())
+    return image
+
+
+def _resized_traceably(image: Tensor, size: Sequence[int]) -> Tensor:
+    """The same, axis after axis, for any size: torch's own form asks for the sizes that are one."""
+    for axis, (old, new) in enumerate(zip(image.shape[2:], size, strict=True), start=2):
+        if same_size([old], [new]):
+            continue
+        position = torch.arange(new, device=image.device, dtype=torch.float32) * ((old - 1) / (new - 1 + 1 // new))
+        low = position.floor()
+        lower, upper = (image.index_select(axis, i.long()) for i in (low, (low + 1).clamp(max=old - 1)))
+        weight = (position - low).view([-1 if k == axis else 1 for k in range(image.ndim)])
+        image = torch.lerp(lower, upper, weight.to(image.dtype))
     return image
 
 
@@ -91,6 +107,9 @@ def voxel_ratios(old: Sequence[int], new: Sequence[int], like: Tensor) -> Tensor
     Returns:
         (d,); 1 along an axis of one voxel.
     """
-    factors = [(n - 1) / (o - 1) if o > 1 and n > 1 else 1.0 for o, n in zip(old, new, strict=True)]
-    # Not one tensor of all: when a network is exported, sizes are tensors, which have to stay in its graph.
-    return torch.stack([torch.as_tensor(factor, device=like.device, dtype=like.dtype) for factor in factors])
+    # Arithmetic alone, see `axis_factor`.
+    factors = []
+    for o, n in zip(old, new, strict=True):
+        several = (1 - 1 // o) * (1 - 1 // n)
+        factors.append(several * (n - 1) / (o - 1 + 1 // o) + 1 - several)
+    return of_axes(factors, like)

@@ -14,6 +14,7 @@ from common.autograd import first_order
 from common.spatial.coordinates import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 from common.spatial.gather import sample_channels, sample_channels_backward
 from common.spatial.slabs import slab_ranges
+from common.tracing import is_traced
 
 MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}
@@ -52,7 +53,7 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     dtype = torch.promote_types(torch.promote_types(image.dtype, ddf.dtype), torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         image, ddf = image.to(dtype), ddf.to(dtype)
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if is_traced():
             grid = traceable_sampling_grid(ddf, image.shape[2:])
             return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
         result: Tensor = _Warp.apply(image, ddf, MODES[mode], PADDINGS[padding_mode])
