@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from common.networks import (
     EOIR,
@@ -58,14 +59,10 @@ TRACED = ((32, 20, 33), (16, 18, 9))
 OTHERS = ((8, 18, 32), (33, 16, 12), (17, 32, 1))
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    ("name", "size"), [*((name, TRACED[0]) for name in NETWORKS), ("eoir of acdc", TRACED[1]), ("vfa", TRACED[1])]
-)
-def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> None:
-    kind, arguments = NETWORKS[name]
+def with_displacements(kind: Any, arguments: dict[str, Any]) -> nn.Module:
+    """A small network whose displacements are some tenths of a voxel or more."""
     torch.manual_seed(0)
-    network = kind(**sys.modules[kind.__module__].CONFIGURATIONS["tiny"], **arguments).eval()
+    network: nn.Module = kind(**sys.modules[kind.__module__].CONFIGURATIONS["tiny"], **arguments).eval()
     for parameter_name, parameter in network.named_parameters():
         if "flow" in parameter_name:  # displacements of voxels, which those of a fresh network are not
             parameter.data *= {DualPyramid: 2e3, VoxelMorph: 1e5}.get(kind, 2)
@@ -73,6 +70,16 @@ def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> N
             parameter.data.normal_(std=0.1)
         if "head" in parameter_name and parameter.abs().max() < 1e-3:
             parameter.data.normal_(std=0.05)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, TRACED[0]) for name in NETWORKS), ("eoir of acdc", TRACED[1]), ("vfa", TRACED[1])]
+)
+def test_a_traced_network_serves_any_size(name: str, size: tuple[int, ...]) -> None:
+    kind, arguments = NETWORKS[name]
+    network = with_displacements(kind, arguments)
     dims = arguments.get("spatial_dims", 3)
     with torch.no_grad():
         traced = torch.jit.trace(network, torch.rand(1, 2, *size[:dims]), check_trace=False)

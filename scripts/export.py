@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the network of a bundle as ``models/model.ts`` and ``models/model.pt2``, which need none of this code.
+
+Example: ``python scripts/export.py eoir_oasis --network_def#start_channel 8``. What the bundle's commands are told of
+its network, this one is told, too. ``scripts/package.py`` packs the files that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.threads import share_cores
+
+share_cores()
+
+from monai.bundle import ConfigParser
+
+from common.checks import InputError
+from common.cli import run_tool
+from common.engine.export import FORMATS, export_network
+from scripts.package import find_bundle
+
+
+def network_of(bundle: Path, options: Sequence[str]) -> tuple[Any, int]:
+    """The network of a bundle with its weights, on the CPU.
+
+    Args:
+        bundle: its folder.
+        options: "--name", "value" and so on, as for the bundle's commands.
+
+    Returns:
+        The network, and the number of spatial axes of its images.
+
+    Raises:
+        InputError: an option is none of the bundle's, or there are no weights that fit.
+    """
+    config = ConfigParser()
+    config.read_config(str(bundle / "configs" / "inference.json"))
+    config.read_meta(str(bundle / "configs" / "metadata.json"))
+    if "network_def" not in config or "network" not in config:
+        raise InputError(f"{bundle.name} has no network with weights: there is nothing to export.")
+    given = read_options(options)
+    unknown = [name for name in given if name.partition("#")[0] not in config]
+    if unknown:
+        raise InputError(f"--{unknown[0]} is no option of {bundle.name}.")
+    config.update({"bundle_root": str(bundle), "device": "$torch.device('cpu')"})
+    config.update(given)
+    network = config.get_parsed_content("network")
+    shape = config["_meta_#network_data_format#inputs#image#spatial_shape"]
+    return network, int(getattr(network, "spatial_dims", len(shape)))
+
+
+def read_options(words: Sequence[str]) -> dict[str, Any]:
+    """Names and values of options, values read as MONAI reads them: as Python's, otherwise as text.
+
+    Raises:
+        InputError: a word is no option, or has no value.
+    """
+    found: dict[str, Any] = {}
+    for name, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if not name.startswith("--") or value is None:
+            raise InputError(f"{name!r} is not understood; options of the bundle are --name value.")
+        try:
+            read = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            read = {"true": True, "false": False}.get(value, value)
+        found[name.removeprefix("--")] = read
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of this script; all others are the bundle's."""
+    options = argparse.ArgumentParser(
+        description="Write models/model.ts and models/model.pt2 of a bundle, checked at three sizes before.",
+        epilog="Example: python scripts/export.py eoir_oasis --ckpt_path model.pt --network_def#start_channel 8",
+        allow_abbrev=False,
+    )
+    options.add_argument("bundle", help="name of a folder in bundles, e.g. eoir_shapes3d")
+    options.add_argument("--ckpt_path", help="weights; default: models/model.pt of the bundle")
+    options.add_argument("--output_dir", type=Path, help="default: models of the bundle")
+    options.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both")
+    return options
+
+
+def main() -> None:
+    """Command line."""
+    arguments, others = parser().parse_known_args()
+    bundle = find_bundle(arguments.bundle)
+    if arguments.ckpt_path is not None:
+        others += ["--ckpt_path", os.path.abspath(arguments.ckpt_path)]
+    network, dims = network_of(bundle, others)
+    folder = arguments.output_dir or bundle / "models"
+    for path, difference in export_network(network, folder, dims, arguments.formats).items():
+        size = path.stat().st_size / 1e6
+        print(f"{path}: {size:.1f} MB, at most {difference:.1g} voxel from the network.")
+
+
+if __name__ == "__main__":
+    run_tool(main)
