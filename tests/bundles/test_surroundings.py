@@ -48,6 +48,14 @@ def test_a_copied_config_beside_a_common_of_the_users(user: Path) -> None:
     assert last_words(user, "--config_file", "mine.json", "--bundle_root", str(BUNDLE)) == FOUND
 
 
+def test_a_config_finds_its_bundle_from_any_folder(user: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = str(BUNDLE / "configs" / "train.json")
+    assert last_words(tmp_path / "empty", "--config_file", config) == FOUND
+    said = last_words(user, "--config_file", config)
+    assert said.startswith(FOREIGN) and said.count("\n") == 1
+
+
 def test_a_checkout_without_links_and_python_without_the_modules_of_unix(without_links: Path, tmp_path: Path) -> None:
     hidden = "import sys; sys.modules |= dict.fromkeys(['resource', 'fcntl', 'grp', 'termios', 'syslog'])"
     (tmp_path / "site").mkdir()
