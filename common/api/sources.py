@@ -11,12 +11,10 @@ import difflib
 import hashlib
 import importlib
 import os
-import stat
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +22,7 @@ import torch
 
 import common
 from common.checks import InputError
+from common.io.archives import unpack
 
 CONFIG = "configs/inference.json"
 _PACKAGE = "registration_common_*"
@@ -121,29 +120,15 @@ def _missing(path: Path, source: str) -> InputError:
 
 def _unpack(archive: Path) -> Path:
     """Folder of the bundle in a zip, unpacked once in a process and removed at its end."""
-    try:
-        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if digest not in _unpacked:
-            with zipfile.ZipFile(archive) as content:
-                _check_members(archive, content.infolist())
-                folder = tempfile.TemporaryDirectory(prefix="bundle_")
-                content.extractall(folder.name)
-            _unpacked[digest] = folder
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{archive} is damaged or no zip archive ({error}): copy it anew.") from error
-    inside = sorted(path.parents[1] for path in Path(_unpacked[digest].name).glob(f"*/{CONFIG}"))
-    if len(inside) != 1:
-        raise InputError(f"{archive} holds no bundle: one folder with {CONFIG} is expected in it.")
-    return inside[0]
-
-
-def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse an archive with a name that leads out of its folder, or with a link."""
-    for member in members:
-        path = PurePosixPath(member.filename.replace("\\", "/"))
-        is_link = stat.S_ISLNK(member.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
-            raise InputError(f"{archive} has the member {member.filename!r}, which leads out of it: do not use it.")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest not in _unpacked:
+        folder = tempfile.TemporaryDirectory(prefix="bundle_")
+        unpack(archive, folder.name)
+        _unpacked[digest] = folder
+    (inside,) = Path(_unpacked[digest].name).iterdir()
+    if not (inside / CONFIG).is_file():
+        raise InputError(f"{archive} holds no bundle: a folder with {CONFIG} is expected in it.")
+    return inside
 
 
 def bundle_class(folder: Path) -> Any:
