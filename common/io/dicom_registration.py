@@ -140,7 +140,6 @@ def _empty(fixed: Sequence[Any]) -> Any:
         instance_number=1,
         modality="REG",
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        specific_character_set=header.get("SpecificCharacterSet"),
         series_description="deformable registration",
         **equipment(),
     )

@@ -34,17 +34,17 @@ _MOST = 65535
 """Segments of an object."""
 _TURN = math.pi * (3 - math.sqrt(5))
 """From the hue of a segment to that of the next one: the golden angle, by which no two come near each other."""
-_TYPE_2 = (
+_LEFT_OUT = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
+    "PatientSex",
     "AccessionNumber",
     "StudyID",
     "StudyDate",
     "StudyTime",
 )
-"""What highdicom takes for granted; the standard lets a header go without their values."""
-_SEXES = ("M", "F", "O")
+"""What highdicom takes for granted and checks; headers may be without it, or have it as no standard knows it."""
 
 
 def read_label_names(path: str | Path | None) -> dict[int, str]:
@@ -135,6 +135,7 @@ def _segmentation(segments: np.ndarray, descriptions: list[Any], series: Series)
             content_description="labels of the moving scan, warped onto the fixed series",
             series_description="warped labels",
             transfer_syntax_uid=ExplicitVRLittleEndian,
+            specific_character_set=None,
             pixel_measures=highdicom.PixelMeasuresSequence(first.sides[::-1].tolist(), thickness, thickness),
             plane_orientation=highdicom.PlaneOrientationSequence("PATIENT", first.axes.ravel().tolist()),
             plane_positions=[
@@ -145,7 +146,7 @@ def _segmentation(segments: np.ndarray, descriptions: list[Any], series: Series)
 
 
 def _tolerable(datasets: Sequence[Any], thickness: float) -> list[Any]:
-    """Headers that highdicom takes: copies, with all that it looks at, without values that the standard does not know.
+    """Headers that highdicom takes: copies without what is brought over as it is in the end (:func:`take_over`).
 
     ``thickness`` of slices is for those that do not state it; what is written is that of the grid.
     """
@@ -156,10 +157,7 @@ def _tolerable(datasets: Sequence[Any], thickness: float) -> list[Any]:
     for dataset in datasets:
         header = Dataset()
         header.update(dataset)
-        lacking = [name for name in _TYPE_2 if name not in header]
-        if header.get("PatientSex") not in _SEXES:
-            lacking.append("PatientSex")
-        for name in lacking:
+        for name in _LEFT_OUT:
             # A new element: those of the copy are those of the header.
             header.add_new(name, dictionary_VR(name), None)
         if not header.get("SliceThickness"):

@@ -20,8 +20,8 @@ from common.checks import InputError
 TO_RCS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
 """RAS, the world of this project, to LPS, the reference coordinate system (RCS) of DICOM; and back."""
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")
-_KEPT = ("TimezoneOffsetFromUTC", "LongitudinalTemporalInformationModified")
-"""Beside patient and study: what their dates mean."""
+_KEPT = ("SpecificCharacterSet", "TimezoneOffsetFromUTC", "LongitudinalTemporalInformationModified")
+"""Beside patient and study: what their letters and dates mean."""
 _NAME = "registration bundles for MONAI"
 # It tells of every module that it copies.
 logging.getLogger("highdicom").setLevel(logging.WARNING)
@@ -45,7 +45,7 @@ def check_source(datasets: Sequence[Any], what: str) -> None:
         what: it is, for the message.
 
     Raises:
-        InputError: when an instance lacks one of the UIDs.
+        InputError: when an instance lacks one of the UIDs, or is of a kind that is not of the standard.
     """
     for dataset in datasets:
         missing = next((name for name in _NEEDED if not dataset.get(name)), None)
@@ -53,6 +53,11 @@ def check_source(datasets: Sequence[Any], what: str) -> None:
             raise InputError(
                 f"The {what} series has an instance without {missing}, so that no DICOM object can refer to it: leave "
                 "seg and reg out of --outputs."
+            )
+        if dataset.SOPClassUID.is_private:
+            raise InputError(
+                f"The {what} series is of a vendor's own kind ({dataset.SOPClassUID}), to which no object "
+                "of the standard refers: leave seg and reg out of --outputs."
             )
 
 

@@ -167,13 +167,16 @@ def test_a_series_registered_to_one_of_its_study(fixed: Series, tmp_path: Path) 
     assert item.FrameOfReferenceTransformationMatrixType == "AFFINE"
 
 
+# Times of old files have colons.
+@pytest.mark.filterwarnings("ignore:Invalid value for VR TM")
 def test_a_patient_stays_as_anonymous_as_he_was(moving: Series, tmp_path: Path) -> None:
     hidden = {"PatientName": "", "PatientID": "X1", "PatientSex": "U", "PatientIdentityRemoved": "YES"}
-    named = {"DeidentificationMethod": "by hand", "PatientComments": "Größe", "SpecificCharacterSet": "ISO_IR 100"}
-    fixed = series(tmp_path / "fixed", 1, **hidden, **named)
+    named = {"DeidentificationMethod": "by hand", "PatientComments": "太郎", "StudyTime": "12:30"}
+    letters = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"]}
+    fixed = series(tmp_path / "fixed", 1, **hidden, **named, **letters)
     write_registration(tmp_path / "reg.dcm", noise(GRIDS["LAS"]), ALIGNMENT, fixed.datasets, moving.datasets)
     found = pydicom.dcmread(tmp_path / "reg.dcm")
-    for name, value in (hidden | named).items():
+    for name, value in (hidden | named | letters).items():
         assert found[name].value == value
 
 
@@ -195,6 +198,9 @@ def test_what_cannot_be_referred_to_is_refused(fixed: Series, moving: Series, tm
     del moving.datasets[1].FrameOfReferenceUID
     with pytest.raises(InputError, match="The moving series has an instance without FrameOfReferenceUID"):
         write_registration(tmp_path / "reg.dcm", noise(GRIDS["LAS"]), ALIGNMENT, fixed.datasets, moving.datasets)
+    with pytest.raises(InputError, match=r"The fixed series is of a vendor's own kind \(1.3.12.2\)"):
+        strange = series(tmp_path / "strange", 4, SOPClassUID="1.3.12.2")
+        write_registration(tmp_path / "reg.dcm", noise(GRIDS["LAS"]), ALIGNMENT, strange.datasets, fixed.datasets)
     assert not (tmp_path / "reg.dcm").exists()
 
 
