@@ -46,8 +46,6 @@ def network_of(bundle: Path, options: Sequence[str]) -> tuple[Any, int]:
     config = ConfigParser()
     config.read_config(str(bundle / "configs" / "inference.json"))
     config.read_meta(str(bundle / "configs" / "metadata.json"))
-    if "network_def" not in config or "network" not in config:
-        raise InputError(f"{bundle.name} has no network with weights: there is nothing to export.")
     given = read_options(options)
     unknown = [name for name in given if name.partition("#")[0] not in config]
     if unknown:
@@ -55,8 +53,9 @@ def network_of(bundle: Path, options: Sequence[str]) -> tuple[Any, int]:
     config.update({"bundle_root": str(bundle), "device": "$torch.device('cpu')"})
     config.update(given)
     network = config.get_parsed_content("network")
-    shape = config["_meta_#network_data_format#inputs#image#spatial_shape"]
-    return network, int(getattr(network, "spatial_dims", len(shape)))
+    if not network.state_dict():
+        raise InputError(f"{bundle.name} has no network with weights: there is nothing to export.")
+    return network, int(network.spatial_dims)
 
 
 def read_options(words: Sequence[str]) -> dict[str, Any]:
