@@ -4,13 +4,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def is_traced() -> bool:
     """Whether operations are recorded, so that nothing may depend on values, addresses or the size of the example."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Context in which operations on the device of a tensor keep the types that they are given.
+
+    What is exported without autocast has no such context: as a graph of its own, it could not be saved with the sizes
+    that it takes.
+
+    Args:
+        x: any tensor.
+    """
+    device = x.device.type
+    if torch.compiler.is_compiling() and not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def same_size(one: Sequence[int], other: Sequence[int]) -> bool:

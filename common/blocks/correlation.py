@@ -18,7 +18,7 @@ from torch import Tensor
 from common.autograd import first_order
 from common.blocks.correlation_lines import PADDING, Lines, PaddingMode, computing_type, continued
 from common.checks import InputError
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 Box = tuple[slice | int, ...]
 
@@ -53,7 +53,7 @@ def local_correlation(
             f"Features have shapes {tuple(reference.shape)} and {tuple(searched.shape)}; expected (B, C, *spatial) "
             "twice, with two or three spatial axes."
         )
-    with torch.autocast(reference.device.type, enabled=False):
+    with without_autocast(reference):
         if is_traced():
             return _traceable(reference, searched, radius, padding_mode)
         result: Tensor = _Correlation.apply(reference, searched, radius, padding_mode)

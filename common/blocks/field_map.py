@@ -15,7 +15,7 @@ from common.blocks.nephi import ModulatedField, half_extent
 from common.blocks.sitreg import computed_again
 from common.spatial import identity_grid
 from common.spatial.coordinates import axis_factor, of_axes
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 _CPU_PIECE, _PIECE = 1 << 12, 1 << 15
 """Points at a time: on the CPU, so that what they become stays in the cache; elsewhere, for the sake of memory."""
@@ -46,7 +46,7 @@ class FieldMap:
         Returns:
             (B, N, d).
         """
-        with torch.autocast(points.device.type, enabled=False):
+        with without_autocast(points):
             count = self._piece()
             if points.shape[1] <= count or is_traced():
                 return points + self._displacement(points, *self.code)
@@ -64,7 +64,7 @@ class FieldMap:
         Returns:
             (B, N, d), and (B, N, d, d): the derivative of component i along axis j at [..., i, j].
         """
-        with torch.autocast(points.device.type, enabled=False):
+        with without_autocast(points):
             displacement, derivative = self.field.with_derivative(self._normalised(points), self.code)
             half = half_extent(self.size, points)
             identity = torch.eye(len(half), device=half.device, dtype=half.dtype)
@@ -73,7 +73,7 @@ class FieldMap:
     def on_grid(self) -> Tensor:
         """The displacement (B, d, *size) of all voxels, in voxels."""
         like = self.code.shared
-        with torch.autocast(like.device.type, enabled=False):
+        with without_autocast(like):
             if is_traced():
                 # In one piece: the number of pieces would stay as it is.
                 grid = identity_grid(self.size, like.device, like.dtype)
@@ -139,7 +139,7 @@ class _InPieces(torch.autograd.Function):
         on_points: list[Tensor] = []
         sums: list[Tensor | None] = [None] * len(needed)
         for part, on_part in zip(points.split(ctx.count, dim=1), grad.split(ctx.count, dim=1), strict=True):
-            with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+            with torch.enable_grad(), without_autocast(grad):
                 part = part if history else part.detach().requires_grad_(needed[0])
                 inputs = (part, *code, *ctx.parameters)
                 value = ctx.function(part, *code)

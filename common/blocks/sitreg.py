@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from common.blocks.convolution import convolve
 from common.blocks.eoir import convolution
 from common.blocks.group_normalisation import group_norm_relu, group_norm_relu_and_convolve
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 
 def computed_again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class AffineExtraction(nn.Module):
     def _map(self, x: Tensor) -> Tensor:
         for layer in self.hidden:
             x = F.relu(layer(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return _affine_matrix(self.head(x.to(self.head.weight.dtype)), self.spatial_dims)
 
 

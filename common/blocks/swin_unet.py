@@ -17,6 +17,7 @@ from common.blocks.convolution import convolve
 from common.blocks.remade import Remade, not_stored, stored
 from common.blocks.room import make_room
 from common.blocks.skip_decoder import ConvNorm, DecoderBlock, Norm
+from common.tracing import without_autocast
 
 
 class Fine(NamedTuple):
@@ -137,7 +138,7 @@ class FieldHead(nn.Module):
     def forward(self, x: Remade) -> Tensor:
         """The field."""
         assert self.conv.bias is not None
-        with torch.autocast(x.value.device.type, enabled=False), not_stored(x):
+        with without_autocast(x.value), not_stored(x):
             dtype = torch.promote_types(x.value.dtype, torch.float32)
             return convolve(x.value.to(dtype), self.conv.weight, self.conv.bias)
 

@@ -22,7 +22,7 @@ from common.autograd import first_order
 from common.blocks.convolution import convolve
 from common.blocks.remade import Remade, not_stored
 from common.checks import InputError
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 # Voxels at a time: their logits stay in the second-level cache of a core; accelerators want few launches.
 _CPU_PIECE = 2**13
@@ -111,7 +111,7 @@ def expected_offset(query: Tensor, key: Tensor, temperature: float | None = None
     temperature = math.sqrt(query.shape[1]) if temperature is None else temperature
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; choose a positive number.")
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         if is_traced():
             return _traceable(query, key, temperature)
         result: Tensor = _Attention.apply(query, key, 1 / temperature)

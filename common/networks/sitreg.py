@@ -27,6 +27,7 @@ from common.spatial import bspline_bound, bspline_field, compose, warp
 from common.spatial.affine import affine_in_voxels, followed_by_affine
 from common.spatial.fixed_point import SOLVERS
 from common.spatial.symmetric import Halves, advance, at_level
+from common.tracing import without_autocast
 
 MULTIPLIER = 0.99
 """Of the bound of the control points, so that the updates stay invertible after rounding."""
@@ -179,7 +180,7 @@ class SITReg(nn.Module):
             )
         # One image after the other: the same numbers as a joint batch, at half the transient memory.
         first, second = (self.extractor(image[:, c : c + 1]) for c in (0, 1))
-        with torch.autocast(image.device.type, enabled=False):
+        with without_autocast(image):
             affine = self._affine(first[-1], second[-1], size)
         halves = self._coarse_to_fine(first, second, size, affine, _all_levels(details))
         if not details:
@@ -215,7 +216,7 @@ class SITReg(nn.Module):
             if known is not None or affine is not None:
                 z1, z2 = (_sampled(z, known, affine, side, 2**level) for side, z in enumerate((z1, z2)))
             fields = self.updates[level](z1, z2)
-            with torch.autocast(z1.device.type, enabled=False):
+            with without_autocast(z1):
                 first_update, second_update = (self._update(field, size, level) for field in fields)
                 advanced = advance(known, first_update, second_update, self.solver)
             halves = [advanced, *(halves if all_levels else ())]

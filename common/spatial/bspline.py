@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.checks import InputError
 from common.spatial.coordinates import check_ddf
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 _REACH = 2
 """Control points to either side that a point of the spline depends on."""
@@ -53,7 +53,7 @@ def bspline_field(control: Tensor, size: Sequence[int], factor: int | Sequence[i
         raise InputError(
             f"{tuple(control.shape[2:])} control points times {factors} do not cover a grid of {tuple(size)} voxels."
         )
-    with torch.autocast(control.device.type, enabled=False):
+    with without_autocast(control):
         scale = torch.tensor(factors, dtype=field.dtype, device=field.device).view(1, -1, *[1] * len(factors))
         field = field * scale
         for axis, (n, f) in enumerate(zip(size, factors, strict=True)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from common.spatial.coordinates import identity_grid
@@ -16,6 +15,7 @@ from common.spatial.maps import PointMap
 from common.spatial.points import sample_at
 from common.spatial.resize import resize_ddf, voxel_ratios
 from common.spatial.warp import compose, warp
+from common.tracing import without_autocast
 
 
 def chain_ddf(fields: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -66,5 +66,5 @@ def _followed(field: Tensor, ddf: Tensor) -> Tensor:
     """What a field of another grid adds where a displacement points, in voxels of the latter."""
     ratios = voxel_ratios(ddf.shape[2:], field.shape[2:], ddf).view(1, -1, *[1] * (ddf.ndim - 2))
     grid = identity_grid(ddf.shape[2:], ddf.device, ddf.dtype)
-    with torch.autocast(ddf.device.type, enabled=False):
+    with without_autocast(ddf):
         return warp(field, ratios * (grid + ddf) - grid) / ratios

@@ -18,7 +18,7 @@ from torch import Tensor
 from common.autograd import first_order
 from common.spatial.coordinates import check_ddf
 from common.spatial.warp import MODES, PADDINGS, warp, warp_backward
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 _LOGGER = logging.getLogger(__name__)
 MEMORY = 4
@@ -92,7 +92,7 @@ def invert_contraction(ddf: Tensor, solver: Solver = SOLVERS["default"]) -> Tens
     """
     check_ddf(ddf)
     ddf = ddf.to(torch.promote_types(ddf.dtype, torch.float32))
-    with torch.autocast(ddf.device.type, enabled=False):
+    with without_autocast(ddf):
         if is_traced():
             inverse = -ddf
             for _ in range(TRACED_STEPS):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common.spatial.bspline import cubic_bspline
+from common.tracing import without_autocast
 
 
 def lattice_size(size: Sequence[int], spacing: int) -> list[int]:
@@ -37,7 +38,7 @@ def free_form_field(control: Tensor, size: Sequence[int], spacing: int) -> Tenso
         (B, C, *size), float32 (float64 for float64 input) whatever autocast says.
     """
     field = control.to(torch.promote_types(control.dtype, torch.float32))
-    with torch.autocast(control.device.type, enabled=False):
+    with without_autocast(control):
         for axis, n in enumerate(size, start=2):
             places = torch.arange(n, device=field.device, dtype=field.dtype) / spacing + 1
             points = torch.arange(field.shape[axis], device=field.device, dtype=field.dtype)

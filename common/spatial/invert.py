@@ -14,6 +14,7 @@ from common.spatial.fixed_point import gradient_of_inverse
 from common.spatial.lengths import lengths
 from common.spatial.points import linear_with_derivative
 from common.spatial.warp import warp
+from common.tracing import without_autocast
 
 _SLAB_POINTS = 1 << 17
 _FIXED_POINT_STEPS = 3
@@ -44,7 +45,7 @@ def invert(ddf: Tensor, iterations: int = 30, tolerance: float = 1e-3) -> tuple[
         InputError: in the backward pass, when it is to be differentiated again (``create_graph=True``).
     """
     check_ddf(ddf)
-    with torch.autocast(ddf.device.type, enabled=False):
+    with without_autocast(ddf):
         inverse, residual = _Inverse.apply(ddf.to(torch.promote_types(ddf.dtype, torch.float32)), iterations, tolerance)
     return inverse, residual
 

@@ -14,7 +14,7 @@ from common.autograd import first_order
 from common.spatial.coordinates import axis_factor, check_ddf, sampling_grid, traceable_sampling_grid
 from common.spatial.gather import sample_channels, sample_channels_backward
 from common.spatial.slabs import slab_ranges
-from common.tracing import is_traced
+from common.tracing import is_traced, without_autocast
 
 MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1}
@@ -51,7 +51,7 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     if mode not in MODES or padding_mode not in PADDINGS:
         raise ValueError(f"mode must be one of {list(MODES)} and padding_mode one of {list(PADDINGS)}.")
     dtype = torch.promote_types(torch.promote_types(image.dtype, ddf.dtype), torch.float32)
-    with torch.autocast(image.device.type, enabled=False):
+    with without_autocast(image):
         image, ddf = image.to(dtype), ddf.to(dtype)
         if is_traced():
             grid = traceable_sampling_grid(ddf, image.shape[2:])
