@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the network of a bundle as ``models/model.ts`` and ``models/model.pt2``, which need none of this code.
 
-Example: ``python scripts/export.py eoir_oasis --network_def#start_channel 8``. What the bundle's commands are told of
-its network, this one is told, too. ``scripts/package.py`` packs the files that are there.
+Example: ``python scripts/export.py eoir_oasis --options "--supervised false --network_def#start_channel 8"``; options
+are what the bundle's commands are told of its network. ``scripts/package.py`` packs the files that are there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,14 +78,14 @@ def read_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of this script; all others are the bundle's."""
+    """Options of this script."""
     options = argparse.ArgumentParser(
         description="Write models/model.ts and models/model.pt2 of a bundle, checked at three sizes before.",
-        epilog="Example: python scripts/export.py eoir_oasis --ckpt_path model.pt --network_def#start_channel 8",
-        allow_abbrev=False,
+        epilog="Example: python scripts/export.py eoir_oasis --options '--network_def#start_channel 8'",
     )
     options.add_argument("bundle", help="name of a folder in bundles, e.g. eoir_shapes3d")
     options.add_argument("--ckpt_path", help="weights; default: models/model.pt of the bundle")
+    options.add_argument("--options", default="", help="those of the bundle that change its network, as one text")
     options.add_argument("--output_dir", type=Path, help="default: models of the bundle")
     options.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both")
     return options
@@ -92,8 +93,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Command line."""
-    arguments, others = parser().parse_known_args()
+    arguments = parser().parse_args()
     bundle = find_bundle(arguments.bundle)
+    others = shlex.split(arguments.options)
     if arguments.ckpt_path is not None:
         others += ["--ckpt_path", os.path.abspath(arguments.ckpt_path)]
     network, dims = network_of(bundle, others)

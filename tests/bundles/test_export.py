@@ -21,8 +21,7 @@ SIZE = (32, 40, 33)
 OTHER_SIZES = ((48, 33, 50), (8, 33, 20), (34, 16, 12), (20, 31, 1))
 AXES = {0: "batch", 2: "d", 3: "h", 4: "w"}
 MODES = {2: "bilinear", 3: "trilinear"}
-# Volumes can be sampled from version 20 on. The exporter that traces knows the network's own operations, which look at
-# addresses of tensors; the other one (dynamo) has none to show them.
+# Volumes can be sampled from version 20 on, by the exporter that traces.
 OPTIONS = {
     "opset_version": 20,
     "dynamo": False,

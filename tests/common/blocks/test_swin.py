@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 import torch
+from monai.networks.nets.swin_unetr import window_partition
 from torch import Tensor
 
-from common.blocks.swin import SwinBlock, SwinEncoder, shift_mask
+from common.blocks.swin import SwinBlock, SwinEncoder, places_in_windows, shift_mask
 
 
 def token_by_token(block: SwinBlock, x: Tensor) -> Tensor:
@@ -66,3 +67,12 @@ def test_grids_halve_and_channels_double() -> None:
     blocks = [module for module in encoder.modules() if isinstance(module, SwinBlock)]
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3]) and encoder.unit == 16
+
+
+@pytest.mark.parametrize(("grid", "window"), [((6, 4), (3, 2)), ((4, 3, 6), (2, 3, 2)), ((2, 2, 2), (2, 2, 2))])
+def test_tokens_are_numbered_as_they_lie_in_windows(grid: tuple[int, ...], window: tuple[int, ...]) -> None:
+    x = torch.rand(2, *grid, 3)
+    places = places_in_windows(grid, window, x.device)
+    tokens = x.flatten(1, -2)[:, places.argsort()]
+    assert torch.equal(tokens.flatten(0, 1), window_partition(x, window).flatten(0, 1))
+    assert torch.equal(tokens[:, places].view_as(x), x)
