@@ -67,7 +67,7 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
 
     Args:
         network: plain module.
-        path: file of the weights, or checkpoint of a training.
+        path: file of the weights, checkpoint of a training, or what NVFlare's server keeps.
         part: name of this network in a larger one that the file holds, or None.
 
     Returns:
@@ -83,8 +83,9 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
             "configs/train.json --dataset_dir ...), or name another file with --ckpt_path FILE."
         )
     state = load_checkpoint(path)
-    if isinstance(state, Mapping) and isinstance(state.get("network"), Mapping):
-        state = state["network"]
+    for held in ("network", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(held), Mapping):
+            state = state[held]
     own = network.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict of a network.")

@@ -95,7 +95,11 @@ def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
     state = {name: tensor.to(dtype) for name, tensor in network().state_dict().items()}
     state["bias"][1] = value
-    for name, content in (("model.pt", state), ("checkpoint.pt", {"network": state})):
+    for name, content in (
+        ("model.pt", state),
+        ("checkpoint.pt", {"network": state}),
+        ("FL_global_model.pt", {"model": state}),
+    ):
         save_atomically(content, tmp_path / name)
         with pytest.raises(InputError, match=f"{name} has NaN or infinite values in 1 of 2 entries, the first is bias"):
             load_weights(network(), tmp_path / name)
