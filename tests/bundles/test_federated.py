@@ -91,8 +91,8 @@ def test_two_clients_train_for_two_rounds(bundle: Path, sites: list[Path], tmp_p
             one.train(ExchangeObject(weights=shared))
             returned.append(weights_of(one))
             # What was measured are the weights of the server, whatever the client has made of them since.
-            assert one.evaluator is not None
-            assert are_equal(dict(one.evaluator.network.state_dict()), shared) and not are_equal(returned[-1], shared)
+            assert one.evaluator is not None and are_equal(dict(one.evaluator.network.state_dict()), shared)
+            assert not are_equal(returned[-1], shared)
         # Where shapes are drawn, no data of the sites have a part in the training.
         assert are_equal(*returned) == bool(few_shapes(bundle))
         shared = {name: mean([weights[name] for weights in returned]) for name in shared}
