@@ -2,7 +2,7 @@
 """Make an NVFlare job that trains a bundle at several sites, whose data stay where they are.
 
 Example: ``python scripts/nvflare/job.py eoir_oasis --site north=/data/oasis --site south=/srv/oasis --output_dir job``.
-The job is complete: configurations, code and first weights travel in it. The server needs no code of ours.
+The job is complete: configurations, code and first weights travel in it. The server needs neither MONAI nor the bundle.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -44,6 +45,7 @@ def make_job(
     sites: Mapping[str, str],
     rounds: int,
     local_epochs: int,
+    timeout: int,
     options: Mapping[str, Any],
     start_from: Path | None = None,
 ) -> None:
@@ -55,6 +57,7 @@ def make_job(
         sites: data folder of each client, by the client's name.
         rounds: of training at all sites and averaging.
         local_epochs: of each round.
+        timeout: seconds after which a round ends without the sites that have not answered.
         options: of ``configs/train.json``, by name; those that ``configs/evaluate.json`` has count there, too.
         start_from: weights to begin with; None for the network as the seed makes it.
 
@@ -67,8 +70,9 @@ def make_job(
     network = _first_network(bundle, options, start_from)
     clients = [f"app_{site}" for site in sites]
     _write(folder / "meta.json", _meta(bundle.name, sites))
-    _write(folder / "app_server" / "config" / "config_fed_server.json", _server(len(sites), rounds))
+    _write(folder / "app_server" / "config" / "config_fed_server.json", _server(sites, rounds, timeout))
     (folder / "app_server" / "custom").mkdir()
+    shutil.copy(Path(__file__).with_name("missing_sites.py"), folder / "app_server" / "custom")
     save_atomically(network.state_dict(), folder / "app_server" / "custom" / FIRST)
     with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(pack(bundle, Path(place), False)) as archive:
         for app, data in zip(clients, sites.values(), strict=True):
@@ -100,7 +104,7 @@ def _meta(name: str, sites: Mapping[str, str]) -> dict[str, Any]:
     return {"name": name, "resource_spec": {}, "deploy_map": places, "min_clients": len(sites), "mandatory_clients": []}
 
 
-def _server(clients: int, rounds: int) -> dict[str, Any]:
+def _server(sites: Mapping[str, str], rounds: int, timeout: int) -> dict[str, Any]:
     """The server's part: it keeps the weights, sends them, and averages what comes back by the number of steps."""
     flare = "nvflare.app_common"
     parts = {
@@ -114,11 +118,12 @@ def _server(clients: int, rounds: int) -> dict[str, Any]:
         ),
         "aggregator": (
             f"{flare}.aggregators.intime_accumulate_model_aggregator.InTimeAccumulateWeightedAggregator",
-            {"expected_data_kind": "WEIGHT_DIFF"},
+            {"expected_data_kind": "WEIGHT_DIFF", "aggregation_weights": dict.fromkeys(sites, 1.0)},
         ),
     }
+    parts["missing_sites"] = ("missing_sites.MissingSites", {"sites": [*sites], "timeout": timeout})
     loop = {
-        "min_clients": clients,
+        "min_clients": len(sites),
         "num_rounds": rounds,
         "start_round": 0,
         "wait_time_after_min_received": 5,
@@ -126,7 +131,7 @@ def _server(clients: int, rounds: int) -> dict[str, Any]:
         "persistor_id": "persistor",
         "shareable_generator_id": "shareable_generator",
         "train_task_name": "train",
-        "train_timeout": 0,
+        "train_timeout": timeout,
     }
     return {
         "format_version": 2,
@@ -201,6 +206,13 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--rounds", type=whole(1), default=10, help="default: %(default)s")
     options.add_argument("--local_epochs", type=whole(1), default=1, help="epochs of a round; default: %(default)s")
+    options.add_argument(
+        "--timeout",
+        type=whole(1),
+        default=24 * 3600,
+        metavar="SECONDS",
+        help="a round ends then without the sites that have not answered; default: %(default)s",
+    )
     options.add_argument("--start_from", type=Path, metavar="FILE", help="weights to begin with; default: by the seed")
     options.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of train.json; repeat it for more"
@@ -221,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {name: DefaultParseValue(value) for name, value in _named(arguments.option, "--option").items()}
     make_job(
         *(find_bundle(arguments.bundle), arguments.output_dir, sites, arguments.rounds, arguments.local_epochs),
-        *(options, arguments.start_from),
+        *(arguments.timeout, options, arguments.start_from),
     )
     print(
         f"{arguments.output_dir} is the job. Try it on this machine: nvflare simulator {arguments.output_dir} "
