@@ -40,7 +40,8 @@ def sentence_of(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        if isinstance(cause, InputError):
+        # By name: the package inside a zip has a class of its own.
+        if any(kind.__name__ == InputError.__name__ for kind in type(cause).__mro__):
             # A data loader's worker sends its whole traceback as the text; the sentence stands at its end.
             return str(cause).rpartition(f"{InputError.__name__}: ")[2].strip()
         if type(cause).__name__ == "OptionalImportError":

@@ -373,7 +373,7 @@ def test_images_that_have_no_grid(tmp_path: Path) -> None:
         (save(tmp_path / "b.nii", np.zeros(4)), "two or three dimensions is expected"),
         (tmp_path / "c.nii", "affine cannot be inverted"),
         (tmp_path / "a.dcm", "DICOM"),
-        (tmp_path, "dcm2niix"),
+        (tmp_path, "without DICOM images"),
         (tmp_path / "d.nii", "does not exist"),
     ):
         with pytest.raises(InputError, match=message):
