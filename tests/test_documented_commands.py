@@ -249,7 +249,7 @@ def test_what_the_scripts_of_the_readme_run_exists(
         "python -m monai.bundle run trains --config_file configs/train.json",
         "python -m monai.bundle run train --config_file configs/train.json --max_epoch 3",
         "python -m monai.bundle run train --config_file configs/train.json --network_def#channel 3",
-        "python -m monai.bundle run train --config_file configs/train.json --reader bids",
+        "python -m monai.bundle run train --config_file configs/train.json --reader nifti",
         "python -m monai.bundle onnx_export network_def --file a.onnx --config_file configs/inference.json",
         "python -m common.data.shapes3d --subjects 3",
         "python -c 'import ('",
