@@ -68,7 +68,7 @@ def weights_of(one: MonaiAlgo) -> dict[str, Tensor]:
 
 
 def mean(values: list[Tensor]) -> Tensor:
-    # Tables of indices are not averaged.
+    # Counters of steps are not averaged.
     return torch.stack(values).mean(0) if values[0].is_floating_point() else values[0]
 
 
