@@ -48,6 +48,11 @@ class BidsFile:
         return {key: value for key, value in self.entities.items() if key not in _NOT_OF_A_SCAN}
 
     @property
+    def made(self) -> dict[str, str]:
+        """The other ones, that say what was made of the scan; none of a raw scan."""
+        return {key: value for key, value in self.entities.items() if key in _NOT_OF_A_SCAN}
+
+    @property
     def prefix(self) -> str:
         """How the names of all that is made of this scan begin, such as ``sub-01_run-1``."""
         return join_entities(self.scan)

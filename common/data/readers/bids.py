@@ -2,7 +2,7 @@
 """Data sets laid out by BIDS: the participants of each section, their images and label maps, raw or derivatives.
 
 Sections come from a column ``section`` of ``participants.tsv`` (training, validation or test; anything else, such as
-n/a, is in none), or from a JSON in the data folder that ``dataset_json`` names::
+n/a, is in none), or from ``sections.json`` in the data folder (``dataset_json`` names another one)::
 
     {"image": "space-MNI152NLin2009cAsym_desc-preproc_T1w", "label": "space-MNI152NLin2009cAsym_desc-aseg_dseg",
      "training": ["sub-01", "sub-02"], "validation": ["sub-03", "sub-04"]}
@@ -34,7 +34,7 @@ from common.data.readers.listing import SECTIONS, Listing, Subject
 
 _logger = logging.getLogger(__name__)
 _IMAGE, _LABELS = "T1w", "dseg"
-_COLUMN = "section"
+_COLUMN, _LIST = "section", "sections.json"
 
 
 def read_bids(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, Listing]:
@@ -43,7 +43,8 @@ def read_bids(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, L
     Args:
         dataset_dir: folder with ``dataset_description.json`` and ``sub-*``. Label maps may also lie in its
             ``derivatives/*``.
-        dataset_json: file name, in that folder, of the JSON with sections; None for those of ``participants.tsv``.
+        dataset_json: file name, in that folder, of the JSON with sections; None for ``sections.json`` or, where there
+            is none, ``participants.tsv``.
 
     Returns:
         Listing per section, one subject for each scan, its id the beginning of the file name, such as "sub-01_ses-a".
@@ -54,6 +55,8 @@ def read_bids(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, L
             or several label maps for one image.
     """
     check_data_set(dataset_dir)
+    if dataset_json is None and (dataset_dir / _LIST).is_file():
+        dataset_json = _LIST
     path = dataset_dir / ("participants.tsv" if dataset_json is None else dataset_json)
     if not path.is_file():
         raise InputError(f"{path} does not exist, so there are no sections: {_remedy(dataset_dir)}")
@@ -77,15 +80,15 @@ def read_bids(dataset_dir: Path, dataset_json: str | None = None) -> dict[str, L
     if not listings:
         raise InputError(
             f"No participant that {path} puts into a section has an image *_{content.get('image', _IMAGE)}: name "
-            "another end of their names as 'image' of the JSON that dataset_json names."
+            f"another end of their names as 'image' in {_LIST}."
         )
     return listings
 
 
 def _remedy(dataset_dir: Path) -> str:
     return (
-        f"give {dataset_dir / 'participants.tsv'} a column '{_COLUMN}' with {', '.join(SECTIONS)}, or name a JSON with "
-        "lists of participants as dataset_json."
+        f"give {dataset_dir / 'participants.tsv'} a column '{_COLUMN}' with {', '.join(SECTIONS)}, or put a {_LIST} "
+        "with lists of participants there."
     )
 
 
@@ -128,14 +131,8 @@ def _sections(path: Path, content: dict[str, Any], known: list[str]) -> dict[str
     return {section: participants for section, participants in sections.items() if participants}
 
 
-def _made(file: BidsFile) -> dict[str, str]:
-    """The entities that say what was made of the scan."""
-    return dict(file.entities.items() - file.scan.items())
-
-
 def _images(dataset_dir: Path, participant: str, wanted: BidsFile) -> list[BidsFile]:
-    files = files_of(dataset_dir, participant, wanted.suffix)
-    return [file for file in files if _made(file) == _made(wanted)]
+    return [file for file in files_of(dataset_dir, participant, wanted.suffix) if file.made == wanted.made]
 
 
 def _subject(dataset_dir: Path, image: BidsFile, wanted: BidsFile, chooses: bool) -> Subject:
@@ -143,12 +140,12 @@ def _subject(dataset_dir: Path, image: BidsFile, wanted: BidsFile, chooses: bool
     places = (dataset_dir, *sorted((dataset_dir / "derivatives").glob("*/")))
     files = [file for place in places for file in files_of(place, image.entities["sub"], wanted.suffix)]
     if chooses:
-        files = [file for file in files if _made(file) == _made(wanted)]
+        files = [file for file in files if file.made == wanted.made]
     found = [file.path for file in files if _is_of(file, image)]
     if len(found) > 1:
         raise InputError(
             f"{image.path} has {len(found)} label maps, {found[0].name} and {found[1].name} among them: say which ones "
-            "count by 'label' of the JSON that dataset_json names."
+            f"count by 'label' in {_LIST}."
         )
     return {**subject, "label": str(found[0])} if found else subject
 

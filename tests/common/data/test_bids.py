@@ -102,6 +102,8 @@ def test_a_list_chooses_images_labels_and_sections(root: Path) -> None:
         "image": str(folder / "sub-03_space-MNI_desc-preproc_T1w.nii.gz"),
         "label": str(folder / "sub-03_space-MNI_desc-b_dseg.nii.gz"),
     }
+    (root / name).rename(root / "sections.json")
+    assert read_section(root, "bids", "training").subjects == subjects
     ambiguous = write_list(root, image="space-MNI_desc-preproc_T1w", training=["01", "03"])
     with pytest.raises(InputError, match="2 label maps, sub-01_space-MNI_desc-a_dseg.nii.gz and"):
         read_section(root, "bids", "training", ambiguous)
