@@ -23,6 +23,7 @@ from common.alignment.mutual_information import SMALLEST_OVERLAP, BlockScan, Sca
 from common.alignment.orientation import CLEAR, best_orientation
 from common.checks import InputError
 from common.spatial.finite import all_finite
+from common.spatial.upright import upright
 from common.spatial.world import Grid
 
 _LEVELS = ((20, 16), (30, 24), (60, 30))
@@ -116,6 +117,11 @@ def _searched(
     _check(moving, moving_grid, moving_name)
     if moving_grid.flat != fixed_grid.flat:
         raise InputError(f"{moving_name} is {moving_grid.dims}D, but {fixed_name} is {fixed_grid.dims}D.")
+    if not fixed_grid.flat:
+        # Blocks of voxels begin at the first one: the result is that of the scan, however its file stores it.
+        (moving, moving_grid), (fixed, fixed_grid) = (
+            _upright(*scan) for scan in ((moving, moving_grid), (fixed, fixed_grid))
+        )
     spacings = [_mean_side(fixed_grid) / voxels for voxels, _ in _LEVELS]
     pairs = [
         ScanPair(
@@ -161,6 +167,11 @@ def _check(image: Tensor, grid: Grid, name: str) -> None:
         raise InputError(f"An image of shape {tuple(image.shape)} was given for {name}, whose grid is {grid.shape}.")
     if not all_finite(image):
         raise InputError(f"There are values that are not finite in {name}: replace them, for example by 0.")
+
+
+def _upright(image: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+    image, affine = upright(image, grid.affine)
+    return image, Grid.of(image.shape[1:], affine)
 
 
 def _mean_side(grid: Grid) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from common.checks import InputError
 from common.spatial.places import GRID_TOLERANCE, voxels_apart
 from common.spatial.plane import plane_affine
 from common.spatial.rounding import TIE, between_affines
+from common.spatial.upright import closest_axes
 from common.spatial.warp import warp
 
 _FLATTEST = 1e-6
@@ -112,7 +112,7 @@ def working_grid(image: Grid, spacing: Sequence[float] | None) -> Grid:
     order: tuple[int, ...] = (0, 1, 2)
     directions = linear
     if not image.flat:
-        order = _closest_axes(linear / linear.norm(dim=0))
+        order = closest_axes(linear)
         directions = torch.stack([linear[:, axis] * linear[row, axis].sign() for row, axis in enumerate(order)], dim=1)
     own = directions.norm(dim=0)
     given = () if spacing is None else tuple(spacing[: image.dims])
@@ -276,11 +276,6 @@ def warp_within(image: Tensor, ddf: Tensor, mode: str = "bilinear", outside: flo
 def _turned(ddf: Tensor, linear: Tensor) -> Tensor:
     """Every displacement multiplied by a matrix (3, 3)."""
     return torch.einsum("rc,bcijk->brijk", linear.to(ddf.device, ddf.dtype), ddf)
-
-
-def _closest_axes(directions: Tensor) -> tuple[int, ...]:
-    """Array axis that runs most nearly along right-left, posterior-anterior and inferior-superior."""
-    return max(permutations(range(3)), key=lambda order: sum(abs(float(directions[r, a])) for r, a in enumerate(order)))
 
 
 def _blurred(image: Tensor, factors: list[float]) -> Tensor:

@@ -116,6 +116,17 @@ def test_rotation_scale_shear_and_translation_are_found_to_a_fraction_of_a_voxel
 
 
 @pytest.mark.usefixtures("few_points")
+def test_the_matrix_is_that_of_the_scans_however_they_are_stored() -> None:
+    moving, grid = moving_scan(KNOWN, OBLIQUE)
+    turn = torch.tensor([[0.0, 0, -1, FIXED.shape[0] - 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]).double()
+    stored = FIXED_SCAN.permute(0, 2, 3, 1).flip(3)
+    other = Grid.of(stored.shape[1:], FIXED.affine @ turn)
+    first, second = (align(moving, grid, *fixed).matrix for fixed in ((FIXED_SCAN, FIXED), (stored, other)))
+    # Origins are sums of other products.
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("few_points")
 def test_matrix_maps_fixed_world_to_moving_world_in_ras() -> None:
     shift = about_centre(torch.eye(3, dtype=torch.float64), (12.0, -7.0, 5.0))
     moving, grid = moving_scan(shift, FLIPPED)
