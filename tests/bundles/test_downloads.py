@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -27,12 +26,6 @@ REPOSITORY = "OWNER/REPO/TAG"
 PAGE = "github.com/OWNER/REPO/releases/download/TAG"
 # MONAI's download compares no checksum, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning")
-needs_requests = pytest.mark.skipif(
-    importlib.util.find_spec("requests") is None, reason="MONAI reads lists of bundles by it: pip install requests"
-)
-needs_hub = pytest.mark.skipif(
-    importlib.util.find_spec("huggingface_hub") is None, reason="MONAI's client of the hub: pip install huggingface_hub"
-)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +88,6 @@ def test_from_a_release_page(server: Server, tmp_path: Path) -> None:
     assert is_whole(tmp_path / "here" / NAME) and server.asked == [f"{PAGE}/{NAME}_v{version()}.zip"]
 
 
-@needs_requests
 def test_the_newest_of_a_release_page(server: Server, tmp_path: Path) -> None:
     monai.bundle.download(NAME, source="github", repo=REPOSITORY, bundle_dir=tmp_path / "here", progress=False)
     assert is_whole(tmp_path / "here" / NAME)
@@ -103,7 +95,6 @@ def test_the_newest_of_a_release_page(server: Server, tmp_path: Path) -> None:
     assert monai.bundle.get_all_bundles_list(repo="OWNER/REPO", tag="TAG") == [(NAME, version())]
 
 
-@needs_hub
 @pytest.mark.parametrize("wanted", [[], ["--version", "0.1.0"]])
 def test_from_a_model_hub(wanted: list[str], server: Server, tmp_path: Path) -> None:
     where = ["--source", "huggingface_hub", "--repo", f"OWNER/{NAME}", "--bundle_dir", str(tmp_path / "here")]
