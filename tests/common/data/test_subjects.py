@@ -319,8 +319,8 @@ def test_wrong_section_lists_what_exists(datalist: Path, section: str) -> None:
 
 
 def test_unknown_reader_lists_what_exists(datalist: Path) -> None:
-    with pytest.raises(InputError, match="'bids' is unknown; use one of datalist, oasis"):
-        read_section(datalist, "bids")
+    with pytest.raises(InputError, match="'nifti' is unknown; use one of datalist, oasis"):
+        read_section(datalist, "nifti")
 
 
 @pytest.mark.skipif(not REAL_BRAINS.is_dir(), reason=f"the real brain images are not at {REAL_BRAINS}")
