@@ -198,6 +198,6 @@ def agreement(labels: Sequence[Tensor]) -> float | None:
     for one, other in itertools.combinations(range(len(labels)), 2):
         counted = sorted(present[one] | present[other])
         if counted:
-            pair = (labels[k][None, None] for k in (one, other))
-            found.append(float(dice_per_label(*pair, counted, absent="zero").mean()))
+            first, second = (labels[k][None, None] for k in (one, other))
+            found.append(float(dice_per_label(first, second, counted, absent="zero").mean()))
     return sum(found) / len(found) if found else None

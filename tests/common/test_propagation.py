@@ -17,9 +17,10 @@ def _votes_by_loop(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray,
     """Textbook: per voxel the label with the largest sum of weights, of equal ones the smallest."""
     fused, share = np.zeros(labels.shape[1:], labels.dtype), np.zeros(labels.shape[1:])
     for place in np.ndindex(labels.shape[1:]):
+        here = (slice(None), *place)
         sums = {
-            value: sum(w for v, w in zip(labels[(..., *place)], weights[(..., *place)], strict=True) if v == value)
-            for value in sorted(set(labels[(..., *place)].tolist()))
+            value: sum(w for v, w in zip(labels[here], weights[here], strict=True) if v == value)
+            for value in sorted(set(labels[here].tolist()))
         }
         fused[place] = max(sums, key=lambda value: (sums[value], -value))
         share[place] = sums[fused[place]] / sum(sums.values())
