@@ -95,7 +95,7 @@ class Desk:
             looked = time.perf_counter()
             found = propagate(self.bundle, [_atlas(atlas) for atlas in chosen], target, vote)
             seconds = {"choice": looked - started, "registration": time.perf_counter() - looked}
-            figures = {
+            figures: dict[str, Any] = {
                 "similarities": {name: round(value, 4) for name, value in found.similarities.items()},
                 "agreement": None if found.agreement is None else round(found.agreement, 4),
                 "mean_confidence": round(float(found.confidence.mean()), 4),

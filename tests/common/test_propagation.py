@@ -17,7 +17,7 @@ def _votes_by_loop(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray,
     """Textbook: per voxel the label with the largest sum of weights, of equal ones the smallest."""
     fused, share = np.zeros(labels.shape[1:], labels.dtype), np.zeros(labels.shape[1:])
     for place in np.ndindex(labels.shape[1:]):
-        here = (slice(None), *place)
+        here: Any = (slice(None), *place)
         sums = {
             value: sum(w for v, w in zip(labels[here], weights[here], strict=True) if v == value)
             for value in sorted(set(labels[here].tolist()))
