@@ -176,8 +176,9 @@ def _upright(image: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
     """
     image, affine = upright(image, grid.affine)
     unit = 10.0 ** (round(math.log10(min(grid.spacing))) - 5)
-    affine[:3, :3] = (affine[:3, :3] / unit).round() * unit
-    affine[:3, 3] = (affine[:3, 3] / (100 * unit)).round() * (100 * unit)
+    # Numbers that people write down, in tens or halves, turn at no third of a step.
+    affine[:3, :3] = (affine[:3, :3] / unit + 1 / 3).floor() * unit
+    affine[:3, 3] = (affine[:3, 3] / (100 * unit) + 1 / 3).floor() * (100 * unit)
     return image, Grid.of(image.shape[1:], affine)
 
 
