@@ -41,7 +41,7 @@ for line in sys.stdin:
     ("conf", "sentence"),
     [
         ({}, "has no bundle: start it with --conf bundle NAME"),
-        ({"bundle": "b", "bundel": "x"}, "--conf bundel is unknown; there are bundle, options"),
+        ({"bundle": "b", "bundles": "x"}, "--conf bundles is unknown; there are bundle, options"),
         ({"bundle": "b", "options": "{"}, "--conf options is no JSON"),
         ({"bundle": "b", "options": "[1]"}, "--conf options is not an object"),
         ({"bundle": "b", "trust": "yes"}, "--conf trust yes is neither true nor false"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI Label's own server with the app, asked by REST; its environment is made as scripts/monailabel/README.md says."""
+"""MONAI Label's own server, asked by REST; scripts/monailabel/README.md says how its environment is made."""
 
 from __future__ import annotations
 
