@@ -35,6 +35,7 @@ def test_the_object_of_a_pair_is_its_transform_and_its_labels_have_names(tmp_pat
     reg, seg = result.save(tmp_path / "out", "reg,seg")
     points = torch.rand(20, 3, dtype=torch.float64) * torch.tensor([-20.0, 18.0, 25.0])
     moved = read_transform(reg).points(points)
+    # Vectors are stored as float32, in millimetres.
     torch.testing.assert_close(moved, result.registration.transform.points(points), rtol=0, atol=1e-5)
     assert float((moved - points).abs().max()) > 0.01
     assert [item.SegmentLabel for item in pydicom.dcmread(seg).SegmentSequence] == ["blob"]

@@ -169,21 +169,27 @@ def test_transforms_are_applied_as_files_are(result: Result, scans: dict[str, st
     label = result.transform.apply(nibabel.load(scans["moving_label"]), mode="nearest")
     np.testing.assert_array_equal(label.array, result.warped_label.array)
     assert label.array.dtype == np.asarray(nibabel.load(scans["moving_label"]).dataobj).dtype
+    # The whole map and its parts are rounded otherwise.
     np.testing.assert_allclose(result.transform.apply(scans["moving"]).array, result.warped.array, atol=1e-5)
     chain = Chain([str(result.transform.save(tmp_path / "transform.h5"))], None)
     warp_file(scans["moving"], tmp_path / "warped.nii.gz", chain, scans["fixed"])
     np.testing.assert_allclose(
-        read_image(tmp_path / "warped.nii.gz")[0], result.transform.apply(scans["moving"]).array, atol=1e-4
+        # In single precision, of a field that was rounded in its file.
+        read_image(tmp_path / "warped.nii.gz")[0],
+        result.transform.apply(scans["moving"]).array,
+        atol=1e-4,
     )
     back = result.inverse.apply(result.warped)
     assert back.array.shape == nibabel.load(scans["moving"]).shape
     points = np.array([[14.0, 12.0, 15.0], [17.0, 18.0, 13.0]])
     there = result.transform.apply_points(points)
     assert np.abs(there - points).max() > 0.05
+    # Millimetres: exact at voxels, linear between them.
     np.testing.assert_allclose(result.transform.inverse().apply_points(there), points, atol=0.1)
     with pytest.raises(InputError, match="exists"):
         result.transform.save(tmp_path / "transform.h5")
     field = read_transform(result.transform.save(tmp_path / "displacement.nii.gz"))
+    # Millimetres: the field is sampled at voxels.
     np.testing.assert_allclose(field.points(torch.from_numpy(points)), there, atol=1e-3)
 
 

@@ -37,6 +37,7 @@ def test_votes_are_counted_as_in_the_textbook(shape: tuple[int, ...], weighted: 
     label, confidence = fuse(list(torch.from_numpy(labels)), given)
     expected, share = _votes_by_loop(labels, weights)
     np.testing.assert_array_equal(label.numpy(), expected)
+    # Sums of float32.
     np.testing.assert_allclose(confidence.numpy(), share, rtol=1e-6)
     assert label.dtype == torch.int16
 

@@ -110,6 +110,7 @@ def test_labels_are_those_of_the_python_interface(server: str, studies: Path, tm
     np.testing.assert_array_equal(found.affine, nibabel.load(studies / "c.nii.gz").affine)
     status, content = ask(server, "infer/propagate?image=c&output=json", atlases=2)
     figures = json.loads(content)
+    # Answers have four digits.
     assert figures["agreement"] == pytest.approx(expected.agreement, abs=1e-4)
     assert {*figures["similarities"]} == {"a", "b"} and figures["latencies"]["total"] > 0
 

@@ -59,7 +59,11 @@ def test_seg_and_reg_hold_what_the_other_files_hold(pair: dict[str, Any], tmp_pa
     assert int(segmentation.pixel_array.sum()) == int((result.warped_label == 41).sum())
     points = torch.tensor(LAS[:3, :3]) @ torch.rand(3, 20, dtype=torch.float64).mul(4) + torch.tensor(LAS[:3, 3:])
     torch.testing.assert_close(
-        read_transform(files[1]).points(points.T), result.transform.points(points.T), rtol=0, atol=1e-5
+        # Vectors are stored as float32, in millimetres.
+        read_transform(files[1]).points(points.T),
+        result.transform.points(points.T),
+        rtol=0,
+        atol=1e-5,
     )
     assert {pydicom.dcmread(path).StudyInstanceUID for path in files} == {STUDY}
     assert pydicom.dcmread(files[1]).DeformableRegistrationSequence[0].SourceFrameOfReferenceUID == "1.9.1"

@@ -28,6 +28,7 @@ def test_a_series_is_read_by_its_folder_its_uid_or_one_of_its_files(folder: Path
     for path in (folder, str(folder), folder / "1.2.3.4", next(folder.iterdir())):
         values, affine = read_image(path)
         torch.testing.assert_close(values, torch.from_numpy(VALUES.astype(np.float32)), rtol=0, atol=0)
+        # Decimal strings of ten digits.
         torch.testing.assert_close(affine, torch.from_numpy(AFFINE), rtol=0, atol=1e-9)
         assert read_labels(path)[0].dtype == torch.uint8
         assert series_path(path) == str(folder / "1.2.3.4")
@@ -37,12 +38,14 @@ def test_the_grid_needs_no_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("common.io.dicom_series.values_of", None)
     grid = read_grid(folder)
     assert grid.shape == (3, 4, 5)
+    # Decimal strings of ten digits.
     torch.testing.assert_close(grid.affine, torch.from_numpy(AFFINE), rtol=0, atol=1e-9)
 
 
 def test_header_states_the_place_as_nifti_does(folder: Path) -> None:
     file = open_image(folder)
     for form in (file.get_sform(), file.get_qform()):
+        # A NIfTI header holds float32.
         np.testing.assert_allclose(form, AFFINE, atol=1e-5)
     assert int(file.header["sform_code"]) == int(file.header["qform_code"]) == 1
 

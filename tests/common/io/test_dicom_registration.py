@@ -105,6 +105,7 @@ def test_the_standard_s_equation_gives_the_transform(grid: Grid, fixed: Series, 
         torch.testing.assert_close(place[:3], torch.tensor([i, j, k]).double(), rtol=0, atol=1e-7)
         moved = Affine(grid.affine).points((torch.tensor([i, j, k]) + field.ddf[0, :, i, j, k]).double())
         expected = Affine(ALIGNMENT).points(moved)
+        # Vectors are stored as float32, in millimetres.
         np.testing.assert_allclose(source * flip, expected.numpy(), atol=1e-5)
 
 
@@ -114,6 +115,7 @@ def test_it_is_read_as_it_was_written(grid: Grid, fixed: Series, moving: Series,
     write_registration(tmp_path / "reg.dcm", field, ALIGNMENT, fixed.datasets, moving.datasets)
     found = read_transform(tmp_path / "reg.dcm")
     expected = Transform((field, Affine(ALIGNMENT))).points(voxels(grid))
+    # As above.
     torch.testing.assert_close(found.points(voxels(grid)), expected, rtol=0, atol=1e-5)
 
 
@@ -127,9 +129,11 @@ def test_a_sheared_grid_is_resampled(fixed: Series, moving: Series, tmp_path: Pa
     write_registration(tmp_path / "reg.dcm", field, ALIGNMENT, fixed.datasets, moving.datasets)
     found = read_registration(tmp_path / "reg.dcm")
     axes = found.stages[0].grid.affine[:3, :3]  # type: ignore[union-attr]  # the first stage is the field
+    # Products of float64.
     torch.testing.assert_close(axes.T @ axes, torch.diag(axes.norm(dim=0) ** 2), rtol=0, atol=1e-9)
     inner = voxels(grid).view(*grid.shape, 3)[2:-2, 2:-2, 2:-2].reshape(-1, 3)
     expected = Transform((field, Affine(ALIGNMENT))).points(inner)
+    # A linear field is resampled exactly, but for float32.
     torch.testing.assert_close(found.points(inner), expected, rtol=0, atol=1e-4)
 
 
@@ -191,6 +195,7 @@ def test_a_matrix_before_the_deformation_is_read(fixed: Series, moving: Series, 
     for voxel in ((0, 0, 0), (3, 2, 1)):
         registered, source = (torch.from_numpy(point) for point in by_the_standard(path, voxel))
         found = read_registration(path).points((registered * flip)[None])[0]
+        # Vectors are stored as float32, in millimetres.
         torch.testing.assert_close(found, source * flip, rtol=0, atol=1e-5)
 
 
@@ -245,6 +250,7 @@ def test_dcmtk_and_dicom3tools_find_no_fault(fixed: Series, moving: Series, tmp_
     told = subprocess.run([dump, "+L", "+P", "0064,0009", path], capture_output=True, text=True, check=True).stdout
     numbers = np.array(told.split("OF ")[1].split()[0].split("\\"), float)
     data = pydicom.dcmread(path).DeformableRegistrationSequence[0].DeformableRegistrationGridSequence[0].VectorGridData
+    # dcmdump prints six digits.
     np.testing.assert_allclose(numbers, np.frombuffer(data, "<f4"), rtol=1e-5)
 
 
@@ -264,6 +270,7 @@ def test_a_registration_of_plastimatch_is_the_field_it_was_made_of(tmp_path: Pat
     (path,) = (path for path in (tmp_path / "out").iterdir() if pydicom.dcmread(path).get("Modality") == "REG")
     found = read_registration(path)
     expected = Transform((Field(grid, ddf),)).points(voxels(grid))
+    # Another program writes its vectors with fewer digits.
     torch.testing.assert_close(found.points(voxels(grid)), expected, rtol=0, atol=1e-4)
 
 
@@ -286,4 +293,5 @@ def test_pydicomrt_reads_what_is_written(fixed: Series, moving: Series, tmp_path
     flip = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
     expected = Transform((field, Affine(ALIGNMENT))).points(voxels(grid))
     points = [chain.TransformPoint((point * flip).tolist()) for point in voxels(grid)]
+    # Another program reads vectors of float32 and positions of few digits.
     torch.testing.assert_close(torch.tensor(points, dtype=torch.float64) * flip, expected, rtol=0, atol=1e-4)

@@ -67,6 +67,7 @@ def test_every_voxel_lies_where_the_label_map_has_it(tmp_path: Path, affine: NDA
     np.testing.assert_array_equal(again, numbers())
     shared = found.SharedFunctionalGroupsSequence[0]
     orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    # Decimal strings of ten digits.
     np.testing.assert_allclose(orientation, scan.frames[0].axes.ravel(), atol=1e-9)
     spacing = [float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing]
     np.testing.assert_allclose(spacing, scan.frames[0].sides[::-1])
@@ -211,6 +212,7 @@ def placed(array: NDArray[Any], affine: NDArray[Any], scan: Series) -> NDArray[n
     inside = np.argwhere(array)
     world = inside @ affine[:3, :3].T + affine[:3, 3]
     indices = (world - scan.affine[:3, 3]) @ np.linalg.inv(scan.affine[:3, :3]).T
+    # Voxels, from positions in decimal strings.
     np.testing.assert_allclose(indices, indices.round(), atol=1e-4)
     found[tuple(indices.round().astype(int).T)] = array[tuple(inside.T)]
     return found

@@ -62,6 +62,7 @@ def test_array_and_affine_are_those_of_itk(tmp_path: Path, affine: np.ndarray) -
 def test_shear_of_a_tilted_gantry_is_kept(tmp_path: Path) -> None:
     write_series(tmp_path, VALUES, TILT)
     series = read_series(tmp_path)
+    # Sums of products of float64.
     np.testing.assert_allclose(np.abs(series.affine[:3, 2]), [0, 1, 2.5], atol=1e-8)
     assert series.tilt == pytest.approx(np.degrees(np.arctan(1 / 2.5)))
 

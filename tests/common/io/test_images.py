@@ -36,6 +36,7 @@ needs = {
 def same(found: Any, values: np.ndarray = VALUES, affine: np.ndarray = AFFINE) -> None:
     assert isinstance(found, Image)
     np.testing.assert_array_equal(found.array, values)
+    # A NIfTI header holds float32.
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
 
 
@@ -152,6 +153,7 @@ def test_saved_images_are_read_back(tmp_path: Path) -> None:
     image = Image(VALUES, AFFINE)
     values, affine = read_image(image.save(tmp_path / "image.nii.gz"))
     np.testing.assert_array_equal(values, VALUES)
+    # ITK keeps directions of length 1, so that affines are put together anew.
     np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
     same(image_of(image.to_nibabel(), "moving"))
     with pytest.raises(InputError, match="exists"):
