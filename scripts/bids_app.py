@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -18,14 +17,13 @@ from common.threads import share_cores
 
 share_cores()
 
-from fire.parser import DefaultParseValue
-
 import common
 from common.api import load_bundle
 from common.checks import InputError
 from common.cli import add_switch, run_tool, sentence_of
 from common.data.bids import BidsFile, check_data_set, chosen, files_of, suffixes_of
 from common.engine.bundle_folder import check_writable
+from common.engine.command_line import values_of
 from scripts.bids_derivative import Derivative
 from scripts.bids_group import write_group_table
 from scripts.bids_scan import ScanRegistration
@@ -101,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     template = Template.of(given.template, given.template_name, given.template_labels)
     scans, failures = find_scans(given)
     if scans:
-        options = {"affine": True, **options_of(given.options)}
+        options = {"affine": True, **values_of(shlex.split(given.options))}
         bundle = load_bundle(given.bundle, trust=given.trust, **options)
         derivative = Derivative(given.bids_dir, given.output_dir, template)
         derivative.begin(description, given.suffix, given.overwrite)
@@ -155,21 +153,6 @@ def register_scans(scans: Sequence[ScanRegistration]) -> dict[str, str]:
         if sentence is not None:
             failures[scan.name] = sentence
     return failures
-
-
-def options_of(text: str) -> dict[str, Any]:
-    """Values by name of ``--name value`` in a text, true and false being switches, as on a bundle's command line.
-
-    Raises:
-        InputError: for a value without a name, or a name without a value.
-    """
-    words = shlex.split(text)
-    names, values = words[::2], words[1::2]
-    if len(names) != len(values) or not all(name.startswith("--") for name in names):
-        raise InputError(f'--options "{text}": give "--name value" of each option.')
-    switches = {"true": True, "false": False}
-    read = [switches.get(value.lower(), DefaultParseValue(value)) for value in values]
-    return {name[2:]: value for name, value in zip(names, read, strict=True)}
 
 
 def report(scans: int, failures: dict[str, str]) -> None:

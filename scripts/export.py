@@ -8,7 +8,6 @@ are what the bundle's commands are told of its network. ``scripts/package.py`` p
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import shlex
 import sys
@@ -27,6 +26,7 @@ from monai.bundle import ConfigParser
 
 from common.checks import InputError
 from common.cli import run_tool
+from common.engine.command_line import values_of
 from common.engine.export import FORMATS, export_network
 from scripts.package import find_bundle
 
@@ -47,7 +47,7 @@ def network_of(bundle: Path, options: Sequence[str]) -> tuple[Any, int]:
     config = ConfigParser()
     config.read_config(str(bundle / "configs" / "inference.json"))
     config.read_meta(str(bundle / "configs" / "metadata.json"))
-    given = read_options(options)
+    given = values_of(options)
     unknown = [name for name in given if name.partition("#")[0] not in config]
     if unknown:
         raise InputError(f"--{unknown[0]} is no option of {bundle.name}.")
@@ -57,24 +57,6 @@ def network_of(bundle: Path, options: Sequence[str]) -> tuple[Any, int]:
     if not network.state_dict():
         raise InputError(f"{bundle.name} has no network with weights: there is nothing to export.")
     return network, int(network.spatial_dims)
-
-
-def read_options(words: Sequence[str]) -> dict[str, Any]:
-    """Names and values of options, values read as MONAI reads them: as Python's, otherwise as text.
-
-    Raises:
-        InputError: a word is no option, or has no value.
-    """
-    found: dict[str, Any] = {}
-    for name, value in zip(words[::2], [*words[1::2], None], strict=False):
-        if not name.startswith("--") or value is None:
-            raise InputError(f"{name!r} is not understood; options of the bundle are --name value.")
-        try:
-            read = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            read = {"true": True, "false": False}.get(value, value)
-        found[name.removeprefix("--")] = read
-    return found
 
 
 def parser() -> argparse.ArgumentParser:

@@ -110,6 +110,23 @@ def as_meant(given: Given) -> dict[str, Any]:
     return meant
 
 
+def values_of(words: Sequence[str]) -> dict[str, Any]:
+    """Options that another tool passes on, ``--name value`` one after the other: values by name, read as MONAI does.
+
+    Args:
+        words: names and values in turn; true and false are switches.
+
+    Raises:
+        InputError: for a word that is no option, or has no value.
+    """
+    found: dict[str, Any] = {}
+    for name, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if not name.startswith("--") or value is None:
+            raise InputError(f"{name!r} is not understood; options of the bundle are --name value.")
+        found[name.removeprefix("--")] = {"true": True, "false": False}.get(value.lower(), DefaultParseValue(value))
+    return found
+
+
 def as_text(text: str) -> str:
     """A config value that MONAI reads as this very text: an expression where "#", "$", "@" or "%" mean something."""
     if "#" not in text and not text.startswith(("$", "@", "%")):

@@ -188,7 +188,7 @@ def test_options_reach_the_bundle_as_values(app: App) -> None:
     assert app.bundle.options == {
         "affine": True, "spacing": [2, 2, 2], "network_def#start_channel": 8, "supervised": False, "ckpt_path": "a.pt"
     }  # fmt: skip
-    with pytest.raises(InputError, match='"--name value" of each option'):
+    with pytest.raises(InputError, match="options of the bundle are --name value"):
         app.run("--options", "spacing 2", "--participant-label", "02")
 
 

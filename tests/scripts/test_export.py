@@ -9,7 +9,7 @@ import torch
 from common.checks import InputError
 from common.engine import save_atomically
 from common.networks import VoxelMorph
-from scripts.export import network_of, read_options
+from scripts.export import network_of
 from scripts.package import BUNDLES
 
 SMALL = ["--network_def#encoder", "[2,2,2]", "--network_def#decoder", "[2,2,2,2]"]
@@ -23,11 +23,6 @@ def test_the_network_has_the_weights_and_options_that_are_named(tmp_path: Path) 
     assert dims == 3 and isinstance(network, VoxelMorph)
     for name, value in made.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
-
-
-def test_values_are_read_as_monai_reads_them() -> None:
-    words = ["--a#b", "[1,2]", "--c", "true", "--d", "text", "--e", "1e-3"]
-    assert read_options(words) == {"a#b": [1, 2], "c": True, "d": "text", "e": 1e-3}
 
 
 @pytest.mark.parametrize(

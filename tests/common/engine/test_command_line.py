@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from common.checks import InputError
-from common.engine.command_line import Given, as_meant, as_text, check_options, read_command_line
+from common.engine.command_line import Given, as_meant, as_text, check_options, read_command_line, values_of
 
 CONTENT: dict[str, Any] = {
     "lr": 0.1,
@@ -174,3 +174,11 @@ def test_several_configs_in_all_forms_of_monai(config: str, tmp_path: Path, form
     check_options(given)
     assert given.first == CONTENT and given.config == {**CONTENT, "more": 1}
     assert given.changes() == {"more": "2", "lr": "1"}
+
+
+def test_options_that_are_passed_on_are_read_as_monai_reads_them() -> None:
+    words = ["--a#b", "[1,2]", "--c", "true", "--d", "text", "--e", "1e-3"]
+    assert values_of(words) == {"a#b": [1, 2], "c": True, "d": "text", "e": 1e-3}
+    for wrong in (["a", "1"], ["--a"]):
+        with pytest.raises(InputError, match="options of the bundle are --name value"):
+            values_of(wrong)
