@@ -95,7 +95,7 @@ class Derivative:
             table, text = self.out / f"desc-{label}_dseg.tsv", names_of_labels(path)
             if not overwrite and table.exists() and table.read_text(encoding="utf-8-sig") != text:
                 raise InputError(
-                    f"{table} is of another label map: choose another OUT, or replace it with --overwrite."
+                    f"{table} is of another label map: choose another OUT, or replace it with --overwrite true."
                 )
             write_bytes(table, text.encode())
 
