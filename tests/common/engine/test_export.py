@@ -26,7 +26,7 @@ QUICK: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 # Others take up to a minute, with graphs of thousands of operations whose sizes are symbols: EXPORT_ALL=1 pytest FILE.
 ALL = {**QUICK, **NETWORKS} if os.environ.get("EXPORT_ALL") else QUICK
-SIZES = ((33, 20, 48), (20, 33, 18))
+SIZES = ((33, 20, 48), (20, 50, 18))
 
 
 @pytest.mark.parametrize("name", ALL)
