@@ -17,6 +17,7 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from common.checks import InputError
+from common.engine.averaging import AveragedWeights
 from common.engine.settings import brief, chosen_settings, differences, option, run_settings, step_settings
 from common.io.checkpoints import check_finite_weights, load_checkpoint, save_atomically
 
@@ -28,12 +29,12 @@ _NAMED = 5
 class ResumeHandler:
     """Saves everything that a run needs to go on, and goes on from it.
 
-    What is saved: network, optimiser, learning-rate scheduler, state of the trainer (the iteration, and what handlers
-    attached before this one name in ``state_dict_user_keys``), best validation metric. No random state is needed: the
-    pairs are a function of seed, epoch and index, and the sampler skips what the epoch has seen; the noise of a step is
-    one of seed and iteration (:class:`common.engine.noise.SeededNoise`). It is saved at the end of every epoch and,
-    inside long epochs, every ``every_seconds``. Attach it last, so that what happens at the end of an epoch has
-    happened when it is saved. A run goes on with the settings that it began with
+    What is saved: network, optimiser, learning-rate scheduler, averaged weights, state of the trainer (the iteration,
+    and what handlers attached before this one name in ``state_dict_user_keys``), best validation metric. No random
+    state is needed: the pairs are a function of seed, epoch and index, and the sampler skips what the epoch has seen;
+    the noise of a step is one of seed and iteration (:class:`common.engine.noise.SeededNoise`). It is saved at the end
+    of every epoch and, inside long epochs, every ``every_seconds``. Attach it last, so that what happens at the end
+    of an epoch has happened when it is saved. A run goes on with the settings that it began with
     (:func:`common.engine.settings.run_settings` and ``step_settings``). Others, such as the number of epochs, may
     change: that is logged and kept in ``engine.state.changes``, text by the first epoch that is affected.
 
@@ -47,6 +48,7 @@ class ResumeHandler:
         overwrite: whether to start anew although ``path`` exists.
         every_seconds: longest time between two checkpoints. Of several processes the first one writes.
         val_interval: epochs from one validation to the next, where it is known.
+        average: of the weights, or None.
 
     Raises:
         InputError: on :meth:`attach` or when the trainer starts, when there is a checkpoint that may not be replaced,
@@ -65,11 +67,12 @@ class ResumeHandler:
         overwrite: bool = False,
         every_seconds: float = 300.0,
         val_interval: int | None = None,
+        average: AveragedWeights | None = None,
     ) -> None:
         self.path = Path(path)
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
-        if lr_scheduler is not None:
-            self.parts["lr_scheduler"] = lr_scheduler
+        self.parts |= {} if lr_scheduler is None else {"lr_scheduler": lr_scheduler}
+        self.parts |= {} if average is None else {"average": average}
         self.evaluator = evaluator
         self.resume = resume
         self.overwrite = overwrite
@@ -97,6 +100,8 @@ class ResumeHandler:
         self.settings = run_settings(
             engine, self.parts["network"], self.parts["optimizer"], self.parts.get("lr_scheduler")
         )
+        average = self.parts.get("average")
+        self.settings["ema_decay"] = None if average is None else average.decay
         self.chosen = chosen_settings(engine, self.evaluator, self.val_interval)
         if self.goes_on:
             self._load(engine)
@@ -140,7 +145,8 @@ class ResumeHandler:
     def _load(self, engine: Trainer) -> None:
         content = load_checkpoint(self.path)
         if isinstance(content, dict):
-            content.setdefault("cpu_seconds", 0.0)  # Earlier releases did not count them.
+            content.setdefault("cpu_seconds", 0.0)  # Earlier releases did not count them,
+            content.get("settings", {}).setdefault("ema_decay", None)  # and averaged no weights.
         self._began = content
         self._check(engine, content)
         check_finite_weights(content["network"], str(self.path))

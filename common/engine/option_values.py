@@ -105,6 +105,10 @@ OPTIONS: dict[str, Check] = {
     "max_cpu_seconds": Check(
         lambda value: value is None or (_is_number(value) and value > 0), "seconds above 0, or None for no end"
     ),
+    "ema_decay": Check(
+        lambda value: value is None or (_is_number(value) and 0 <= value < 1),
+        "the share of the average that a step leaves, 0 to below 1, or None for none",
+    ),
     "pairs_per_epoch": Check(
         lambda value: value is None or _is_whole(value, 1), "the number of pairs, 1 or more, or None for all"
     ),

@@ -21,7 +21,7 @@ _DEPTH = 12
 _EVOLVING = ("training", "optimizer", "base_lrs", "last_epoch")
 """Attributes that say nothing about how an object was made, or are described elsewhere."""
 _RATES = ("params", "lr", "initial_lr")
-_OPTIONS = ("learning_rate", "seed", "batch_size", "amp", "pairs_per_epoch", "max_epochs", "val_interval")
+_OPTIONS = ("learning_rate", "seed", "batch_size", "amp", "pairs_per_epoch", "max_epochs", "val_interval", "ema_decay")
 """Names that are options of the command line, too."""
 
 

@@ -12,6 +12,7 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from torch import nn
 
+from common.engine.averaging import AveragedWeights
 from common.engine.checkpoints import BestModelHandler, ResumeHandler
 from common.engine.cpu_limit import CpuLimit
 from common.engine.earlier import start_from
@@ -53,6 +54,8 @@ class TrainingHandlers:
         max_cpu_seconds: processor time after which the training ends, see :class:`common.engine.cpu_limit.CpuLimit`.
         start_from: weights, or checkpoint, of an earlier training to begin with, see
             :func:`common.engine.earlier.start_from`; a run that is resumed has its own.
+        ema_decay: of averaged weights, which are validated and kept, see
+            :class:`common.engine.averaging.AveragedWeights`; None for those of the last step.
 
     Raises:
         InputError: as :class:`common.engine.ValidationHandler`, :class:`common.engine.BestModelHandler` and, on
@@ -75,6 +78,7 @@ class TrainingHandlers:
         checkpoint_seconds: float = 300.0,
         max_cpu_seconds: float | None = None,
         start_from: str | Path | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         folder = Path(output_dir)
         schedule = [] if lr_scheduler is None else [schedule_handler(lr_scheduler)]
@@ -87,9 +91,11 @@ class TrainingHandlers:
         check_space(training_files(Path(ckpt_path), checkpoint, network, optimizer))
         choose_key_metric(evaluator)
         self.best_model = BestModelHandler(ckpt_path, network, overwrite, checkpoint if resume else None)
+        self.average = None if ema_decay is None else AveragedWeights(network, ema_decay)
         self.checkpoint = ResumeHandler(
             *(checkpoint, network, optimizer, lr_scheduler, evaluator, resume, overwrite, checkpoint_seconds),
             val_interval=val_interval,
+            average=self.average,
         )
         self.handlers: list[Any] = [
             SeededNoise(),
@@ -108,6 +114,8 @@ class TrainingHandlers:
         check_batches(engine.data_loader)
         engine.add_event_handler(Events.STARTED, self.checkpoint.compare)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
+        if self.average is not None:
+            self.average.attach(engine, self.evaluator)
         self.best_model.attach(self.evaluator)
         for handler in self.handlers:
             handler.attach(engine)

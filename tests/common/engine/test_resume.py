@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.checks import InputError
 from common.data import PairSampler
 from common.engine import ResumeHandler
+from common.engine.averaging import AveragedWeights
 from common.engine.schedules import schedule_handler
 
 
@@ -35,6 +36,14 @@ class Killed(Exception):
     pass
 
 
+class Averaging(NamedTuple):
+    average: AveragedWeights
+    evaluator: Any
+
+    def attach(self, engine: Any) -> None:
+        self.average.attach(engine, self.evaluator)
+
+
 def run(
     path: Path,
     epochs: int = 4,
@@ -44,6 +53,7 @@ def run(
     seed: int = 0,
     batch_size: int = 1,
     restarts: bool = False,
+    ema_decay: float | None = None,
 ) -> tuple[Any, Any, Any]:
     """Train; returns network, scheduler, evaluator. ``kill_at`` raises after that iteration."""
     torch.manual_seed(0)
@@ -64,7 +74,11 @@ def run(
                 if engine.state.iteration == kill_at:
                     raise Killed
 
-    handler = ResumeHandler(path, network, optimizer, scheduler, evaluator, resume=resume, every_seconds=0.0)
+    average = None if ema_decay is None else AveragedWeights(network, ema_decay)
+    handler = ResumeHandler(
+        path, network, optimizer, scheduler, evaluator, resume=resume, every_seconds=0.0, average=average
+    )
+    averaging = [] if average is None else [Averaging(average, evaluator)]
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
@@ -72,7 +86,7 @@ def run(
         network=network,
         optimizer=optimizer,
         loss_function=nn.MSELoss(),
-        train_handlers=[schedule_handler(scheduler), ValidationHandler(1, evaluator), handler, Kill()],
+        train_handlers=[*averaging, schedule_handler(scheduler), ValidationHandler(1, evaluator), handler, Kill()],
     )
     trainer.run()
     return network, scheduler, evaluator
@@ -96,6 +110,19 @@ def test_schedule_by_updates_goes_on_in_the_middle_of_an_epoch(kill_at: int, tmp
     resumed, scheduler, _ = run(tmp_path / "killed.pt", resume=True, restarts=True)
     assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
     assert scheduler.state_dict() == whole_scheduler.state_dict() and scheduler.T_cur == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 8])
+def test_averaged_weights_go_on_where_they_were(kill_at: int, tmp_path: Path) -> None:
+    run(tmp_path / "whole.pt", ema_decay=0.8)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed.pt", kill_at=kill_at, ema_decay=0.8)
+    run(tmp_path / "killed.pt", resume=True, ema_decay=0.8)
+    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    assert torch.equal(resumed["average"]["average"]["weight"], whole["average"]["average"]["weight"])
+    assert not torch.equal(whole["average"]["average"]["weight"], whole["network"]["weight"])
+    with pytest.raises(InputError, match="--ema_decay 0.8, not none"):
+        run(tmp_path / "killed.pt", epochs=5, resume=True)
 
 
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
