@@ -187,7 +187,8 @@ def summary(settings: dict[str, Any], cases: list[dict[str, Any]], output: Path)
 
 def _listed(case: dict[str, Any]) -> dict[str, Any]:
     ids = {"moving": case["moving_id"], "fixed": case["fixed_id"]}
-    return {**ids, "field": ddf_name(case), "seconds": case["seconds"]}
+    costs = {"seconds": case["seconds"], "cpu_seconds": case["cpu_seconds"]}
+    return {**ids, "field": ddf_name(case), **costs, "peak_memory_gb": case["peak_memory_mb"] / 1000}
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a network takes."""
+"""How long a network takes, and how much of the processor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ class NetworkClock:
 
     Attributes:
         seconds: of the last batch.
+        cpu_seconds: of the processor for it, all threads of this process together.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._started = 0.0
+        self.seconds = self.cpu_seconds = 0.0
+        self._started = self._used = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -28,11 +29,12 @@ class NetworkClock:
 
     def _start(self, engine: Engine) -> None:
         _synchronise(engine)
-        self._started = time.perf_counter()
+        self._started, self._used = time.perf_counter(), time.process_time()
 
     def _stop(self, engine: Engine) -> None:
         _synchronise(engine)
         self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = time.process_time() - self._used
 
 
 def _synchronise(engine: Engine) -> None:

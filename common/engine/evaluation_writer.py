@@ -27,8 +27,8 @@ class EvaluationWriter:
     """Writes ``cases.csv`` (per pair), ``labels.csv`` (per pair and label), ``summary.json`` and ``report.html``.
 
     Every figure stands beside its value before registration, and so does the loss, with its ``io_steps``, where there
-    was an optimisation on the pair itself. Seconds are those of the network on one pair, without reading and measuring;
-    pairs of one batch share its time.
+    was an optimisation on the pair itself. Seconds, and those of the processor, are those of the network on one pair,
+    without reading and measuring; pairs of one batch share its time. The summary has the network's ``parameters``, too.
 
     Args:
         output_dir: folder of the four files.
@@ -67,8 +67,8 @@ class EvaluationWriter:
     def _keep(self, engine: Engine) -> None:
         """Keep what the page shows of the pairs so far, by the error of landmarks, else by Dice, else by order."""
         pairs = registered(engine.state.output)
-        seconds = self._clock.seconds / len(pairs)
-        self._further += [{**_optimisation(pair), "seconds": seconds} for pair in pairs]
+        costs = {name: getattr(self._clock, name) / len(pairs) for name in ("seconds", "cpu_seconds")}
+        self._further += [{**_optimisation(pair), **costs} for pair in pairs]
         for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
             kept = {name: value for name, value in pair.items() if not name.endswith("_label")}
             score = -float(case["tre"]) if "tre" in case else float(case.get("dice", math.nan))
@@ -83,6 +83,7 @@ class EvaluationWriter:
             cases,
             panels,
             figures={name: {"mean": value} for name, value in peak_memory(engine.state.device).items()},
+            details={"parameters": sum(weights.numel() for weights in engine.network.parameters())},
             history=read_csv(self.history) if self.history else [],
             viewer=viewer,
         )

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
 from monai.networks.utils import eval_mode
 
 from common.engine.batch import registered
@@ -16,13 +13,12 @@ from common.metrics.handlers import RegistrationMetrics
 
 
 class StudyFigures:
-    """Adds figures to the table of an evaluation: processor time, and how symmetric an inverse-consistent network is.
+    """Adds figures to the table of an evaluation: how symmetric an inverse-consistent network is.
 
-    * ``cpu_seconds``: of the network on the pair, all threads together;
     * ``inverse_error_voxels``: mean over all voxels of what the inverse field leaves of the field;
     * ``swap_error_voxels``: largest component of the inverse field minus the field of the exchanged images.
 
-    The last two for networks that give the ``inverse_ddf``; they register each pair a second time.
+    Both for networks that give the ``inverse_ddf``; they register each pair a second time.
 
     Args:
         metrics: whose ``cases`` get the figures, attached to the same evaluator; the handler comes after it.
@@ -30,25 +26,15 @@ class StudyFigures:
 
     def __init__(self, metrics: RegistrationMetrics) -> None:
         self.metrics = metrics
-        self._began = self._seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, before what writes the table."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-
-    def _start(self, engine: Engine) -> None:
-        self._began = time.process_time()
-
-    def _stop(self, engine: Engine) -> None:
-        self._seconds = time.process_time() - self._began
 
     @torch.no_grad()
     def _add(self, engine: Engine) -> None:
         pairs = registered(engine.state.output)
         for case, pair in zip(self.metrics.cases[-len(pairs) :], pairs, strict=True):
-            case["cpu_seconds"] = self._seconds / len(pairs)
             if "inverse_ddf" in pair:
                 ddf, inverse = pair["ddf"][None].float(), pair["inverse_ddf"][None].float()
                 exchanged = torch.cat([pair["fixed"], pair["moving"]])[None].to(ddf.device)

@@ -53,8 +53,8 @@ class PairFiles:
     fixed_label: str | None = None
     fixed_mask: str | None = None
     landmarks: tuple[LandmarkFiles, ...] = ()
-    seconds: float | None = None
     inverse: str | None = None
+    costs: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -220,7 +220,7 @@ def _locate_pair(
         else:
             points.append(LandmarkFiles(name, *map(str, sides)))
     ids = {"moving_id": subject_id(pair.moving), "fixed_id": subject_id(pair.fixed)}
-    return PairFiles(**ids, **found, landmarks=tuple(points), seconds=pair.seconds), lacking
+    return PairFiles(**ids, **found, landmarks=tuple(points), costs=pair.costs), lacking
 
 
 def _landmarks(

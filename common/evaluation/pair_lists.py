@@ -17,9 +17,12 @@ from common.data.readers.datalist import read_datalist
 from common.data.subjects import read_section
 
 _MOST_LABELS = 100_000
+_NAMED = ("moving", "fixed", "field", "moving_label", "fixed_label", "inverse")
 
 SECTIONS = ("validation", "test", "training")
 METRICS = ("dice", "hd95", "sdlogj", "ndv", "tre")
+COSTS = ("seconds", "cpu_seconds", "peak_memory_gb")
+"""What a list may say of each registration, as numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class ListedPair:
         field: file of the displacement field; None where it is found by its name.
         moving_label: label map of the moving image; None where it is found by its name.
         fixed_label: the same of the fixed image.
-        seconds: what the registration took, where the list says so.
         inverse: file of the field back, where there is one.
+        costs: what the registration took, those of ``COSTS`` that the list says, by name.
     """
 
     moving: str
@@ -41,8 +44,8 @@ class ListedPair:
     field: str | None = None
     moving_label: str | None = None
     fixed_label: str | None = None
-    seconds: float | None = None
     inverse: str | None = None
+    costs: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def read_pair_list(source: str | Path | Sequence[Any], section: str | None = Non
     Args:
         source: a CSV with the columns ``moving`` and ``fixed`` (or ``moving_id`` and ``fixed_id``, as this
             evaluation itself writes them; in any order) and, if wanted, ``field``, ``moving_label``,
-            ``fixed_label``, ``seconds``, ``inverse`` (on the fixed image's grid, as the field); a JSON list of
+            ``fixed_label``, ``COSTS``, ``inverse`` (on the fixed image's grid, as the field); a JSON list of
             {"moving", "fixed", ...}, or of [fixed, moving], where the order is that of Learn2Reg's lists and file
             names; a data list of Learn2Reg or MONAI; an evaluation configuration with "eval_pairs"; or such a list
             itself.
@@ -200,16 +203,16 @@ def _pair(entry: Any, source: str) -> ListedPair:
         entry = dict(zip(("fixed", "moving", "field"), entry, strict=False))
     if not isinstance(entry, Mapping) or not entry.get("moving") or not entry.get("fixed"):
         raise InputError(f"The pair list {source} has the entry {entry!r}; expected moving and fixed.")
-    given = {
-        name: os.path.expanduser(str(entry[name]))
-        for name in ListedPair.__annotations__
-        if entry.get(name) not in (None, "")
-    }
+    given = {name: str(entry[name]) for name in _NAMED if entry.get(name) not in (None, "")}
+    costs = tuple((name, _cost(name, entry[name], source)) for name in COSTS if entry.get(name) not in (None, ""))
+    return ListedPair(**{name: os.path.expanduser(text) for name, text in given.items()}, costs=costs)
+
+
+def _cost(name: str, given: Any, source: str) -> float:
     try:
-        seconds = float(given["seconds"]) if "seconds" in given else None
-    except ValueError as error:
-        raise InputError(f"The pair list {source} gives {given['seconds']!r} as seconds: a number is meant.") from error
-    return ListedPair(**{name: value for name, value in given.items() if name != "seconds"}, seconds=seconds)
+        return float(given)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"The pair list {source} gives {given!r} as {name}: a number is meant.") from error
 
 
 def _from_data_list(path: Path, section: str | None) -> Iterable[ListedPair]:

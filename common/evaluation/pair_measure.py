@@ -119,8 +119,8 @@ def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
 
     Returns:
         ``moving_id``, ``fixed_id``, figures as :class:`common.metrics.handlers.RegistrationMetrics` keeps them in
-        ``cases``, ``labels_skipped`` (labels that only one image or none has), ``convention`` (as found), ``seconds``
-        (where known).
+        ``cases``, ``labels_skipped`` (labels that only one image or none has), ``convention`` (as found), and what
+        the registration took (where known).
 
     Raises:
         InputError: when a file is unusable, or the field is in another convention than it was read in.
@@ -132,9 +132,7 @@ def measure_pair(files: PairFiles, measures: Measures) -> dict[str, Any]:
     if labels is not None:
         case["labels_skipped"] = _skipped(pair, case["dice_per_label"])
     case["convention"] = pair.convention
-    if files.seconds is not None:
-        case["seconds"] = files.seconds
-    return case
+    return {**case, **dict(files.costs)}
 
 
 def load_pair(files: PairFiles, measures: Measures, judge: bool = True) -> LoadedPair:

@@ -34,6 +34,7 @@ FIGURES = {
     "ndv": Figure("NDV", "%", "non-diffeomorphic volume", min),
     "sdlogj": Figure("SDlogJ", "", "spread of the logarithm of the Jacobian determinant", min),
     "seconds": Figure("Time per pair", "s", "network only", min),
+    "cpu_seconds": Figure("Processor time per pair", "s", "network only, all threads together", min),
     "peak_memory_gb": Figure("Peak memory", "GB", "of the whole process", min),
 }
 # Variants of a figure above: in the table of pairs, but not among the headline numbers and curves.

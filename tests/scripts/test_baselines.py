@@ -92,10 +92,11 @@ def test_zero_writes_fields_on_the_grid_of_the_fixed_image_and_what_they_cost(da
     assert found["settings"]["method"] == "zero" and found["settings"]["threads"] == 1 and found["versions"]
 
 
-def test_pair_list_of_the_result_carries_field_and_seconds(data: Path, in_process: list[Any]) -> None:
+def test_pair_list_of_the_result_carries_field_and_costs(data: Path, in_process: list[Any]) -> None:
     output = run(data)
     first = read_pair_list(output / "pairs.csv").pairs[0]
-    assert (first.moving, first.fixed, first.field, first.seconds) == ("b", "a", NAME, 1.5)
+    assert (first.moving, first.fixed, first.field) == ("b", "a", NAME)
+    assert dict(first.costs) == {"seconds": 1.5, "cpu_seconds": 2.5, "peak_memory_gb": 0.04}
 
 
 def test_pairs_of_a_data_set_are_those_it_lists(data: Path, in_process: list[Any]) -> None:

@@ -32,7 +32,11 @@ AFFINE = np.array([[0, -2, 0, 5], [1, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]], fl
 
 
 class Shift(nn.Module):
-    """A field that fetches every voxel from one voxel further along axis 0."""
+    """A field that fetches every voxel from one voxel further along axis 0; its weight has three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
 
     def forward(self, image: Tensor) -> Tensor:
         ddf = torch.zeros(image.shape[0], 3, *image.shape[2:])
@@ -79,14 +83,14 @@ def test_evaluation_leaves_tables_summary_and_page(loader: DataLoader, tmp_path:
     assert [float(case["dice"]) for case in cases] == pytest.approx([1, 1, 2 / 3], abs=1e-5)
     assert [float(case["dice_before"]) for case in cases] == pytest.approx([2 / 3, 2 / 3, 1 / 3], abs=1e-5)
     assert [(case["moving_id"], case["fixed_id"]) for case in cases] == [("s1", "s0"), ("s2", "s1"), ("s2", "s0")]
-    assert all(float(case["seconds"]) > 0 for case in cases)
+    assert all(float(case["seconds"]) > 0 and float(case["cpu_seconds"]) >= 0 for case in cases)
     labels = list(csv.DictReader((out / "labels.csv").open()))
     assert len(labels) == 3 and float(labels[2]["dice"]) == pytest.approx(2 / 3, abs=1e-5)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["metrics"]["dice"]["mean"] == pytest.approx(8 / 9)
     assert summary["metrics"]["dice"]["before"] == pytest.approx(5 / 9)
     assert summary["metrics"]["fold_fraction"]["mean"] == 0
-    assert summary["metrics"]["peak_memory_gb"]["mean"] > 0
+    assert summary["metrics"]["peak_memory_gb"]["mean"] > 0 and summary["parameters"] == 3
     assert {"versions", "machine", "command", "git", "time"} <= set(summary["provenance"])
     page = (out / "report.html").read_text()
     assert "A title" in page and "s2 to s0" in page and "data:image/png;base64," in page

@@ -61,11 +61,11 @@ def cases(details: list[str], batch_size: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_what_an_inverse_misses_is_measured_in_voxels(batch_size: int) -> None:
     measured = cases(["inverse_ddf"], batch_size)
-    assert len(measured) == 6 and all(case["cpu_seconds"] >= 0 for case in measured)
+    assert len(measured) == 6
     for case in measured:
         assert case["inverse_error_voxels"] == pytest.approx(0.25, abs=1e-6)
         assert case["swap_error_voxels"] == pytest.approx(0.25, abs=1e-6)
 
 
-def test_without_an_inverse_there_is_only_the_time() -> None:
-    assert all("cpu_seconds" in case and "swap_error_voxels" not in case for case in cases([], 1))
+def test_without_an_inverse_nothing_is_added() -> None:
+    assert not any("inverse_error_voxels" in case or "swap_error_voxels" in case for case in cases([], 1))

@@ -32,8 +32,9 @@ def written(path: Path, content: Any) -> Path:
 
 
 def test_csv_gives_pairs_and_what_else_it_says(tmp_path: Path) -> None:
-    path = written(tmp_path / "p.csv", "fixed,moving,field,seconds,note,inverse\na,b,x.npy,1.5,hello,y.npy\nc,d,,,,\n")
-    first = ListedPair("b", "a", "x.npy", seconds=1.5, inverse="y.npy")
+    content = "fixed,moving,field,cpu_seconds,seconds,note,inverse\na,b,x.npy,2,1.5,hello,y.npy\nc,d,,,,,\n"
+    path = written(tmp_path / "p.csv", content)
+    first = ListedPair("b", "a", "x.npy", costs=(("seconds", 1.5), ("cpu_seconds", 2.0)), inverse="y.npy")
     assert read_pair_list(path).pairs == (first, ListedPair("d", "c"))
 
 
@@ -91,6 +92,7 @@ def test_data_list_gives_its_validation_pairs(tmp_path: Path) -> None:
         ("p.csv", "fixed,moving\na,b\na,b\n", "twice"),
         ("p.csv", "fixed,moving\na,\n", "expected moving and fixed"),
         ("p.csv", "fixed,moving,seconds\na,b,long\n", "'long' as seconds"),
+        ("p.json", [{"moving": "a", "fixed": "b", "peak_memory_gb": [1]}], "gives .1. as peak_memory_gb"),
         ("p.json", "{", "not valid JSON"),
         ("p.json", "3", "JSON int"),
         ("p.json", [["a"]], "expected moving and fixed"),

@@ -51,14 +51,15 @@ def test_files_have_the_figures_of_the_same_pair_in_memory(tmp_path: Path, side:
         field=str(tmp_path / "ddf.nii.gz"),
         **images,
         landmarks=(points,),
-        seconds=1.5,
+        costs=(("seconds", 1.5), ("peak_memory_gb", 0.4)),
         inverse=str(tmp_path / "inverse_ddf.nii.gz"),
     )
     measures = Measures(convention="voxels", hd95="millimetres", foreground=side, trust=True)
     metrics = RegistrationMetrics(labels=[1, 2], hd95="millimetres", mask=side)
     metrics.update({**pair, "affine": AFFINE, "fixed_id": "f", "moving_id": "m"})
     expected = metrics.cases[0]
-    assert measure_pair(files, measures) == {**expected, "convention": "voxels", "labels_skipped": 0, "seconds": 1.5}
+    said = {"convention": "voxels", "labels_skipped": 0, "seconds": 1.5, "peak_memory_gb": 0.4}
+    assert measure_pair(files, measures) == {**expected, **said}
     assert {"dice_before", "hd95_per_label", "tre_before", "ndv", "inverse_consistency_max"} <= set(expected)
 
 
