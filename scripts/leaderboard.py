@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
         default="table",
         help="what LUMIR's score is normalised by: all rows, or the published ones alone (default: %(default)s)",
     )
+    options.add_argument("--figures", nargs="+", metavar="NAME", help="columns, such as dice ndv (default: all)")
     options.add_argument("--title", default="Leaderboard", help="heading (default: %(default)s)")
+    options.add_argument("--notes", nargs="+", default=[], metavar="TEXT", help="paragraphs below the heading")
     add_switch(options, "overwrite", "replace existing files")
     return options
 
@@ -69,11 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--score_ranges published needs a published table: add --published.")
     published = published_table(arguments.published) if arguments.published else []
     runs = [read_run(run) for run in arguments.runs]
-    board = compare(runs, published, arguments.reference, arguments.score_ranges == "published")
-    text = markdown(board, arguments.title)
+    ranges = arguments.score_ranges == "published"
+    board = compare(runs, published, arguments.reference, ranges, arguments.figures)
+    text = markdown(board, arguments.title, arguments.notes)
     write_bytes(arguments.output / "leaderboard.md", text.encode())
     write_csv(arguments.output / "leaderboard.csv", csv_rows(board))
-    write_bytes(arguments.output / "leaderboard.html", page(board, arguments.title))
+    write_bytes(arguments.output / "leaderboard.html", page(board, arguments.title, arguments.notes))
     print(text)
     for sentence in left_out(board):
         print(f"NOTE: {sentence}", file=sys.stderr)

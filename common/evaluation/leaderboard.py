@@ -28,7 +28,9 @@ from common.metrics.ranking import (
     replaced,
 )
 
-ORDER = tuple("dice hd95 tre inverse_consistency ndv fold_fraction sdlogj sdlogj_l2r sdlogj_l2r_masked seconds".split())
+COSTS = ("seconds", "cpu_seconds", "peak_memory_gb", "parameters")
+"""Figures that are no matter of chance, and are not tested."""
+ORDER = (*"dice hd95 tre inverse_consistency ndv fold_fraction sdlogj sdlogj_l2r sdlogj_l2r_masked".split(), *COSTS)
 """Figures in the order of the columns; other columns of a run do not count."""
 PUBLISHED = "†"
 """Mark of a published method, which may be called like a run."""
@@ -93,6 +95,7 @@ def compare(
     published: Sequence[PublishedResult] = (),
     reference: str | None = None,
     published_ranges: bool = False,
+    figures: Sequence[str] | None = None,
 ) -> Leaderboard:
     """Put runs beside each other on the pairs that all have, and beside a published table.
 
@@ -101,9 +104,11 @@ def compare(
         published: rows of one table.
         reference: the run that others are tested against; default the best of each figure.
         published_ranges: take the ends of LUMIR's score from the published rows alone instead of from all rows.
+        figures: names of the columns, in their order; default: all that there are. Scores count all in any case.
 
     Raises:
-        InputError: when names repeat, no pair is common, or the runs did not measure the same thing.
+        InputError: when names repeat, no pair is common, the runs did not measure the same thing, or none has one of
+            ``figures``.
     """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
@@ -116,12 +121,11 @@ def compare(
     check_comparable(runs, pairs)
     every = dict.fromkeys(pair for run in runs for pair in run.cases)
     left_out = {run.name: [pair for pair in every if pair not in run.cases] for run in runs}
-    rows = [Entry(run.name, "run", _means(run, pairs)) for run in runs]
+    rows = [Entry(run.name, "run", {**_costs(run), **_means(run, pairs)}) for run in runs]
     others = [*_before(runs, pairs), *_published(published)]
-    present = dict.fromkeys(name for row in [*rows, *others] for name in row.cells)
     board = Leaderboard(
         [*rows, *others],
-        sorted(present, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)),
+        _columns([*rows, *others], figures),
         pairs,
         {name: missing for name, missing in left_out.items() if missing},
     )
@@ -132,6 +136,20 @@ def compare(
     board.lumir = _lumir([*rows, *others], published_ranges)
     board.rows = [*sorted(rows, key=lambda row: _place(board, row)), *others]
     return board
+
+
+def _columns(rows: Sequence[Entry], asked: Sequence[str] | None) -> list[str]:
+    """Names of the columns in their order."""
+    present = dict.fromkeys(name for row in rows for name in row.cells)
+    lacking = [name for name in asked or () if name not in present]
+    if lacking:
+        raise InputError(f"No run has the figure {lacking[0]!r}; there are {', '.join(present)}.")
+    return list(asked or sorted(present, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)))
+
+
+def _costs(run: Run) -> dict[str, Cell]:
+    counted = {name: f"{value:,.0f}" if name == "parameters" else "" for name, value in run.costs.items()}
+    return {name: Cell(run.costs[name], printed=text) for name, text in counted.items()}
 
 
 def _column(run: Run, pairs: Sequence[PairIds], figure: str) -> list[float]:
@@ -185,10 +203,10 @@ def _scaled(text: str, factor: float) -> str:
 
 
 def _test(board: Leaderboard, figure: str, runs: Sequence[Run], reference: str | None) -> None:
-    """Add the paired tests of one figure, where two runs or more have it; time is no matter of chance."""
+    """Add the paired tests of one figure, where two runs or more have it."""
     columns = {run.name: _column(run, board.pairs, figure) for run in runs}
     columns = {name: column for name, column in columns.items() if not np.isnan(column).all()}
-    if len(columns) < 2 or figure == "seconds" or figure not in ORDER or reference not in (None, *columns):
+    if len(columns) < 2 or figure in COSTS or figure not in ORDER or reference not in (None, *columns):
         return
     means = {row.name: row.cells[figure].mean for row in board.rows if row.name in columns}
     best = (max if higher_is_better(figure) else min)(means, key=lambda name: means[name])

@@ -37,6 +37,7 @@ class Run:
         cases: pair (moving, fixed) to its figures.
         labels: pair to label to figures; empty without ``labels.csv``.
         settings: of the evaluation.
+        costs: of all pairs together, as the summary has them: ``peak_memory_gb``, ``parameters`` of a network.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Run:
     cases: dict[PairIds, dict[str, float]]
     labels: dict[PairIds, dict[str, dict[str, float]]]
     settings: Mapping[str, Any]
+    costs: Mapping[str, float]
 
 
 def read_run(text: str) -> Run:
@@ -70,7 +72,10 @@ def read_run(text: str) -> Run:
     labels: dict[PairIds, dict[str, dict[str, float]]] = {}
     for row in _rows(folder / "labels.csv", (*IDS, "label")):
         labels.setdefault(_pair(row), {})[row["label"]] = _figures(row)
-    return Run(name if is_named else folder.resolve().name, folder, table, labels, _settings(folder / "summary.json"))
+    summary = _summary(folder / "summary.json")
+    settings = summary.get("settings")
+    called = name if is_named else folder.resolve().name
+    return Run(called, folder, table, labels, settings if isinstance(settings, Mapping) else {}, _costs(summary))
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -97,15 +102,21 @@ def _figures(row: Mapping[str, str]) -> dict[str, float]:
     return figures
 
 
-def _settings(path: Path) -> Mapping[str, Any]:
+def _summary(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is no JSON file: evaluate again.") from error
-    settings = content.get("settings") if isinstance(content, Mapping) else None
-    return settings if isinstance(settings, Mapping) else {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def _costs(summary: Mapping[str, Any]) -> dict[str, float]:
+    memory = summary.get("metrics", {}).get("peak_memory_gb", {}).get("mean")
+    # A field that is optimised from nothing has a network without any.
+    found = {"peak_memory_gb": memory, "parameters": summary.get("parameters") or None}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def check_comparable(runs: Sequence[Run], pairs: Sequence[PairIds]) -> None:

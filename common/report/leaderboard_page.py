@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from common.evaluation.leaderboard import ORDER, PUBLISHED, Cell, Entry, Leaderboard
+from common.evaluation.leaderboard import COSTS, ORDER, PUBLISHED, Cell, Entry, Leaderboard
 from common.metrics.ranking import PairedTest, higher_is_better
 from common.report.charts import label_bars
 from common.report.page import cell, document, figure, scrolled
@@ -38,9 +38,9 @@ def tables_of(board: Leaderboard) -> list[Table]:
     return [table for table in (_figures(board), _tests(board), _ranks(board)) if table.rows]
 
 
-def markdown(board: Leaderboard, title: str) -> str:
-    """All tables as Markdown, with what was left out and where published figures are from."""
-    lines = [f"# {title}", "", summary(board)]
+def markdown(board: Leaderboard, title: str, notes: Sequence[str] = ()) -> str:
+    """All tables as Markdown, below paragraphs of the caller, with what was left out and sources of figures."""
+    lines = [f"# {title}", *(line for note in (*notes, summary(board)) for line in ("", note))]
     for table in tables_of(board):
         lines += ["", f"## {table.title}", "", table.note, ""]
         lines += ["| " + " | ".join(map(_piped, table.head)) + " |", "| --- |" + " ---: |" * (len(table.head) - 1)]
@@ -73,9 +73,10 @@ def csv_rows(board: Leaderboard) -> list[dict[str, Any]]:
     return rows
 
 
-def page(board: Leaderboard, title: str) -> bytes:
-    """All tables as one page that needs nothing else."""
-    sections = [f'<header><h1>{escape(title)}</h1><p class="note">{escape(summary(board))}</p></header>']
+def page(board: Leaderboard, title: str, notes: Sequence[str] = ()) -> bytes:
+    """All tables as one page that needs nothing else, below paragraphs of the caller."""
+    head = "".join(f'<p class="note">{escape(note)}</p>' for note in (*notes, summary(board)))
+    sections = [f"<header><h1>{escape(title)}</h1>{head}</header>"]
     sections += [_section(table) for table in tables_of(board)]
     measured = [row for row in board.rows if row.kind != "published" and "dice" in row.cells]
     bars = [{"label": row.name, "dice": row.cells["dice"].mean} for row in measured]
@@ -141,7 +142,8 @@ def _score_of(scores: dict[str, float]) -> Callable[[Entry], tuple[str, bool]]:
 
 def _figure_of(board: Leaderboard, name: str) -> Callable[[Entry], tuple[str, bool]]:
     best = board.best(name)
-    return lambda row: (_shown(row.cells.get(name)), row.name in best)
+    digits = 2 if name in COSTS else None
+    return lambda row: (_shown(row.cells.get(name), digits), row.name in best)
 
 
 def _tests(board: Leaderboard) -> Table:
@@ -150,7 +152,8 @@ def _tests(board: Leaderboard) -> Table:
     rows = [[(run, False), *(_test_cell(board, name, run) for name in names)] for run in runs]
     note = (
         f"p of the Wilcoxon signed-rank test over {_counted(len(board.pairs), 'pair')} against the reference of each "
-        "column, two-sided, corrected after Holm for the number of methods; below 0.05 stressed."
+        "column, two-sided, corrected after Holm for the number of methods; below 0.05 stressed. Better or worse is "
+        "the median of the differences."
     )
     if len(board.pairs) < FEW_PAIRS:
         note += f" With fewer than {FEW_PAIRS} pairs none can be below 0.05."
@@ -163,7 +166,9 @@ def _test_cell(board: Leaderboard, name: str, run: str) -> tuple[str, bool]:
     test: PairedTest | None = board.tests[name].get(run)
     if test is None or math.isnan(test.p_holm):
         return "–", False
-    return ("<0.0001" if test.p_holm < 1e-4 else f"{test.p_holm:.4f}"), test.p_holm < 0.05
+    side = "better" if (test.difference > 0) == higher_is_better(name) else "worse"
+    p = "<0.0001" if test.p_holm < 1e-4 else f"{test.p_holm:.4f}"
+    return (f"{p} {side}" if test.difference else p), test.p_holm < 0.05
 
 
 def _ranks(board: Leaderboard) -> Table:
@@ -200,14 +205,16 @@ def _title(name: str, arrow: bool = True) -> str:
     return f"{title}\u00a0{'↑' if higher_is_better(name) else '↓'}" if arrow and name in ORDER else title
 
 
-def _shown(value: Cell | None) -> str:
-    """Mean and spread with the digits that challenges print."""
+def _shown(value: Cell | None, digits: int | None = None) -> str:
+    """Mean and spread with the digits that challenges print, or the mean alone with so many digits."""
     if value is None:
         return "–"
     if value.printed:
         return value.printed
     if not math.isfinite(value.mean):
         return "∞"
+    if digits is not None:
+        return f"{value.mean:.{digits}f}"
     if 0 < abs(value.mean) < 5e-5:
         return "<0.0001"
     digits = 4 if abs(value.mean) < 10 else 2

@@ -137,6 +137,28 @@ def test_a_reference_and_names_may_be_given(evaluation: Maker, tmp_path: Path) -
         run(tmp_path, evaluation("weak"), "--reference", "C", "--overwrite", "true")
 
 
+def test_costs_of_cases_and_summary_are_columns_without_a_test(evaluation: Maker, tmp_path: Path) -> None:
+    network, tool = evaluation("good"), evaluation("weak")
+    measured = {"metrics": {"peak_memory_gb": {"mean": 1.25}}, "parameters": 123456}
+    write_json(network / "summary.json", measured)
+    write_csv(
+        tool / "cases.csv", [{**row, "peak_memory_gb": 0.4} for row in csv.DictReader((tool / "cases.csv").open())]
+    )
+    options = ["--figures", "dice", "parameters", "peak_memory_gb", "--reference", "weak", "--notes", "One.", "Two."]
+    text, rows = run(tmp_path, network, tool, *options)
+    costs = [[row.get(f"{name}_mean") for name in ("parameters", "peak_memory_gb")] for row in rows.values()]
+    assert costs == [["123456", "1.25"], ["", "0.4"], ["", ""]]
+    assert "parameters_p_holm" not in rows["good"] and "hd95_mean" not in rows["good"]
+    figures, tests = (part.splitlines() for part in text.split("## ")[1:3])
+    assert text.startswith("# Leaderboard\n\nOne.\n\nTwo.\n\n2 runs on 10 pairs")
+    assert figures[4].startswith("| Method | L2R rank score") and "Dice" in figures[4] and "HD95" not in figures[4]
+    assert re.search(r"\| \*\*123,456\*\* \| 1\.25 \|$", figures[6]) and figures[7].endswith("| – | **0.40** |")
+    assert re.search(r"\| good \| \*\*0\.0020 better\*\* \|$", tests[6]), "the least p that ten pairs can give"
+    assert '<p class="note">Two.</p>' in (tmp_path / "out" / "leaderboard.html").read_text()
+    with pytest.raises(InputError, match="No run has the figure 'dices'; there are .*dice, "):
+        run(tmp_path, network, "--figures", "dices", "--overwrite", "true")
+
+
 def test_the_page_needs_nothing_else_and_holds_the_tables(evaluation: Maker, tmp_path: Path) -> None:
     run(tmp_path, evaluation("weak"), f"<good>={evaluation('good')}", "--published", "OASIS", "--title", "A & B")
     page = (tmp_path / "out" / "leaderboard.html").read_text()
