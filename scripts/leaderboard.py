@@ -54,6 +54,20 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with a leaderboard in it.
+
+    Raises:
+        InputError: naming its files, unless ``overwrite``.
+    """
+    existing = [name for name in FILES if (folder / name).exists()]
+    if existing and not overwrite:
+        raise InputError(
+            f"{folder} holds a leaderboard already ({', '.join(existing)}): choose another folder, or replace it with "
+            "--overwrite true."
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line.
 
@@ -61,12 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: when runs cannot be compared, or the output exists.
     """
     arguments = parser().parse_args(argv)
-    existing = [name for name in FILES if (arguments.output / name).exists()]
-    if existing and not arguments.overwrite:
-        raise InputError(
-            f"{arguments.output} holds a leaderboard already ({', '.join(existing)}): choose another --output, or "
-            "replace it with --overwrite true."
-        )
+    check_free(arguments.output, arguments.overwrite)
     if arguments.score_ranges == "published" and arguments.published is None:
         raise InputError("--score_ranges published needs a published table: add --published.")
     published = published_table(arguments.published) if arguments.published else []

@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.checks import InputError
+from common.evaluation.processes import run_logged
 from common.io.checkpoints import load_checkpoint
 from common.io.run_record import RunRecord
 from common.io.tables import write_json
 
 OVERLAY = {"+handlers": [{"_target_": "common.engine.study_figures.StudyFigures", "metrics": "@metrics"}]}
 """What an evaluation of a study has beyond the bundle's own, as a second configuration."""
-ERROR = re.compile(r"^ERROR: (.*)", re.MULTILINE)
 
 
 class Training(NamedTuple):
@@ -72,12 +70,12 @@ def train_and_evaluate(
         (done,) = record.read("figures")
     variables = {**os.environ, **(environment or {})}
     if "steps" not in done:
-        memory = _run(train_command(training, place), place / "train.log", variables)
+        memory = run_logged(train_command(training, place), "train", place / "train.log", variables)
         done = _of_training(place) | ({} if memory is None else {"train_memory_gb": memory})
         record.write(figures=done)
     if "pairs" not in done:
         write_json(place / "evaluate.json", OVERLAY)
-        _run(evaluate_command(training, place), place / "evaluate.log", variables)
+        run_logged(evaluate_command(training, place), "evaluate", place / "evaluate.log", variables)
         done |= _of_evaluation(place)
         record.write(figures=done)
     # In JSON infinity is a text: the HD95 of a label that warping lost.
@@ -106,32 +104,6 @@ def evaluate_command(training: Training, place: Path) -> list[str]:
 def _bundle_command(bundle: Path, workflow: str, files: list[str], own: list[str], training: Training) -> list[str]:
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", workflow, "--config_file", str(files)]
     return [*command, "--bundle_root", str(bundle), *training.options, *own]
-
-
-def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> float | None:
-    """Run a process to its end with its words in a file; returns its largest memory in GB, None where unknown."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        try:
-            code, memory = _waited(process)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-    if code != 0:
-        text = log.read_text(encoding="utf-8", errors="replace").strip()
-        said = ERROR.findall(text) or text.splitlines()[-1:] or ["nothing"]
-        raise InputError(f"{' '.join(command[4:7])} ended with {code} and said: {said[-1]} (all of it: {log})")
-    return memory
-
-
-def _waited(process: subprocess.Popen[Any]) -> tuple[int, float | None]:
-    if sys.platform == "win32":
-        return process.wait(), None
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _of_training(place: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def test_a_bundle_is_trained_and_evaluated_once(tmp_path: Path, monkeypatch: pyt
     assert figures["dice_before"] == summary["metrics"]["dice"]["before"]
     assert 0 < figures["cpu_seconds"] < 60 and 0.1 < figures["train_memory_gb"] < 20
 
-    monkeypatch.setattr(trainings, "_run", lambda *_: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(trainings, "run_logged", lambda *_: pytest.fail("nothing is left to do"))
     assert train_and_evaluate(training, tmp_path / "out") == figures
     with pytest.raises(InputError, match="figures that were made with another options: choose another --output"):
         train_and_evaluate(training._replace(options=[*options, "--seed", "1"]), tmp_path / "out")
@@ -61,7 +61,7 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
         if calls == ["train", "evaluate"]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainings, "_run", run)
+    monkeypatch.setattr(trainings, "run_logged", run)
     monkeypatch.setattr(trainings, "_of_training", lambda place: {"steps": 5})
     monkeypatch.setattr(trainings, "_of_evaluation", lambda place: {"pairs": 2, "hd95": "inf"})
     training = Training("a", BUNDLE, [])
