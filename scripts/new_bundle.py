@@ -34,6 +34,8 @@ from scripts.package import check_name
 
 PLAIN = "eoir_shapes3d"
 """Its data are plain NIfTI files with a list: how a data set without a bundle starts."""
+NARROW = "brains"
+"""Its bundles have networks for a processor: a new one takes the published width where there is one."""
 TEMPLATE = Path(__file__).resolve().parent / "bundle_template"
 TODO = "TODO"
 
@@ -87,7 +89,7 @@ def _trained(root: Path) -> list[Path]:
 
 
 def _source(root: Path, method: str | None = None, dataset: str | None = None) -> Path | None:
-    """The bundle of a method or data set to take from: the pattern if it is one of them, else the first."""
+    """The bundle of a method or data set to take from: the pattern if it is one, else the first as published."""
     folders = [
         bundle
         for bundle in _trained(root)
@@ -95,7 +97,11 @@ def _source(root: Path, method: str | None = None, dataset: str | None = None) -
             wanted in (None, part) for wanted, part in zip((method, dataset), wiring.parts(bundle.name), strict=True)
         )
     ]
-    return next((folder for folder in folders if folder.name == wiring.PATTERN), folders[0] if folders else None)
+    return min(
+        folders,
+        key=lambda folder: (folder.name != wiring.PATTERN, wiring.parts(folder.name)[1] == NARROW),
+        default=None,
+    )
 
 
 def _network(method: str) -> Any:

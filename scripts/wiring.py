@@ -77,6 +77,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         DATA: (
             "data_source",
             "data_license",
+            "weights_license",
             "intended_use",
             "training_spatial_shape",
             f"{_INPUT}::modality",

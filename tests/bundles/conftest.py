@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
 TRAINED = [bundle for bundle in BUNDLES if (bundle / "configs" / "train.json").is_file()]
 """Those with a network that is trained; the other ones register without."""
+PUBLISHED = [bundle for bundle in TRAINED if not bundle.name.endswith("_brains")]
+"""Those of them whose network is as published; bundles of brains have narrow ones of the same kinds."""
 
 
 def _network(bundle: Path) -> str:
@@ -51,10 +53,11 @@ def _first_of(bundles: list[Path], *kinds: Callable[[Path], str]) -> list[Path]:
     return sorted(found)
 
 
-NETWORKS = _first_of(TRAINED, _network)
+NETWORKS = _first_of(PUBLISHED, _network)
 """One bundle of each network: for what depends on no more."""
 RUN = _first_of(
-    [bundle for bundle in TRAINED if dimensions(bundle) == 3], _recipe, lambda bundle: bundle.name.rpartition("_")[2]
+    [bundle for bundle in [*PUBLISHED, ROOT / "bundles" / "dp_conv_c_brains"] if dimensions(bundle) == 3],
+    *(_recipe, lambda bundle: bundle.name.rpartition("_")[2]),
 )
 """Bundles of volumes that are trained here: of each network with its loss one, and of each data set."""
 # Small enough for a step in a tenth of a second.
@@ -111,6 +114,7 @@ def few_shapes(bundle: Path) -> dict[str, Any]:
 _EIGHT = list(range(1, 9))
 _PHANTOMS: dict[str, dict[str, Any]] = {
     "acdc": {"labels": _EIGHT, "spacing": None, "spatial_size": [32, 32, 32]},
+    "brains": {"spacing": None},
     "lpba40": {"labels": _EIGHT},
     "lungct": {
         "labels": _EIGHT,
@@ -120,6 +124,7 @@ _PHANTOMS: dict[str, dict[str, Any]] = {
     },
 }
 _PHANTOMS_INFER: dict[str, dict[str, Any]] = {
+    "brains": {"spacing": None},
     "lungct": {"spacing": None, "spatial_size": [32, 32, 32], "intensity#a_min": 0, "intensity#a_max": 1},
 }
 

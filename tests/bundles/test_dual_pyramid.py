@@ -19,10 +19,10 @@ from monai.bundle import ConfigParser
 
 from common.engine.command_line import read_command_line
 
-from .conftest import BUNDLES, run_workflow, tiny
+from .conftest import PUBLISHED, run_workflow, tiny
 
-DUAL_PYRAMIDS = [bundle for bundle in BUNDLES if bundle.name.startswith(("dp_", "dpvfa_"))]
-CT = next(bundle for bundle in BUNDLES if bundle.name == "dp_conv_c_lumir")
+DUAL_PYRAMIDS = [bundle for bundle in PUBLISHED if bundle.name.startswith(("dp_", "dpvfa_"))]
+CT = next(bundle for bundle in PUBLISHED if bundle.name == "dp_conv_c_lumir")
 
 
 def config(bundle: Path, name: str) -> dict[str, Any]:
