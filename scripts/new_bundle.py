@@ -222,6 +222,8 @@ def _put_texts(mine: dict[str, Any], file: str, texts: dict[str, str]) -> None:
         option = "e.g. --max_epochs 10 --batch_size 2"
         mine["_desc_"] = f"Train {texts['name']}. Any value below can be set on the command line, {option}"
     if file == "metadata.json":
+        # Weights stay with the bundle that they were trained for.
+        mine.pop("weights_license", None)
         mine |= {
             "version": "0.1.0",
             "changelog": {"0.1.0": "first release"},

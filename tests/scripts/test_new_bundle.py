@@ -123,6 +123,8 @@ def test_reader_of_the_data_sets_name_is_used(repository: Path, monkeypatch: pyt
     monkeypatch.setitem(new_bundle.READERS, "newdata", new_bundle.READERS["datalist"])
     bundle = new_bundle.make_bundle(repository, "eoir", "newdata")
     assert contents(bundle)["inference"]["reader"] == "newdata"
+    # The bundle that it takes the plainest data from has weights.
+    assert "weights_license" not in contents(bundle)["metadata"]
     assert "--reader newdata" in (bundle / "docs" / "README.md").read_text()
 
 
