@@ -117,7 +117,7 @@ def bundle_files(bundle: Path, with_weights: bool = True) -> Iterator[tuple[Pure
 
 
 def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: bool = False) -> Path:
-    """Write ``<name>_v<version>.zip`` with the one top folder ``<name>``.
+    """Write ``<name>_v<version>.zip`` with the one top folder ``<name>``; its LICENSE begins with that of the weights.
 
     Returns:
         The zip. One that is there with the same content stays as it is.
@@ -132,6 +132,10 @@ def pack(bundle: Path, output_dir: Path, with_weights: bool = True, overwrite: b
     for path in (path for _, path in found if path.suffix == ".pt"):
         _check_weights(path)
     files = [(name, path.read_bytes()) for name, path in found]
+    weights = [str(name) for name, _ in files if name.suffix in WEIGHTS]
+    if weights:
+        terms = _terms(bundle, weights)
+        files = [(name, terms + data if str(name) == "LICENSE" else data) for name, data in files]
     content = io.BytesIO()
     # Not compressed: what deflate makes depends on the library and its version.
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
@@ -187,6 +191,16 @@ def hub_folder(archive: Path, output_dir: Path) -> Path:
     folder = unpack(archive, output_dir / "hub")
     write_bytes(folder / "README.md", bundle_list.card(bundle_list.row(archive, "", sha1(archive))).encode())
     return folder
+
+
+def _terms(bundle: Path, weights: Sequence[str]) -> bytes:
+    """What stands above the licence of the code in a zip with weights, which are under the terms of the data."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return (
+        "Code, configurations and documentation: Apache License, Version 2.0, below.\n"
+        f"Weights ({', '.join(weights)}): {bundle_list.weights_terms(metadata)}.\n"
+        "Data that they were trained on, and whom to credit: docs/data_license.txt.\n\n"
+    ).encode()
 
 
 def _check_weights(path: Path) -> None:

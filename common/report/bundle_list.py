@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,13 @@ from common.report.page import cell, document, scrolled
 
 PICTURE = "docs/preview.png"
 """Two images and what the bundle makes of them; a bundle may lack it."""
-WEIGHTS = ("models/model.pt", "models/model.ts", "models/model.pt2")
 TITLE = "Registration bundles"
 NOTES = (
-    "Code: Apache-2.0. What a licence says of data counts for weights that were trained on them; each zip has the "
-    "whole text in docs/data_license.txt. Dice: mean overlap of labels before and after registration, measured by this "
-    "project as the line below it says, with networks that are not part of the zips unless the size says so; figures "
-    "of different lines are not to be compared. Published: what the authors, or others where it says so, report for "
-    "the whole recipe on their own pairs."
+    "Code: Apache-2.0. Weights have a licence of their own, or that of the data that they were trained on; each zip "
+    "has it in LICENSE, and the whole text in docs/data_license.txt. Dice: mean overlap of labels before and after "
+    "registration, measured by this project as the line below it says, with the weights of the zip where it has some "
+    "and with other ones where it has none; figures of different lines are not to be compared. Published: what the "
+    "authors, or others where it says so, report for the whole recipe on their own pairs."
 )
 COMMANDS = """python -m monai.bundle download NAME --bundle_dir . --url URL
 cd NAME
@@ -56,7 +55,7 @@ def row(archive: Path, url: str, checksum: str) -> Row:
         files = {path.removeprefix(f"{name}/") for path in content.namelist()}
         metadata = json.loads(content.read(f"{name}/configs/metadata.json"))
         picture = content.read(f"{name}/{PICTURE}") if PICTURE in files else None
-    weights = [path.rpartition("/")[2] for path in WEIGHTS if path in files]
+    weights = sorted(path.removeprefix("models/") for path in files if path.startswith("models/"))
     return Row(name, url, checksum, archive.stat().st_size, metadata, weights, picture)
 
 
@@ -69,13 +68,13 @@ def page(rows: Sequence[Row]) -> bytes:
     header = (
         f'<header><h1>{TITLE}</h1><p class="note">{summary}</p>'
         f"<pre>{escape(COMMANDS)}</pre>"
-        '<p class="note">Bundles without weights are trained first, by the commands of their docs/README.md; '
-        "instance_any needs none.</p></header>"
+        '<p class="note">Bundles without weights are trained first, or given weights, by the commands of their '
+        "docs/README.md; instance_any needs none.</p></header>"
     )
     head = "".join(
         cell("th", text, kind=kind)
         for text, kind in (
-            ("Bundle", ""), ("Data", ""), ("Dice", "dice"), ("Zip", "number"), ("Licence of data", ""),
+            ("Bundle", ""), ("Data", ""), ("Dice", "dice"), ("Zip", "number"), ("Licence of data and weights", ""),
         )
     )  # fmt: skip
     body = "\n".join(map(_rows, rows))
@@ -86,7 +85,7 @@ def page(rows: Sequence[Row]) -> bytes:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same as one table, for the text of a release."""
-    lines = ["| bundle | method on data | Dice | weights | zip, MB | licence of data | SHA-1 |"]
+    lines = ["| bundle | method on data | Dice | weights | zip, MB | licence of data and weights | SHA-1 |"]
     lines.append("| --- | --- | --- | --- | ---: | --- | --- |")
     for entry in rows:
         said = entry.metadata
@@ -97,7 +96,7 @@ def markdown(rows: Sequence[Row]) -> str:
             dice,
             ", ".join(entry.weights) or "none",
             f"{entry.size / 1e6:.1f}",
-            said.get("data_license", "–"),
+            "; weights: ".join(_licences(entry)),
             f"`{entry.checksum}`",
         )
         lines.append("| " + " | ".join(str(text).replace("|", "\\|") for text in cells) + " |")
@@ -107,7 +106,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def card(entry: Row) -> str:
     """The page of a bundle on a model hub: README.md with the head that hubs sort by."""
     said = entry.metadata
-    free = said.get("data_license") == "CC0" or not entry.weights
+    free = weights_terms(said) == "CC0" or not entry.weights
     licence = "apache-2.0" if free else "other\nlicense_name: data-license\nlicense_link: docs/data_license.txt"
     commands = COMMANDS.replace("NAME", entry.name).replace(
         "--url URL", f"--source huggingface_hub --repo OWNER/{entry.name}"
@@ -116,9 +115,20 @@ def card(entry: Row) -> str:
         f"---\nlibrary_name: monai\nlicense: {licence}\ntags:\n- monai\n- medical\n- image-registration\n---\n\n"
         f"# {said.get('name', entry.name)}\n\n{said.get('description', '')}\n\n```bash\n{commands}\n```\n\n"
         f"Version {said.get('version')}, weights: {', '.join(entry.weights) or 'none'}. Licence of data and of weights "
-        f"trained on them: {said.get('data_license', '–')}; [whole text](docs/data_license.txt). Code: Apache-2.0. "
-        "Figures, commands, limits: [docs/README.md](docs/README.md).\n"
+        f"trained on them: {'; weights: '.join(_licences(entry))}; [whole text](docs/data_license.txt). Code: "
+        "Apache-2.0. Figures, commands, limits: [docs/README.md](docs/README.md).\n"
     )
+
+
+def weights_terms(metadata: Mapping[str, Any]) -> str:
+    """Under which terms the weights of a bundle are: what its metadata say of them, or else of the data."""
+    return str(metadata.get("weights_license", metadata.get("data_license", "–")))
+
+
+def _licences(entry: Row) -> list[str]:
+    """Of the data and, where the zip has weights with a licence of their own, of these."""
+    own = entry.metadata.get("weights_license") if entry.weights else None
+    return [str(text) for text in (entry.metadata.get("data_license", "–"), own) if text is not None]
 
 
 def _rows(entry: Row) -> str:
@@ -128,13 +138,14 @@ def _rows(entry: Row) -> str:
     more = f"<p>{escape(said.get('description', ''))}</p><ul>{papers}</ul>"
     title = f'<a href="{escape(entry.url)}">{escape(entry.name)}</a> <small>{escape(said.get("version", ""))}</small>'
     weights = ", ".join(entry.weights) or "no weights"
+    licences = '<p class="note">weights: '.join(map(escape, _licences(entry)))
     cells = (
         f'<th scope="row" rowspan="2">{title}<p class="what">{escape(said.get("name", ""))}</p>'
         f"<details><summary>Method and papers</summary>{more}</details></th>"
         f"<td>{escape(said.get('data_source', '–'))}{_picture(entry)}</td>"
         f'<td class="dice">{_dice(entry.metadata)}</td>'
         f'<td class="number">{entry.size / 1e6:.1f} MB<p class="note">{escape(weights)}</p></td>'
-        f"<td>{escape(said.get('data_license', '–'))}</td>"
+        f"<td>{licences}</td>"
     )
     command = f"python -m monai.bundle download {entry.name} --bundle_dir . --url {entry.url}"
     fetch = f'<td colspan="4" class="fetch"><pre>{escape(command)}</pre>SHA-1 <code>{entry.checksum}</code></td>'

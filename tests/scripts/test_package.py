@@ -99,6 +99,22 @@ def test_weights_are_announced(bundle: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"weights model.pt; common is {package_name(bundle)} inside." in capsys.readouterr().out
 
 
+def test_licence_of_a_zip_begins_with_that_of_its_weights(bundle: Path, tmp_path: Path) -> None:
+    metadata = {"version": "1.2.3", "common_version": "9.9", "data_license": "CC BY-NC; credit somebody"}
+    for own, said in (({}, "CC BY-NC; credit somebody"), ({"weights_license": "CC0"}, "CC0")):
+        (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata | own))
+        assert run(tmp_path, "--overwrite") == 0
+        head, _, rest = contents(tmp_path)[f"{NAME}/LICENSE"].partition("\n\n")
+        assert rest == "licence"
+        assert head.splitlines()[1:] == [
+            f"Weights (models/model.pt): {said}.",
+            "Data that they were trained on, and whom to credit: docs/data_license.txt.",
+        ]
+    assert (bundle / "LICENSE").read_text() == "licence"
+    assert run(tmp_path, "--overwrite", "--without_weights") == 0
+    assert contents(tmp_path)[f"{NAME}/LICENSE"] == "licence"
+
+
 def test_weights_with_nan_are_not_released(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {"first": torch.zeros(2), "second": torch.tensor([0, torch.nan])}
     for content in (broken, {"network": broken, "iteration": 3}):
@@ -119,12 +135,12 @@ def test_existing_zip_is_kept_unless_overwrite_is_asked_for(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path)
-    (bundle / "LICENSE").write_text("other")
+    (bundle / "docs" / "README.md").write_text("other")
     assert run(tmp_path) == 1
     assert "exists" in capsys.readouterr().err
-    assert contents(tmp_path)[f"{NAME}/LICENSE"] == "licence"
+    assert contents(tmp_path)[f"{NAME}/docs/README.md"] == "# Bundle"
     assert run(tmp_path, "--overwrite") == 0
-    assert contents(tmp_path)[f"{NAME}/LICENSE"] == "other"
+    assert contents(tmp_path)[f"{NAME}/docs/README.md"] == "other"
 
 
 def test_unknown_bundle_is_refused_with_those_that_exist(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

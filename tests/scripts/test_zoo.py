@@ -55,10 +55,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
 
 @pytest.fixture
 def zoo(tmp_path: Path, make: Callable[..., Path]) -> Path:
-    """Two bundles, packed; one has weights and a picture."""
-    make("plain_data")
-    rich = make("rich_data", version="0.10.0")
-    torch.save({"weight": torch.zeros(2)}, rich / "models" / "model.pt")
+    """Two bundles, packed; one has weights, with a licence of their own, and a picture."""
+    make("plain_data", weights_license="not said of weights that are not there")
+    rich = make("rich_data", version="0.10.0", weights_license="theirs & ours")
+    for name in ("model.pt", "model_labels.pt"):
+        torch.save({"weight": torch.zeros(2)}, rich / "models" / name)
     Image.new("RGB", (4, 4)).save(rich / "docs" / "preview.png")
     assert pack(tmp_path) == 0
     return tmp_path / "zoo"
@@ -96,9 +97,11 @@ def test_page_and_table_say_what_a_reader_chooses_by(zoo: Path) -> None:
     for name, entry in index_of(zoo).items():
         command = f"python -m monai.bundle download {name.partition('_v')[0]} --bundle_dir . --url {entry['source']}"
         assert command in page and entry["checksum"] in page and entry["checksum"] in table
-    assert "model.pt" in page and "no weights" in page
+    assert "model.pt, model_labels.pt" in page and "no weights" in page
+    assert "<td>CC0</td>" in page and '<td>CC0<p class="note">weights: theirs &amp; ours</td>' in page
     row = next(line for line in table.splitlines() if line.startswith("| [rich_data 0.10.0]"))
-    assert "0.500 → 0.750; 2 pairs; published: 0.8 \\| theirs | model.pt | 0.0 | CC0 |" in row
+    assert "0.500 → 0.750; 2 pairs; published: 0.8 \\| theirs | model.pt, model_labels.pt | 0.0 |" in row
+    assert "| CC0; weights: theirs & ours |" in row
 
 
 def test_figures_that_are_absent_are_a_dash(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_download_unpacks_what_was_packed(served: Path, tmp_path: Path) -> None:
 
 def test_folder_for_a_hub_has_a_card(zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "bundles" / "rich_data" / "configs" / "metadata.json").write_text(
-        json.dumps({**METADATA, "version": "0.10.0", "data_license": "for research"})
+        json.dumps({**METADATA, "version": "0.10.0", "weights_license": "for research"})
     )
     assert pack(tmp_path, "--overwrite", "--hub") == 0
     folders = {name: zoo / "hub" / name for name in ("plain_data", "rich_data")}
@@ -225,6 +228,7 @@ def test_folder_for_a_hub_has_a_card(zoo: Path, tmp_path: Path) -> None:
     assert "license: other\nlicense_name: data-license\nlicense_link: docs/data_license.txt\n" in cards["rich_data"]
     command = "python -m monai.bundle download rich_data --bundle_dir . --source huggingface_hub --repo OWNER/rich_data"
     assert command in cards["rich_data"] and "weights: model.pt" in cards["rich_data"]
+    assert "trained on them: CC0; weights: for research; [whole text]" in cards["rich_data"]
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content.replace(b"CC0", b"CC1")])
