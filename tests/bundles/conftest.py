@@ -24,6 +24,16 @@ PUBLISHED = [bundle for bundle in TRAINED if not bundle.name.endswith("_brains")
 """Those of them whose network is as published; bundles of brains have narrow ones of the same kinds."""
 
 
+def metadata_of(bundle: Path) -> dict[str, Any]:
+    """What the ``metadata.json`` of a bundle says."""
+    read: dict[str, Any] = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return read
+
+
+SHIPPED = [bundle for bundle in BUNDLES if "weights_license" in metadata_of(bundle)]
+"""Those whose weights are in the box."""
+
+
 def _network(bundle: Path) -> str:
     """What makes the network of a bundle; of those that go both ways, which are long to trace, only the class."""
     train = json.loads((bundle / "configs" / "train.json").read_text(encoding="utf-8"))
@@ -39,8 +49,7 @@ def _recipe(bundle: Path) -> str:
 
 def dimensions(bundle: Path) -> int:
     """Of the images of a bundle."""
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    return len(metadata["network_data_format"]["inputs"]["image"]["spatial_shape"])
+    return len(metadata_of(bundle)["network_data_format"]["inputs"]["image"]["spatial_shape"])
 
 
 def _first_of(bundles: list[Path], *kinds: Callable[[Path], str]) -> list[Path]:

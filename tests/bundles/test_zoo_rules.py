@@ -8,16 +8,14 @@ there. Scripting is excluded for all: see docs/export.md.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scripts.package import bundle_files
 
-from .conftest import BUNDLES
+from .conftest import BUNDLES, metadata_of
 
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "docs/data_license.txt")
 LARGEST = 25_000_000
@@ -28,11 +26,6 @@ EXACT = re.compile(r"\d+(\.\d+)+")
 TEXTS = {".json", ".md", ".txt", ".conf", ""}
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-
-
-def _metadata(bundle: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    return read
 
 
 def _own(bundle: Path) -> dict[str, Path]:
@@ -48,7 +41,7 @@ def test_needed_files_are_there_and_none_is_large(bundle: Path) -> None:
 
 
 def test_the_version_is_in_the_changelog_and_all_packages_have_one_version(bundle: Path) -> None:
-    metadata = _metadata(bundle)
+    metadata = metadata_of(bundle)
     assert metadata["changelog"][metadata["version"]]
     pinned = {name: metadata[f"{name}_version"] for name in ("monai", "pytorch", "numpy")}
     # The zoo's machine installs each as name==version.
@@ -58,7 +51,7 @@ def test_the_version_is_in_the_changelog_and_all_packages_have_one_version(bundl
 
 
 def test_images_and_displacements_have_the_names_that_monai_looks_for(bundle: Path) -> None:
-    formats = _metadata(bundle)["network_data_format"]
+    formats = metadata_of(bundle)["network_data_format"]
     (image,), (pred,) = formats["inputs"].values(), formats["outputs"].values()
     assert list(formats["inputs"]) == ["image"] and list(formats["outputs"]) == ["pred"]
     assert image["channel_def"] == {"0": "moving", "1": "fixed"}
