@@ -58,16 +58,17 @@ def _at_home(word: str) -> str:
     return f"{found[1]}{os.path.expanduser(found[2])}" if found else word
 
 
-def add_switch(options: argparse.ArgumentParser, name: str, meaning: str) -> None:
-    """Add an option that is off: ``--name true``, as in the commands of the bundles, or ``--name`` alone turns it on.
+def add_switch(options: argparse.ArgumentParser, name: str, meaning: str, default: bool = False) -> None:
+    """Add a switch: ``--name true``, as in the commands of the bundles, or ``--name`` alone turns it on.
 
     Args:
         options: of the tool.
         name: without the dashes.
         meaning: its help.
+        default: what it is without a word.
     """
     options.add_argument(
-        f"--{name}", type=_switch, nargs="?", const=True, default=False, metavar="true|false", help=meaning
+        f"--{name}", type=_switch, nargs="?", const=True, default=default, metavar="true|false", help=meaning
     )
 
 
