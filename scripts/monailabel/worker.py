@@ -88,7 +88,10 @@ class Desk:
             confidence: likewise, or None.
         """
         # The same question again, as for the confidence map after the labels, costs the writing alone.
-        key = json.dumps([target, _changed(target), atlases, [_changed(a["label"]) for a in atlases], count, vote])
+        changed = [
+            _changed(file) for file in (target, *(atlas[kind] for atlas in atlases for kind in ("image", "label")))
+        ]
+        key = json.dumps([target, atlases, changed, count, vote])
         if self._last is None or self._last[0] != key:
             started = time.perf_counter()
             chosen = self._most_alike(target, atlases, count)

@@ -162,6 +162,11 @@ def test_labels_come_onto_the_target_with_its_affine(scans: dict[str, str], tmp_
     # The same question again registers nothing.
     desk.answer(request)
     assert desk.bundle.asked == ["like.nii.gz"]
+    # What lies in a file may have changed since: in the target's, in an atlas's image or in its labels.
+    for count, name in enumerate(("target", "like", "like_label"), start=2):
+        os.utime(scans[name], ns=(0, count))
+        desk.answer(request)
+        assert desk.bundle.asked == count * ["like.nii.gz"], name
 
 
 def test_the_atlases_that_are_most_alike_are_taken_and_their_labels_renamed(
