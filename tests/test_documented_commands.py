@@ -228,11 +228,14 @@ def test_what_the_scripts_of_the_readme_run_exists(
     shell: Callable[[str, str], list[Call]], pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = shutil.which("bash")
-    calls = shell(f"{real} scripts/demo.sh; {real} scripts/demo.sh nephi_shapes2d; {real} scripts/test.sh -k lncc", ".")
+    demo = f"{real} scripts/demo.sh"
+    calls = shell(f"{demo}; {demo} nephi_shapes2d; {demo} eoir_shapes3d train; {real} scripts/test.sh -k lncc", ".")
     for call in calls:
         check_call(call, pytestconfig, monkeypatch)
-    workflows = [call.arguments[3] for call in calls if "monai.bundle" in call.arguments]
-    assert workflows == 2 * ["train", "infer", "evaluate"]
+    runs = [call for call in calls if "monai.bundle" in call.arguments]
+    assert [run.arguments[3] for run in runs] == 2 * ["infer", "evaluate"] + ["train", "infer", "evaluate"]
+    # A network that is trained here does not replace the one that comes with the bundle.
+    assert ["--ckpt_path" in run.arguments for run in runs] == 4 * [False] + 3 * [True]
     assert [call.program for call in calls if call.program in CHECKERS] == ["ruff", *CHECKERS]
     (tests,) = (call.arguments for call in calls if call.program == "pytest")
     assert tests[-2:] == ["-k", "lncc"]
