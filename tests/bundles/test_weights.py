@@ -78,8 +78,12 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[s
             return {name: str(value) for name, value in real.items()}
         if kind not in made:
             made[kind] = tmp_path_factory.mktemp("made") / kind
-            generate = {"shapes3d": generate_shapes3d, "shapes2d": generate_shapes2d}[kind]
-            generate(made[kind]) if ALL else make_pair(kind, made[kind])
+            if not ALL:
+                make_pair(kind, made[kind])
+            elif kind == "shapes3d":
+                generate_shapes3d(made[kind])
+            else:
+                generate_shapes2d(made[kind])
         return {"dataset_dir": str(made[kind])}
 
     return options
