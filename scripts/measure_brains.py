@@ -81,7 +81,7 @@ def methods(given: argparse.Namespace) -> list[Method]:
     weights = [path for bundle in bundles for path in sorted(bundle.glob("models/model*.pt"))]
     found = [bundle_method(path.parents[1], path, steps, given) for steps in (0, STEPS) for path in weights]
     found.append(bundle_method(ROOT / "bundles" / "instance_any", None, STEPS, given))
-    return [*found, *(tool_method(name, given) for name in TOOLS)]
+    return [*found, *(tool_method(name, given) for name in given.tools)]
 
 
 def bundle_method(bundle: Path, weights: Path | None, steps: int, given: argparse.Namespace) -> Method:
@@ -179,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--dataset_dir", type=Path, required=True, help="folder with dataset.json, imagesTr, labelsTr")
     add("--label_groups", type=Path, required=True, help="JSON that joins labels to groups and says which count")
+    add("--tools", nargs="*", choices=TOOLS, default=TOOLS, help="classical tools; default: all")
     add("--python", default=sys.executable, help="interpreter that has the tools' packages; default: this one")
     add("--output", type=Path, required=True, help="folder of the evaluations")
     add("--board", type=Path, help="folder of the leaderboard; default: --output")
@@ -209,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{number} of {len(left)}: {method.name}", flush=True)
         measure(method, output)
     runs = [f"{method.name}={folder_of(method, output)}" for method in every]
-    words = [*runs, "--output", str(board), "--overwrite", "true", "--title", TITLE, "--reference", REFERENCE]
+    words = [*runs, "--output", str(board), "--overwrite", "true", "--title", TITLE]
+    words += ["--reference", REFERENCE] if REFERENCE in given.tools else []
     leaderboard.main([*words, "--figures", *FIGURES, "--notes", *NOTES])
 
 

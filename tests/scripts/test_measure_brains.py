@@ -77,6 +77,12 @@ def test_every_network_and_tool_is_measured_and_stands_in_the_table(calls: list[
     assert "Neuromorphometrics" in text and "| a_brains, labels, 50 steps |" in text
 
 
+def test_without_greedy_the_best_of_each_figure_is_the_reference(calls: list[list[str]], tmp_path: Path) -> None:
+    rows = run(tmp_path, "--tools", "demons")
+    assert [row["method"] for row in rows if row["dice_p_holm"] == "reference"] == ["demons"]
+    assert len(rows) == len(NAMES) - 3 and not any("syn" in words for words in calls)
+
+
 def test_words_that_are_passed_on_are_known_where_they_go(calls: list[list[str]], tmp_path: Path) -> None:
     run(tmp_path)
     for words in calls:
