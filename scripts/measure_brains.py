@@ -38,20 +38,19 @@ RECORD = "measured.json"
 FIGURES = "dice hd95 ndv fold_fraction sdlogj sdlogj_l2r cpu_seconds peak_memory_gb parameters".split()
 TITLE = "Networks that ship, and classical tools, on brains"
 NOTES = (
-    "All pairs of a data set's section `validation`, both ways, for the released figures the 12 ordered pairs of four "
-    "people of OASIS that no training saw: T1, skull-stripped, aligned affinely, 2 mm (80 x 112 x 96), 31 groups of "
-    "labels. The pairs come from few people and are not independent: ± is spread, not an error of the mean, and p is "
-    "smaller than it should be.",
-    f"A network is called as its bundle; `labels` are weights that were trained with labels, too, and `{STEPS} steps` "
-    "are those of optimisation on the pair itself, from the network's field, of instance_any from nothing. Tools run "
-    "with the options of `scripts/classical.py`, published or untuned. HD95 is in voxels, SDlogJ (L2R) that of "
-    "Learn2Reg's code.",
-    "CPU seconds are those of one thread on one pair: of network and optimisation, or of the tool. Memory is the most "
-    "that the process had, libraries included, of networks the evaluation and all scans, too, of tools the mean of the "
+    "All pairs of a data set's validation section, in both directions; in the table that is released, the 12 ordered "
+    "pairs of four people of OASIS whom no training saw: T1, skull-stripped, aligned affinely, 2 mm (80 x 112 x 96 "
+    "voxels), 31 groups of labels. Pairs that share people are not independent: ± is spread, not an error of the mean, "
+    "and p is smaller than it would be with as many strangers.",
+    f"A network is called as its bundle; labels means weights that were trained with labels, too, and {STEPS} steps "
+    "those of optimisation on the pair itself, from the network's field, of instance_any from nothing. The tools run "
+    "with the options in scripts/classical.py, which are published or untuned. HD95 is in voxels; SDlogJ (L2R) is that "
+    "of Learn2Reg's code.",
+    "CPU seconds are those of one thread on one pair, of network and optimisation or of the tool. Memory is the most "
+    "that the process had, libraries included: of networks with the evaluation and all scans, of tools the mean of the "
     "pairs.",
-    "Scans by the OASIS project (OASIS-1); labels provided by Neuromorphometrics, Inc. (neuromorphometrics.com) under "
-    "academic subscription; both CC BY-NC.",
-    "Made by `scripts/measure_brains.py`, see evaluation.md.",
+    "Scans by the OASIS project (OASIS-1), labels provided by Neuromorphometrics, Inc. (neuromorphometrics.com) under "
+    "academic subscription, both CC BY-NC. Made by scripts/measure_brains.py, see evaluation.md.",
 )
 EPILOG = """\
 OUTPUT/NAME gets the evaluation of each method with its log, OUTPUT/fields/TOOL the fields of a tool, OUTPUT or --board

@@ -130,6 +130,8 @@ def _figures(board: Leaderboard) -> Table:
 
 def _scores_note(board: Leaderboard) -> str:
     notes = ["↑ higher is better, ↓ lower is better."]
+    if board.l2r:
+        notes.append("Runs stand by their rank score, see below, best first.")
     if board.lumir:
         notes.append("LUMIR score: Dice/6 + HD95/6 + TRE/3 + NDV/3, each from 0 (worst of the table) to 1 (best).")
     return " ".join(notes)
