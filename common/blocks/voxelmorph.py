@@ -136,3 +136,25 @@ def enlarged_and_convolved(x: Tensor, way: Tensor, convolution: nn.Module) -> Te
 
 def _by_level(channels: Sequence[int], convs_per_level: int, levels: int) -> list[list[int]]:
     return [list(channels[level * convs_per_level : (level + 1) * convs_per_level]) for level in range(levels)]
+
+
+def start_alike(convolution: nn.Conv2d | nn.Conv3d, deviation: float, value: float = 0.0) -> None:
+    """Fresh weights of a convolution that says much the same of all voxels.
+
+    Args:
+        convolution: with a bias.
+        deviation: standard deviation of the weights.
+        value: of the bias.
+    """
+    assert convolution.bias is not None
+    nn.init.normal_(convolution.weight, std=deviation)
+    nn.init.constant_(convolution.bias, value)
+
+
+def start_as_he(unet: nn.Module) -> None:
+    """Fresh weights by which the variance of the features stays what it is from layer to layer."""
+    for parameter in unet.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        else:
+            nn.init.zeros_(parameter)

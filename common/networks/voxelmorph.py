@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from common.blocks.convolution import convolve
 from common.blocks.draws import own_random_numbers, standard_deviation
 from common.blocks.edges import edges
-from common.blocks.voxelmorph import PairUNet
+from common.blocks.voxelmorph import PairUNet, start_alike, start_as_he
 from common.checks import InputError
 from common.networks.contract import Details, check_numbers, check_pair, crop, padding, wants
+from common.networks.passes import in_passes
 from common.spatial import integrate, resize_image
 
 VOXELMORPH_1: dict[str, Any] = {"encoder": (8, 32, 32, 32), "decoder": (32, 32, 32, 32, 32, 8, 8)}
@@ -89,10 +90,14 @@ class VoxelMorph(nn.Module):
             SynthMorph: He et al., ICCV 2015, biases 0), by which the deep levels have a say from the start.
         sees: what the U-Net gets: "intensities", as published, or "edges" (:func:`common.blocks.edges.edges`), which a
             narrow network can compare in images of unlike contrasts without having to find them first.
+        passes: how often it registers outside of training, where there is one pass. The published network has one. Of
+            more, each sees the moving image as those before have warped it (:mod:`common.networks.passes`), and takes
+            the mean of the velocity and of the opposite one of the exchanged images.
 
     Raises:
         InputError: for another number of dimensions, backbone, padding, initialisation or input, lists of channels that
-            do not fit together, or a resolution that is no power of two within the depth of the U-Net.
+            do not fit together, a resolution that is no power of two within the depth of the U-Net, or several passes
+            of a network that has no velocity, or a distribution of it.
     """
 
     levels = 1
@@ -113,6 +118,7 @@ class VoxelMorph(nn.Module):
         samples: int = 20,
         initialisation: Literal["torch", "he"] = "torch",
         sees: Literal["intensities", "edges"] = "intensities",
+        passes: int = 1,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
@@ -129,29 +135,34 @@ class VoxelMorph(nn.Module):
             "samples": samples,
             "initialisation": initialisation,
             "sees": sees,
+            "passes": passes,
         }
         _check_names(spatial_dims, self.arguments)
-        check_numbers(1, convs_per_level=convs_per_level)
+        check_numbers(1, convs_per_level=convs_per_level, passes=passes)
         check_numbers(0, int_steps=int_steps)
         check_numbers(2, samples=samples)
         _check_channels(encoder, decoder, convs_per_level, backbone)
+        if passes > 1 and (not int_steps or probabilistic):
+            raise InputError(
+                f"passes is {passes}; more than 1 need int_steps above 0 and a network that says one velocity."
+            )
         halvings = len(encoder) // convs_per_level
         _check_resolutions(2**halvings, int_downsize=int_downsize, svf_resolution=svf_resolution)
         self.spatial_dims, self.unit = spatial_dims, 2**halvings
         self.int_steps, self.int_downsize = int_steps, int_downsize
         self.svf_resolution, self.padding_mode = svf_resolution, padding_mode
         self.probabilistic, self.samples = probabilistic, samples
-        self.sees = sees
+        self.sees, self.passes = sees, passes
         left_out = svf_resolution.bit_length() - 1
         self.unet = PairUNet(spatial_dims, encoder, decoder, convs_per_level, backbone == "stride", left_out)
         if initialisation == "he":
-            _start_as_he(self.unet)
+            start_as_he(self.unet)
         kind: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.flow = kind(self.unet.channels, spatial_dims, 3, padding=1)
-        _start(self.flow, FLOW_DEVIATION)
+        start_alike(self.flow, FLOW_DEVIATION)
         if probabilistic:
             self.log_variance = kind(self.unet.channels, spatial_dims, 3, padding=1)
-            _start(self.log_variance, LOG_VARIANCE_DEVIATION, LOG_VARIANCE)
+            start_alike(self.log_variance, LOG_VARIANCE_DEVIATION, LOG_VARIANCE)
 
     @overload
     def forward(self, image: Tensor, details: Literal[False] = False) -> Tensor: ...
@@ -170,7 +181,7 @@ class VoxelMorph(nn.Module):
             The ``ddf`` (B, d, *spatial), float32 voxels; with ``details`` a dict of it and, where asked for,
 
             - ``velocity``: what is integrated, in voxels of its grid, which covers the image padded at the far ends to
-              the working size of the network; the displacement itself where ``int_steps`` is 0;
+              the working size of the network; the displacement itself where ``int_steps`` is 0; not of several passes;
             - ``inverse_ddf``: the displacement of the opposite velocity, where there is one.
 
             A probabilistic network draws its velocity in training and takes the mean otherwise. ``velocity`` is the
@@ -184,8 +195,10 @@ class VoxelMorph(nn.Module):
             ValueError: when ``image`` has not two channels or not ``spatial_dims`` spatial axes.
         """
         check_pair(image, self.spatial_dims)
+        if self.passes > 1 and not self.training:
+            return in_passes(image, self.passes, self._there_and_back, details)
         size = image.shape[2:]
-        image = F.pad(edges(image) if self.sees == "edges" else image, padding(size, self.unit))
+        image = self._seen(image)
         proposed, log_sigma = self._proposed(image)
         chosen = proposed
         if log_sigma is not None and self.training:
@@ -205,6 +218,18 @@ class VoxelMorph(nn.Module):
             draws = self._draws(proposed.detach(), log_sigma.detach(), image.shape[2:])
             outputs["deviation"] = crop(standard_deviation(draws), size)
         return outputs
+
+    def _seen(self, image: Tensor) -> Tensor:
+        """A pair as the U-Net gets it."""
+        return F.pad(edges(image) if self.sees == "edges" else image, padding(image.shape[2:], self.unit))
+
+    def _there_and_back(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """One of several passes: the displacement and that of the way back, which the exchanged images exchange."""
+        size, seen = image.shape[2:], self._seen(image)
+        proposed = (self._proposed(seen)[0] - self._proposed(seen.flip(1))[0]) / 2
+        velocity = self._on_its_grid(proposed, seen.shape[2:])
+        there, back = (crop(self._integrated(v, seen.shape[2:]), size) for v in (velocity, -velocity))
+        return there, back
 
     def _proposed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the U-Net says: velocity or its mean, and in the second case the logarithm of its standard deviation."""
@@ -234,22 +259,6 @@ class VoxelMorph(nn.Module):
             return velocity
         ddf = integrate(velocity, self.int_steps, self.padding_mode)
         return _resized(ddf, size, self.int_downsize, 1)
-
-
-def _start(convolution: nn.Conv2d | nn.Conv3d, deviation: float, value: float = 0.0) -> None:
-    """Fresh weights of a convolution that says much the same of all voxels."""
-    assert convolution.bias is not None
-    nn.init.normal_(convolution.weight, std=deviation)
-    nn.init.constant_(convolution.bias, value)
-
-
-def _start_as_he(unet: nn.Module) -> None:
-    """Fresh weights by which the variance of the features stays what it is from layer to layer."""
-    for parameter in unet.parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-        else:
-            nn.init.zeros_(parameter)
 
 
 def _resized(field: Tensor, size: Sequence[int], old: int, new: int) -> Tensor:

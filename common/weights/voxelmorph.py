@@ -30,7 +30,7 @@ _NAMES = {"pool": ("encoder", "decoder", "remaining"), "stride": ("downarm", "up
 _CONTAINER = "model_state"
 _STATED = ("int_steps", "int_downsize")
 """Arguments that files of the library state as ours."""
-_PUBLISHED: dict[str, Any] = {"sees": "intensities"}
+_PUBLISHED: dict[str, Any] = {"sees": "intensities", "passes": 1}
 """Arguments that all published networks have, though no file states them."""
 # Identity grids of the warps.
 _GRID = re.compile(r"(^|\.)transformer\.grid$")

@@ -42,6 +42,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gradicon in two dimensions": (GradICON, {"spatial_dims": 2}),
     "voxelmorph": (VoxelMorph, {"int_steps": 7}),
     "voxelmorph that sees edges": (VoxelMorph, {"svf_resolution": 2, "sees": "edges"}),
+    "voxelmorph in two passes": (VoxelMorph, {"int_steps": 2, "initialisation": "he", "passes": 2}),
     "lku-net": (LKUNet, {"int_steps": 2}),
     "lku-net of half resolution in two dimensions": (LKUNet, {"spatial_dims": 2, "half_res": True}),
     "transmorph": (TransMorph, {}),

@@ -182,6 +182,9 @@ def test_published_networks_have_as_many_parameters(name: str) -> None:
         ({"int_downsize": 3}, "int_downsize is 3; give a power of two up to 8"),
         ({"svf_resolution": 16}, "svf_resolution is 16; give a power of two up to 8"),
         ({"svf_resolution": 0}, "svf_resolution is 0; give a whole number from 1"),
+        ({"passes": 0}, "passes is 0; give a whole number from 1"),
+        ({"passes": 2}, "passes is 2; more than 1 need int_steps above 0"),
+        ({"passes": 2, "int_steps": 2, "probabilistic": True}, "passes is 2; more than 1 need int_steps above 0"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(arguments: dict[str, Any], message: str) -> None:
