@@ -21,9 +21,10 @@ share_cores()
 from common.api import load_bundle
 from common.api.choice import ANATOMIES, CHOICES, CONTRASTS, IO_STEPS, Choice
 from common.checks import InputError
-from common.cli import add_switch, run_tool, whole
+from common.cli import add_switch, positive, run_tool, whole
 from common.data import registration_request
 from common.data.request import pair_name
+from common.engine.bundle_folder import check_writable
 from common.io.nifti import read_grid
 from common.io.provenance import provenance
 from common.io.tables import write_json
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--contrast", choices=CONTRASTS, default="same", help="whether tissues look alike in both; default: same")
     add("--io_steps", type=whole(0), default=IO_STEPS, help="of optimisation, on each level; default: %(default)s")
     add_switch(options, "affine", "align rigidly and affinely first; default: true", default=True)
+    add("--spacing", type=positive, metavar="MM", help="voxels to work with; default: those of the bundle or the scan")
     add("--fixed_label", metavar="FILE", help="label map of the fixed scan, to measure with, never looked at before")
     add("--moving_label", metavar="FILE", help="label map of the moving scan, warped like it")
     add("--label_groups", metavar="FILE", help="JSON that joins labels to groups, and says which count")
@@ -93,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     choice = CHOICES[given.anatomy, given.contrast]
     began = time.perf_counter(), time.process_time()
     options = _options(choice, given)
-    result = load_bundle(choice.bundle, **options).register(given.moving, given.fixed, **_labels(given))
+    bundle = load_bundle(choice.bundle, **options)
+    check_writable(given.output, "--output")
+    result = bundle.register(given.moving, given.fixed, **_labels(given))
     outputs = [*OUTPUTS, *["label"] * (given.moving_label is not None)]
     files = result.save(given.output, outputs, overwrite=given.overwrite)
     spent = {"seconds": time.perf_counter() - began[0], "cpu_seconds": time.process_time() - began[1]}
@@ -127,15 +131,17 @@ def _pair(given: argparse.Namespace) -> str:
     return name
 
 
-def _labels(given: argparse.Namespace) -> dict[str, str | None]:
+def _labels(given: argparse.Namespace) -> dict[str, Any]:
     return {name: vars(given)[name] for name in ("moving_label", "fixed_label")}
 
 
 def _options(choice: Choice, given: argparse.Namespace) -> dict[str, Any]:
     """Of the bundle, with what was asked for."""
-    asked = {name: vars(given)[name] for name in ("affine", "io_steps", "label_groups", "label_numbering", "ckpt_path")}
-    if asked["ckpt_path"] is None:
-        del asked["ckpt_path"]
+    asked = {name: vars(given)[name] for name in ("affine", "io_steps", "label_groups", "label_numbering")}
+    if given.spacing is not None:
+        asked["spacing"] = [given.spacing] * read_grid(given.fixed).dims
+    if given.ckpt_path is not None:
+        asked["ckpt_path"] = given.ckpt_path
     return {**choice.options, **asked}
 
 

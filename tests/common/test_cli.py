@@ -32,6 +32,8 @@ def test_a_switch_is_turned_on_alone_or_by_a_word(words: list[str], value: bool)
     assert options.parse_args(words).redo is value
     with pytest.raises(SystemExit):
         options.parse_args(["--redo", "yes"])
+    add_switch(options, "check", "look at it first", default=True)
+    assert options.parse_args(words).check and not options.parse_args(["--check", "false"]).check
 
 
 def test_a_package_that_monai_asks_for_is_named_in_a_line() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -35,7 +36,7 @@ def pair(shapes: Path) -> list[str]:
 
 
 @pytest.fixture
-def labels(pair: list[str]) -> dict[str, str]:
+def labels(pair: list[str]) -> dict[str, Any]:
     fixed, moving = (path.replace("imagesTr", "labelsTr") for path in pair)
     return {"fixed_label": fixed, "moving_label": moving}
 
@@ -45,7 +46,7 @@ def words(**options: object) -> list[str]:
 
 
 def test_two_scans_are_registered_and_told_of(
-    pair: list[str], labels: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: list[str], labels: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*pair, *words(io_steps=4, output=tmp_path / "out", **labels)])
     told = capsys.readouterr().out
@@ -93,7 +94,9 @@ def test_nothing_is_replaced_unasked(pair: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="panel.png exists: choose another --output, or replace it with --overwrite"):
         main([*pair, *words(output=tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}_panel.png"]
-    main([*pair, *words(output=tmp_path, overwrite="true", io_steps=0, affine="false")])
+    main([*pair, *words(output=tmp_path, overwrite="true", io_steps=0, affine="false", spacing=1.5)])
+    record = json.loads((tmp_path / f"{NAME}_record.json").read_text())
+    assert record["working_spacing"] == [1.5] * 3
     assert (tmp_path / f"{NAME}_panel.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -107,6 +110,7 @@ def test_nothing_is_replaced_unasked(pair: list[str], tmp_path: Path) -> None:
         ({"ckpt_path": "model.pt"}, "--ckpt_path is for the network of --anatomy brain"),
         ({"anatomy": "brain", "ckpt_path": "absent.pt"}, "There are no weights at absent.pt"),
         ({"anatomy": "brain", "fixed": "flat.nii.gz"}, "flat.nii.gz is 2D, .* use --anatomy any"),
+        ({"output": "flat.nii.gz"}, "Cannot write to the folder flat.nii.gz: .*; choose another --output"),
         ({"fixed": "flat.nii.gz"}, "a pair is two images or two volumes"),
     ],
 )
@@ -119,4 +123,4 @@ def test_mistakes_end_as_a_sentence(
     fixed = options.pop("fixed", pair[0])
     with pytest.raises(InputError, match=sentence):
         main([fixed, pair[1], *words(**options)])
-    assert not (tmp_path / "registered").exists()
+    assert not [*tmp_path.glob("registered/*")]
