@@ -15,6 +15,7 @@ from common.losses.inverse_consistency import GradientInverseConsistencyLoss as 
 from common.losses.inverse_consistency import InverseConsistencyLoss as InverseConsistencyLoss
 from common.losses.landmarks import LandmarkLoss as LandmarkLoss
 from common.losses.lncc import LNCCLoss as LNCCLoss
+from common.losses.local_and_global import LocalAndGlobalNCCLoss as LocalAndGlobalNCCLoss
 from common.losses.masked import MaskedLoss as MaskedLoss
 from common.losses.masked import MultiScaleLoss as MultiScaleLoss
 from common.losses.mind import MINDSSCLoss as MINDSSCLoss

@@ -11,6 +11,7 @@ from torch import nn
 
 from common.checks import InputError
 from common.losses.lncc import LNCCLoss
+from common.losses.local_and_global import LocalAndGlobalNCCLoss
 from common.losses.mind import MINDSSCLoss
 from common.losses.mse import MSELoss
 from common.losses.mutual_information import MutualInformationLoss
@@ -32,6 +33,7 @@ class Similarity(NamedTuple):
 
 SIMILARITIES = {
     "lncc": Similarity(LNCCLoss, 1.0),
+    "lncc_ncc": Similarity(LocalAndGlobalNCCLoss, 1.0),
     "mse": Similarity(MSELoss, 0.05),
     # Half the work of Gaussian bins.
     "mi": Similarity(partial(MutualInformationLoss, window="bspline"), 2.0),

@@ -41,7 +41,7 @@ def test_weights_of_one_are_none_and_what_has_no_weight_may_be_anything(name: st
 
 
 def test_another_name_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(InputError, match="no similarity 'ssim'; choose one of lncc, mse, "):
+    with pytest.raises(InputError, match="no similarity 'ssim'; choose one of lncc, lncc_ncc, mse, "):
         similarity("ssim")
 
 
