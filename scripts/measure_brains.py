@@ -12,8 +12,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +26,7 @@ from common.threads import share_cores
 share_cores()
 
 from common.checks import InputError
-from common.cli import add_switch, run_tool
+from common.cli import add_switch, run_tool, whole
 from common.evaluation.processes import run_logged
 from common.io.run_record import RunRecord
 from scripts import leaderboard
@@ -151,6 +153,30 @@ def measure(method: Method, output: Path) -> None:
     record.write(finished=True)
 
 
+def measure_all(left: Sequence[Method], output: Path, workers: int) -> None:
+    """Measure methods, so many side by side; after a failure those that run are finished, and no other is begun.
+
+    Raises:
+        InputError: as :func:`measure`.
+    """
+    ended = Event()
+
+    def attempt(method: Method) -> None:
+        if not ended.is_set():
+            try:
+                measure(method, output)
+            except BaseException:
+                ended.set()
+                raise
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for number, (method, _) in enumerate(zip(left, pool.map(attempt, left), strict=True), start=1):
+                print(f"{number} of {len(left)} measured: {method.name}", flush=True)
+        finally:
+            ended.set()
+
+
 def folder_of(method: Method, output: Path) -> Path:
     """Where the evaluation of a method lies."""
     return output / method.name.replace(", ", "_").replace(" ", "_")
@@ -180,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
     add("--label_groups", type=Path, required=True, help="JSON that joins labels to groups and says which count")
     add("--tools", nargs="*", choices=TOOLS, default=TOOLS, help="classical tools; default: all")
     add("--python", default=sys.executable, help="interpreter that has the tools' packages; default: this one")
+    add("--workers", type=whole(1), default=1, help="methods side by side, each on one thread; default: 1")
     add("--output", type=Path, required=True, help="folder of the evaluations")
     add("--board", type=Path, help="folder of the leaderboard; default: --output")
     add_switch(options, "overwrite", "measure again what has other weights by now, and replace the leaderboard")
@@ -205,9 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method in left:
         if method.name in TOOLS:
             check_installed(method.name, given.python)
-    for number, method in enumerate(left, start=1):
-        print(f"{number} of {len(left)}: {method.name}", flush=True)
-        measure(method, output)
+    measure_all(left, output, given.workers)
     runs = [f"{method.name}={folder_of(method, output)}" for method in every]
     words = [*runs, "--output", str(board), "--overwrite", "true", "--title", TITLE]
     words += ["--reference", REFERENCE] if REFERENCE in given.tools else []

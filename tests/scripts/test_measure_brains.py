@@ -81,7 +81,7 @@ def test_every_network_and_tool_is_measured_and_stands_in_the_table(calls: list[
 
 
 def test_without_greedy_the_best_of_each_figure_is_the_reference(calls: list[list[str]], tmp_path: Path) -> None:
-    rows = run(tmp_path, "--tools", "demons")
+    rows = run(tmp_path, "--tools", "demons", "--workers", "3")
     assert [row["method"] for row in rows if row["dice_p_holm"] == "reference"] == ["demons"]
     assert len(rows) == len(NAMES) - 3 and not any("syn" in words for words in calls)
 
@@ -129,6 +129,19 @@ def test_what_is_finished_stays_and_what_changed_is_measured_again_when_asked(
     assert not calls
     run(tmp_path, "--overwrite", "true")
     assert [Path(words[words.index("--ckpt_path") + 1]).name for words in calls] == ["model_labels.pt"] * 2
+
+
+def test_after_a_failure_nothing_further_is_begun(
+    calls: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(command: Sequence[str], name: str, *_: Any) -> None:
+        calls.append(list(command))
+        raise InputError(f"{name} ended with 1")
+
+    monkeypatch.setattr(measure_brains, "run_logged", failing)
+    with pytest.raises(InputError, match="The measurement of a_brains ended with 1"):
+        run(tmp_path)
+    assert len(calls) == 1 and not (tmp_path / "runs" / "leaderboard.md").exists()
 
 
 def test_folders_of_others_and_what_is_missing_are_named_before_anything_is_run(
