@@ -106,7 +106,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def card(entry: Row) -> str:
     """The page of a bundle on a model hub: README.md with the head that hubs sort by."""
     said = entry.metadata
-    free = weights_terms(said) == "CC0" or not entry.weights
+    free = weights_terms(said).startswith("CC0") or not entry.weights
     licence = "apache-2.0" if free else "other\nlicense_name: data-license\nlicense_link: docs/data_license.txt"
     commands = COMMANDS.replace("NAME", entry.name).replace(
         "--url URL", f"--source huggingface_hub --repo OWNER/{entry.name}"
