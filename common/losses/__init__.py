@@ -6,6 +6,7 @@ from __future__ import annotations
 from common.losses.blurred import BlurredMSELoss as BlurredMSELoss
 from common.losses.conserving import IntensityConservingLoss as IntensityConservingLoss
 from common.losses.consistency import CycleConsistencyLoss as CycleConsistencyLoss
+from common.losses.correlation import LocalAndGlobalLoss as LocalAndGlobalLoss
 from common.losses.correlation import NCCLoss as NCCLoss
 from common.losses.dice import SoftDiceLoss as SoftDiceLoss
 from common.losses.dice import WarpedDiceLoss as WarpedDiceLoss
@@ -15,7 +16,6 @@ from common.losses.inverse_consistency import GradientInverseConsistencyLoss as 
 from common.losses.inverse_consistency import InverseConsistencyLoss as InverseConsistencyLoss
 from common.losses.landmarks import LandmarkLoss as LandmarkLoss
 from common.losses.lncc import LNCCLoss as LNCCLoss
-from common.losses.local_and_global import LocalAndGlobalNCCLoss as LocalAndGlobalNCCLoss
 from common.losses.masked import MaskedLoss as MaskedLoss
 from common.losses.masked import MultiScaleLoss as MultiScaleLoss
 from common.losses.mind import MINDSSCLoss as MINDSSCLoss

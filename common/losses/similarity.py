@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import nn
 
 from common.checks import InputError
+from common.losses.correlation import LocalAndGlobalLoss
 from common.losses.lncc import LNCCLoss
-from common.losses.local_and_global import LocalAndGlobalNCCLoss
 from common.losses.mind import MINDSSCLoss
 from common.losses.mse import MSELoss
 from common.losses.mutual_information import MutualInformationLoss
@@ -33,7 +33,7 @@ class Similarity(NamedTuple):
 
 SIMILARITIES = {
     "lncc": Similarity(LNCCLoss, 1.0),
-    "lncc_ncc": Similarity(LocalAndGlobalNCCLoss, 1.0),
+    "lncc_ncc": Similarity(LocalAndGlobalLoss, 1.0),
     "mse": Similarity(MSELoss, 0.05),
     # Half the work of Gaussian bins.
     "mi": Similarity(partial(MutualInformationLoss, window="bspline"), 2.0),

@@ -179,7 +179,7 @@ def loss_cases(dims: int) -> dict[str, Case]:
         "MutualInformationLoss with weights": lambda: losses.MutualInformationLoss()(image, image, label),
         "NGFLoss": lambda: [losses.NGFLoss()(image, image * 1, weight) for weight in (None, label)],
         "NCCLoss": lambda: [losses.NCCLoss()(image, image * 1, weight) for weight in (None, label)],
-        "LocalAndGlobalNCCLoss": lambda: losses.LocalAndGlobalNCCLoss()(image, image * 1, label),
+        "LocalAndGlobalLoss": lambda: losses.LocalAndGlobalLoss()(image, image * 1, label),
         "JacobianConsistencyLoss": lambda: losses.JacobianConsistencyLoss()(function, function, image, draw),
         "LatentLoss": lambda: losses.LatentLoss()(values(BATCH, 4), maps),
         "LandmarkLoss": lambda: losses.LandmarkLoss()(points, points * 1, field, (1.5,) * dims),
