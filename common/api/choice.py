@@ -26,7 +26,7 @@ _BRAIN_VOXELS = [2.0, 2.0, 2.0]
 CHOICES = {
     ("any", "same"): Choice("instance_any", {"similarity": "lncc"}, "no network, the pair alone is looked at"),
     ("any", "unlike"): Choice("instance_any", {"similarity": "mi"}, "no network, the pair alone is looked at"),
-    ("brain", "same"): Choice("dp_conv_c_brains", {"similarity": "lncc"}, "a network trained on T1 brains"),
+    ("brain", "same"): Choice("dp_conv_c_brains", {"similarity": "lncc_ncc"}, "a network trained on T1 brains"),
     ("brain", "unlike"): Choice(
         "synthmorph_shapes3d",
         {"similarity": "mi", "spacing": _BRAIN_VOXELS},
