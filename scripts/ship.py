@@ -60,10 +60,12 @@ def check_weights(bundle: Path, path: Path) -> None:
     config = ConfigParser.load_config_file(str(bundle / "configs" / "inference.json"))
     network = ConfigParser(config).get_parsed_content("network_def")
     load_weights(network, path)
-    state = load_checkpoint(path)
-    if set(state) != set(network.state_dict()):
+    state, own = load_checkpoint(path), network.state_dict()
+    if set(state) != set(own):
         raise InputError(f"{path} is the checkpoint of a training: give the weights alone, such as models/model.pt.")
-    others = sorted({str(value.dtype) for value in state.values() if value.dtype not in TYPES})
+    # Counters of steps stay what they are.
+    allowed = {name: TYPES if value.is_floating_point() else (value.dtype,) for name, value in own.items()}
+    others = sorted({str(value.dtype) for name, value in state.items() if value.dtype not in allowed[name]})
     if others:
         raise InputError(f"{path} holds {', '.join(others)}: weights in the box are float32 or float16.")
 

@@ -106,6 +106,17 @@ def test_terms_are_said_beside_those_of_the_data(bundle: Path, state: dict[str, 
         ]
 
 
+def test_counters_of_steps_may_be_whole_numbers(bundle: Path, tmp_path: Path) -> None:
+    config = {"network_def": {"_target_": "torch.nn.BatchNorm1d", "num_features": 2}}
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
+    counted = torch.nn.BatchNorm1d(2).state_dict()
+    save_atomically(counted, tmp_path / "model.pt")
+    ship.check_weights(bundle, tmp_path / "model.pt")
+    save_atomically({**counted, "running_mean": torch.zeros(2, dtype=torch.int64)}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="model.pt holds torch.int64"):
+        ship.check_weights(bundle, tmp_path / "model.pt")
+
+
 def spoilt(kind: str, state: dict[str, Any]) -> Any:
     first = next(iter(state))
     return {
