@@ -107,8 +107,8 @@ def compare(
         figures: names of the columns, in their order; default: all that there are. Scores count all in any case.
 
     Raises:
-        InputError: when names repeat, no pair is common, the runs did not measure the same thing, or none has one of
-            ``figures``.
+        InputError: when names repeat, no pair is common, the runs did not measure the same thing, or one of
+            ``figures`` is unknown.
     """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
@@ -141,7 +141,7 @@ def compare(
 def _columns(rows: Sequence[Entry], asked: Sequence[str] | None) -> list[str]:
     """Names of the columns in their order."""
     present = dict.fromkeys(name for row in rows for name in row.cells)
-    lacking = [name for name in asked or () if name not in present]
+    lacking = [name for name in asked or () if name not in present and name not in ORDER]
     if lacking:
         raise InputError(f"No run has the figure {lacking[0]!r}; there are {', '.join(present)}.")
     return list(asked or sorted(present, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)))

@@ -155,6 +155,8 @@ def test_costs_of_cases_and_summary_are_columns_without_a_test(evaluation: Maker
     assert re.search(r"\| \*\*123,456\*\* \| 1\.25 \|$", figures[6]) and figures[7].endswith("| – | **0.40** |")
     assert re.search(r"\| good \| \*\*0\.0020 better\*\* \|$", tests[6]), "the least p that ten pairs can give"
     assert '<p class="note">Two.</p>' in (tmp_path / "out" / "leaderboard.html").read_text()
+    text, _ = run(tmp_path, tool, "--figures", "dice", "parameters", "--overwrite", "true")
+    assert re.search(r"\| weak \| .* \| – \|$", text, re.M), "a column that is asked for, and nobody has"
     with pytest.raises(InputError, match="No run has the figure 'dices'; there are .*dice, "):
         run(tmp_path, network, "--figures", "dices", "--overwrite", "true")
 
