@@ -34,7 +34,7 @@ from common.data.label_groups import LabelGroups, read_label_groups
 from common.data.perturbations import PERTURBATIONS
 from common.data.readers import READERS, SECTIONS
 from common.engine.command_line import values_of
-from common.evaluation.sensitivity import Row, refresh_page, sensitivity_table
+from common.evaluation.sensitivity import Row, around_table, refresh_page, sensitivity_table
 from common.io.run_record import RunRecord
 from common.io.tables import write_csv
 from common.io.transforms import Field, Transform
@@ -249,6 +249,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = parser().parse_args(argv)
+    if given.page is not None:
+        # Half an hour later would be too late to hear of it.
+        around_table(given.page)
     rows = run(given)
     titles = {
         name: METHODS[name].format(steps=given.io_steps) for name in METHODS if name in ("before", *given.methods)

@@ -47,6 +47,16 @@ def refresh_page(page: Path, text: str) -> None:
     """Replace what stands between the lines ``BEGIN`` and ``END`` of a page.
 
     Raises:
+        InputError: as :func:`around_table`.
+    """
+    before, after = around_table(page)
+    write_bytes(page, f"{before}{BEGIN}\n\n{text}\n\n{END}\n{after}".encode())
+
+
+def around_table(page: Path) -> tuple[str, str]:
+    """What stands before the line ``BEGIN`` of a page, and behind the line ``END``.
+
+    Raises:
         InputError: when there is no such page or it lacks one of the lines.
     """
     try:
@@ -54,7 +64,7 @@ def refresh_page(page: Path, text: str) -> None:
         _, after = rest.split(f"{END}\n")
     except (OSError, ValueError) as error:
         raise InputError(f"{page} is no page with one line {BEGIN!r} and one line {END!r} behind it.") from error
-    write_bytes(page, f"{before}{BEGIN}\n\n{text}\n\n{END}\n{after}".encode())
+    return before, after
 
 
 def _mean(rows: Sequence[Row], line: tuple[str, bool], method: str, figure: str) -> float:

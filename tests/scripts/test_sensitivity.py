@@ -115,6 +115,13 @@ def test_what_the_study_varies_is_no_option_of_the_bundle(data: Path) -> None:
         sensitivity.main(words(data, "--options", "--affine true"))
 
 
+def test_a_page_without_a_place_for_the_table_is_refused_at_once(data: Path, calls: list[Tensor]) -> None:
+    (data / "page.md").write_text("# Title\n")
+    with pytest.raises(InputError, match=r"page\.md is no page with one line"):
+        sensitivity.main(words(data, "--page", str(data / "page.md")))
+    assert not calls and not (data / "out").exists()
+
+
 def test_an_alignment_comes_first_where_the_scan_lies_elsewhere() -> None:
     aligned = [name for name, affine in sensitivity.LINES if affine]
     assert aligned == ["turned by 5°", "turned by 10°", "shifted by 5 mm"]
