@@ -74,7 +74,7 @@ def figures(trained: Path | None, evaluated: Path | None, optimised: Path | None
     """What is documented of a network, as far as folders of runs say it.
 
     Args:
-        trained: that of the training, for steps and hours.
+        trained: that of the training, for seed, steps and hours.
         evaluated: that of the evaluation without steps on the pair; its first pair is documented by itself.
         optimised: that of the evaluation with 50 steps.
 
@@ -95,6 +95,7 @@ def figures(trained: Path | None, evaluated: Path | None, optimised: Path | None
         found["dice_io50"] = round(json.loads(_text(optimised / "summary.json"))["metrics"]["dice"]["mean"], 4)
     if trained is not None:
         checkpoint = load_checkpoint(trained / "checkpoint.pt")
+        found["seed"] = checkpoint["settings"]["seed"]
         found["steps"] = checkpoint["iteration"]
         found["train_cpu_hours"] = round(checkpoint["cpu_seconds"] / 3600, 2)
     return found

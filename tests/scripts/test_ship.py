@@ -58,13 +58,14 @@ def metrics_of(bundle: Path) -> dict[str, Any]:
 
 def test_weights_and_figures_come_into_the_bundle(bundle: Path, state: dict[str, Any], tmp_path: Path) -> None:
     save_atomically(state, tmp_path / "model.pt")
-    save_atomically({"iteration": 440, "cpu_seconds": 5400.0}, tmp_path / "train" / "checkpoint.pt")
+    checkpoint = {"settings": {"seed": 3}, "iteration": 440, "cpu_seconds": 5400.0}
+    save_atomically(checkpoint, tmp_path / "train" / "checkpoint.pt")
     evaluated = evaluation(tmp_path / "e", dice=0.75004, hd95=1.23456, fold_fraction=0.00312, cpu_seconds=0.914)
     words = ["method_data", str(tmp_path / "model.pt"), "--trained", str(tmp_path / "train")]
     ship.main([*words, "--evaluated", evaluated, "--optimised", evaluation(tmp_path / "o", dice=0.80006)])
     assert (bundle / "models" / "model.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
     assert metrics_of(bundle) == {
-        "protocol": "by hand", "seed": 0, "dice": 0.75, "dice_first_pair": 0.7, "dice_before": 0.5111, "hd95": 1.235,
+        "protocol": "by hand", "seed": 3, "dice": 0.75, "dice_first_pair": 0.7, "dice_before": 0.5111, "hd95": 1.235,
         "fold_percent": 0.0031, "cpu_seconds": 0.91, "dice_io50": 0.8001, "steps": 440, "train_cpu_hours": 1.5,
     }  # fmt: skip
 
