@@ -207,8 +207,8 @@ def test_labels_are_in_the_loss_where_the_recipe_has_them(bundle: Path, phantoms
         # A term of the way back has one of the way there beside it.
         there = {name.removesuffix("_back") for name in loss.terms}
         assert there <= set(loss.terms) and there & {"smoothness", "consistency"}
-        # Images that are made have no contrast in common, and no similarity.
-        similarities = 0 if "num_shapes" in config else 1
+        # Images that are made have no contrast in common, and no similarity; brains have a local and a global one.
+        similarities = 0 if "num_shapes" in config else 2 if bundle.name.endswith("_brains") else 1
         assert ("dice" in there) == expected and len(there - {"prior"}) == 1 + similarities + expected
         # On the final displacement alone, or on every level.
         assert len(loss.level_weights) in (1, made.network_def.levels)
