@@ -47,9 +47,11 @@ def test_a_turn_is_a_rotation_about_the_centre_by_the_angle(dims: int) -> None:
     scan = scan_of(dims)
     pose = perturbations.turned(scan, 3, 10).affine @ np.linalg.inv(scan.affine)
     linear = pose[:3, :3]
+    # Entries of at most 1 in float64.
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-12)
     assert np.degrees(np.arccos((np.trace(linear) - 1) / 2)) == pytest.approx(10)
     centre = scan.affine @ [*((n - 1) / 2 for n in scan.grid.shape), 1]
+    # Millimetres, tens of them, in float64 and through an inverse.
     np.testing.assert_allclose((pose @ centre)[:dims], centre[:dims], atol=1e-9)
     assert dims == 3 or np.allclose(linear[2], [0, 0, 1])
     other = perturbations.turned(scan, 4, 10).affine
@@ -68,6 +70,7 @@ def test_intensities_are_those_of_another_scale() -> None:
     scan = scan_of(3)
     # 99.9 % of the blob's values, which are spread evenly from 2 to 3, lie below 2.999.
     expected = 3 * scan.array + 2.999
+    # The values are drawn: so far from 2.999 may the one of that rank lie.
     np.testing.assert_allclose(perturbations.rescaled(scan, 0, 3, 1).array, expected, atol=2e-3)
 
 
@@ -110,6 +113,7 @@ def test_cut_takes_the_lowest_fifth_whichever_way_the_axis_runs() -> None:
         heights = [(part.affine @ [0, 0, k, 1])[2] for k in (0, 17)]
         assert sorted(heights) == pytest.approx([40 - 17 * 1.5, 40])
         whole = resample(torch.from_numpy(one.array.copy())[None, None], one.grid, part.grid)[0, 0]
+        # Interpolated at voxels themselves, whose indices come from millimetres in float32.
         np.testing.assert_allclose(part.array, whole.numpy(), atol=1e-5)
     flat = scan_of(2)
     assert np.array_equal(perturbations.cut(flat, 0).array, flat.array[:, 6:])
@@ -133,6 +137,7 @@ def test_voxels_have_their_size_and_cover_the_scan(size: float, dims: int) -> No
     ramp = Image(linear(scan).astype(np.float32), scan.affine)
     found, margin = perturbations.with_voxels(ramp, 0, size), round(6 / size)
     inner = (slice(margin, -margin),) * dims
+    # A ramp of values up to a hundred in float32, which a blur and an interpolation leave as it is.
     np.testing.assert_allclose(found.array[inner], linear(found)[inner], atol=1e-4)
 
 
